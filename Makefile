@@ -1,0 +1,65 @@
+# steerlens: everything from a fresh clone. Needs Python 3.11-3.13, make and git.
+VENV   ?= .venv
+# The first Python on PATH that will do; or say make PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+            $$p -c 'import sys, venv, ensurepip; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)
+BIN   := $(abspath $(VENV))/bin
+
+# The packages are installed once per pyproject.toml, the project itself once per folder: a stamp for each
+DEPS := $(VENV)/.deps-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
+
+# Snakemake's jobs call `steerlens`
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help run test docs lab subject clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s%s\n", $$1, $$2}' Makefile
+
+$(DEPS):
+	@[ -n "$(PYTHON)" ] || { echo "steerlens needs Python 3.11, 3.12 or 3.13 with venv; none on PATH; install one or say make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "installing the packages into $(VENV): 3 GB, a few minutes, once"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@rm -f "$(VENV)"/.deps-* "$(VENV)"/.here-*
+	@touch "$@"
+
+$(HERE): $(DEPS)
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f "$(VENV)"/.here-*
+	@touch "$@"
+
+# One run at a time. What a killed run left working holds the lock until it ends; then the next one goes on from there
+SNAKEMAKE = "$(BIN)"/snakemake --nolock --rerun-incomplete --profile profiles/local
+
+run: $(HERE) ## the main job on the embedded subject, all phases; the report is reports/index.html
+	@if command -v flock >/dev/null; then \
+	  flock -n .run.lock true || echo "an earlier run is still at work in this folder: waiting for it to end"; \
+	  flock .run.lock $(SNAKEMAKE); \
+	else $(SNAKEMAKE); fi
+	@echo "report: $(CURDIR)/reports/index.html"
+
+test: $(HERE) ## every check: the notebooks, the tests, the docs
+	@echo "== notebooks: nbdev_test"
+	@"$(BIN)"/nbdev_test --n_workers 2
+	@echo "== tests: pytest"
+	@"$(BIN)"/pytest
+	@echo "== docs: strict build"
+	@"$(BIN)"/python site/build.py
+	@echo "== all checks passed"
+
+docs: $(HERE) ## build the documentation into _site/
+	@"$(BIN)"/python site/build.py
+
+lab: $(HERE) ## JupyterLab
+	@"$(BIN)"/jupyter lab
+
+subject: $(HERE) ## train the embedded subject's weights again, from nothing
+	@"$(BIN)"/python -m steerlens.subjects.nano_vla
+
+clean: ## remove what runs and builds left (weights, showcase and .venv stay)
+	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +
+	@rm -rf acts sae codes directions trials .snakemake _proc _site site/docs

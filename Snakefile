@@ -1,0 +1,65 @@
+"""The phases as a DAG: one notebook per phase, one executed copy per subject, one report.
+
+`make run` calls this. Alone: `snakemake --profile profiles/local`, with `--config out=FOLDER params=params/smoke.yaml`
+to make everything elsewhere and smaller.
+"""
+import re
+from pathlib import Path
+
+SUBJECTS = ["nano_vla"]
+PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
+BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
+
+OUT = config.get("out", ".")
+EXTRA = [config["params"]] if "params" in config else []
+
+
+def reports(name):
+    "A path in reports/, as a string without a leading ./"
+    return str(Path(OUT) / "reports" / name)
+
+
+def library(below):
+    "The modules exported by the notebooks numbered below `below`: when one changes, what was made with it is old"
+    for nb in sorted(Path("nbs").glob("[0-9]*.ipynb")):
+        if int(nb.name.split("_")[0]) < below:
+            for name in re.findall(r'"#\| *default_exp ([\w.]+)', nb.read_text()):
+                yield f"steerlens/{name.replace('.', '/')}.py"
+
+
+def settings(phase):
+    "The files that set parameters of a phase, for a subject"
+    own = Path(f"params/phases/{phase}.yaml")
+    return lambda w: [str(p) for p in (own, Path(f"params/subjects/{w.subject}.yaml"), *EXTRA) if Path(p).exists()]
+
+
+def weights(w):
+    return sorted(str(p) for p in Path(f"weights/{w.subject}").glob("*") if p.is_file())
+
+
+rule report:
+    input:
+        runs=expand(reports("{phase}/{subject}/metrics.json"), phase=PHASES, subject=SUBJECTS),
+        library=list(library(80)),
+    output: reports("index.html")
+    params: out=OUT
+    shell: "steerlens report --out {params.out:q}"
+
+
+for before, phase in zip([None] + PHASES, PHASES):
+    rule:
+        name: f"phase_{phase}"
+        input:
+            *[reports(f"{before}/{{subject}}/metrics.json")] * bool(before),
+            settings(phase),
+            weights,
+            notebook=f"sae_notebooks/{phase}.ipynb",
+            library=list(library(BELOW.get(phase.split("_")[0], 80))),
+        output: reports(f"{phase}/{{subject}}/metrics.json")
+        log: notebook=reports(f"{phase}/{{subject}}.ipynb")
+        params:
+            phase=phase,
+            out=OUT,
+            extra=[f"--params {p}" for p in EXTRA],
+        threads: 2
+        shell: "steerlens run {params.phase} {wildcards.subject} out={params.out:q} {params.extra}"

@@ -1,0 +1,31 @@
+"What the tests share: the project's root, the command line, and one small run of every phase"
+import os, subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import pytest
+from steerlens import params
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBJECT = 'nano_vla'
+BIN = Path(sys.executable).parent
+os.chdir(ROOT)
+
+
+def sh(*args, cwd=ROOT, **env):
+    "Run a command of this environment; its exit status, output and seconds"
+    start = time.perf_counter()
+    env = os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}') | env
+    r = subprocess.run(list(map(str, args)), cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return SimpleNamespace(rc=r.returncode, out=r.stdout, err=r.stderr, seconds=time.perf_counter()-start)
+
+
+@pytest.fixture(scope='session')
+def smoke(tmp_path_factory, pytestconfig):
+    "Every phase, run in order with params/smoke.yaml by the command line's own function; returns the folder"
+    out = tmp_path_factory.mktemp('smoke')
+    shown = pytestconfig.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled
+    for phase in params.phases():
+        start = time.perf_counter()
+        params.execute(phase, SUBJECT, [f'out={out}'], ['params/smoke.yaml'], progress=False)
+        with shown(): print(f'\n{phase}: {time.perf_counter()-start:.0f} s', end=' ', flush=True)
+    return out

@@ -1,0 +1,31 @@
+"What a small run of all phases leaves behind"
+import json
+import pytest
+from steerlens import params
+from steerlens.core import read_json
+from conftest import SUBJECT
+
+
+@pytest.mark.parametrize('phase', params.phases())
+def test_phase_ran(smoke, phase):
+    ran = read_json(smoke/'reports'/phase/f'{SUBJECT}.ipynb')
+    assert ran['metadata']['papermill']['parameters']==params.resolve(phase, SUBJECT, [f'out={smoke}'], ['params/smoke.yaml'])
+    assert read_json(smoke/'reports'/phase/SUBJECT/'metrics.json')
+
+
+def test_nothing_is_left_over(smoke):
+    left = [p for p in smoke.rglob('*') if p.name.startswith(('.tmp-', '.old-')) or '.failed.' in p.name]
+    assert not left
+
+
+def test_manifests_lead_back(smoke):
+    found = sorted(smoke.rglob('manifest.json'))
+    assert found
+    for m in map(read_json, found):
+        assert m['format'].startswith('steerlens.') and m['version']>=1 and m['packages']['torch']
+        assert set(m) >= {'params', 'params_sha256', 'inputs', 'git', 'seed', 'created'}
+
+
+def test_figures_carry_no_date(smoke):
+    "The same numbers give the same file"
+    assert not [p for p in smoke.rglob('*.svg') if '<dc:date>' in p.read_text()]
