@@ -13,7 +13,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test docs lab subject clean
+.PHONY: help run test docs lab subject showcase clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -59,6 +59,9 @@ lab: $(HERE) ## JupyterLab
 
 subject: $(HERE) ## train the embedded subject's weights again, from nothing
 	@"$(BIN)"/python -m steerlens.subjects.nano_vla
+
+showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
+	@"$(BIN)"/python site/showcase.py
 
 clean: ## remove what runs and builds left (weights, showcase and .venv stay)
 	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +

@@ -16,7 +16,7 @@ def main(subject='nano_vla', *figures):
     if missing := set(figures)-{p.stem for p in svgs}: sys.exit(f"{', '.join(missing)}: no such figure in the run of {subject}")
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
-    for p in (run/'metrics.json', *svgs, *run.glob('*.mp4')): shutil.copy(p, dest)
+    for p in (run/'metrics.json', *svgs, *run.glob('*.mp4'), *run.glob('*.png')): shutil.copy(p, dest)
     size = sum(p.stat().st_size for p in dest.iterdir())
     if size>LIMIT: sys.exit(f'{dest}: {size/1e6:.1f} MB, at most {LIMIT/1e6:.0f} MB; name the figures to keep, or make the videos smaller')
     for cmd in (['save.py', 'nbs/index.ipynb'], ['build.py', '--readme-only']): subprocess.run([sys.executable, HERE/cmd[0], *cmd[1:]], cwd=ROOT, check=True)

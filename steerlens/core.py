@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SteerlensError', 'root', 'atomic', 'lock', 'write_json', 'read_json', 'sha256', 'manifest', 'read_manifest',
-           'seed_of', 'rng', 'generator', 'device']
+           'check_inputs', 'seed_of', 'rng', 'generator', 'device', 'threads']
 
 # %% ../nbs/00_core.ipynb #f0f349db
 import json, hashlib, math, os, platform, shutil, subprocess, sys
@@ -193,14 +193,25 @@ def read_manifest(
         raise SteerlensError(f'{path}: format {found[0]} version {found[1]}; expected {newest[0]} version {FORMAT} or older; choose another folder')
     return m
 
-# %% ../nbs/00_core.ipynb #046227ff
+# %% ../nbs/00_core.ipynb #9622797b
+def check_inputs(
+    folder:Path|str, # A folder with a `manifest.json`
+    kind:str,        # The format expected there
+)->dict: # Its manifest
+    "Read a manifest, and refuse if one of its inputs is gone or has changed since"
+    m = read_manifest(folder, kind)
+    for name,was in m['inputs'].items():
+        if not (p := root()/name).exists() or sha256(p)!=was: raise SteerlensError(f'{folder}: made from {name}, which is gone or has changed since; run the phase that made it again')
+    return m
+
+# %% ../nbs/00_core.ipynb #1fb0f960
 def seed_of(
     *key:int|str, # What the randomness is for, in words and numbers
 )->int: # Between 0 and 2**63-1
     "A stable seed for a key"
     return int(sha256(list(key))[:16], 16) >> 1
 
-# %% ../nbs/00_core.ipynb #2e5c1075
+# %% ../nbs/00_core.ipynb #d01ab6d2
 def rng(
     *key:int|str, # What the randomness is for
 )->'np.random.Generator':
@@ -215,7 +226,7 @@ def generator(
     import torch
     return torch.Generator().manual_seed(seed_of(*key))
 
-# %% ../nbs/00_core.ipynb #edb786c3
+# %% ../nbs/00_core.ipynb #9a5e4cfd
 def device(
     name:str='auto', # 'auto', 'cpu', 'cuda' or 'cuda:1'
 )->str: # A device that exists
@@ -226,3 +237,15 @@ def device(
     if name=='auto': return 'cuda' if cuda else 'cpu'
     if name in have: return name
     raise SteerlensError(f'device {name!r} is not here; expected one of {", ".join(have)}; use device=auto to take the best one')
+
+# %% ../nbs/00_core.ipynb #1e75aa98
+@contextmanager
+def threads(
+    n:int, # Torch threads
+):
+    "Run the block with `n` torch threads"
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)

@@ -13,10 +13,10 @@ import numpy as np, matplotlib as mpl
 from matplotlib.figure import Figure
 from .core import SteerlensError, atomic
 
-# %% ../nbs/02_plot.ipynb #0e6f63dc
+# %% ../nbs/02_plot.ipynb #5ff51ace
 COLORS = dict(baseline='#949494', sae='#0173b2', sae_topk='#029e73', diffmean='#de8f05',
-              tokenwise='#cc78bc', swap='#949494', random='#e6e6e6')
-LABELS = dict(sae='SAE', sae_topk='SAE top-k', diffmean='DiffMean', swap='swap (ceiling)',
+              tokenwise='#cc78bc', sae_event='#56b4e9', swap='#949494', random='#e6e6e6')
+LABELS = dict(sae='SAE', sae_topk='SAE top-k', diffmean='DiffMean', sae_event='SAE (events)', swap='swap (ceiling)',
               random='random (placebo)')
 
 # %% ../nbs/02_plot.ipynb #b6ab7d04

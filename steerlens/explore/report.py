@@ -131,16 +131,18 @@ def _scenes(
     pairs = [(s, v if isinstance(v, dict) else dict(rate=v)) for s,v in (by_scene or {}).items()]
     return ', '.join(f"{s} {v['rate']:.0%}"+(f" of {v['n']}" if 'n' in v else '') for s,v in pairs)
 
-# %% ../../nbs/70_explore.report.ipynb #208b318f
+# %% ../../nbs/70_explore.report.ipynb #7b801471
 def details_html(
     metrics:dict, # Of a steering run
 )->FT:
     "Everything measured, a row per contrast and method, folded"
-    num = lambda r,k,f: '–' if r.get(k) is None else f'{r[k]:{f}}'
+    def num(r, k, f=''):
+        xs = r.get(k) if isinstance(r.get(k), list) else [r.get(k)] # one per scene where the scenes differ
+        return ' / '.join('–' if x is None else f'{x:{f}}' for x in xs)
     row = lambda r: Tr(*map(Td, [r['contrast'], LABELS.get(r['method'], r['method']),
-        num(r,'rate','.0%'), num(r,'stay','.0%'), num(r,'neither','.0%'), num(r,'off_axis','.2f'), r['n'],
-        r.get('site'), r.get('stream'), num(r,'alpha','g'), _scenes(r.get('by_scene'))]), cls=r['method'])
-    heads = 'contrast, method, flip, stay, neither, off-axis (sd), n, site, stream, alpha, flips by scene'.split(', ')
+        num(r,'rate','.0%'), num(r.get('placebo') or {},'rate','.0%'), num(r,'stay','.0%'), num(r,'neither','.0%'), num(r,'off_axis','.2f'), r['n'],
+        num(r,'site'), num(r,'stream'), num(r,'alpha','g'), _scenes(r.get('by_scene'))]), cls=r['method'])
+    heads = 'contrast, method, flip, its placebo, stay, neither, off-axis (sd), n, site, stream, alpha, flips by scene'.split(', ')
     table = Table(Thead(Tr(*map(Th, heads))), Tbody(*map(row, flip_rows(metrics))), cls='wide')
     return Details(Summary('Everything measured, by contrast and method'), Div(table, cls='scroll', tabindex='0'))
 
@@ -224,7 +226,7 @@ def notebook_html(
     with atomic(path.with_suffix('.html')) as f: f.write_text(html, encoding='utf-8')
     return path.with_suffix('.html')
 
-# %% ../../nbs/70_explore.report.ipynb #3dd7ccab
+# %% ../../nbs/70_explore.report.ipynb #f43f3483
 def _title(
     phase:str, # Such as '2_sae'
 )->str: # Such as '2 · sae'
@@ -238,7 +240,7 @@ def phase_html(
 )->FT:
     "One phase: its figures and its notebook, or a line saying that it hasn't run"
     folder, nb = base/phase/subject, base/phase/f'{subject}.ipynb'
-    head = H2(_title(phase), id=phase)
+    head = H2(_title(phase), id=f'{subject}-{phase}')
     if not (folder/'metrics.json').exists():
         return Section(head, P('This phase has not been run: ', Code(f'steerlens run {phase} {subject}'), cls='note'))
     read = A('executed notebook', href=notebook_html(nb).relative_to(base).as_posix()) if nb.exists() else 'no executed notebook'
@@ -260,7 +262,7 @@ def steering_html(
     flips = [H2('Flips', id='flips'), flips_html(m), about, details_html(m)]
     return headline(m), [video_html(folder, base, m.get('no_video')), *flips, H2('The run', id='run'), run]
 
-# %% ../../nbs/70_explore.report.ipynb #309be547
+# %% ../../nbs/70_explore.report.ipynb #777bc230
 def _subject_html(
     base:Path, # The `reports/` folder
     names:list[str], # Phases
@@ -268,14 +270,14 @@ def _subject_html(
 )->list:
     "The part of the page about one subject"
     head, lead = steering_html(base, subject)
-    nav = Nav(*[A(_title(p), href=f'#{p}') for p in names], aria_label='phases')
+    nav = Nav(*[A(_title(p), href=f'#{subject}-{p}') for p in names], aria_label='phases')
     return [P(f'steerlens · {subject}', cls='kicker'), H1(head), *lead[:1], nav, *lead[1:], *[phase_html(base, p, subject) for p in names]]
 
 def build(
-    out:str|Path='.', # The run's folder, which holds `reports/`
+    out:str|Path='.', # The run's folder, which holds `reports/`; from the project's root
 )->Path: # The page
     "Write `reports/index.html` from what the phases left there; raises if none has finished"
-    base = Path(out)/'reports'
+    base = root()/out/'reports'
     done = sorted(base.glob('[0-9]*_*/*/metrics.json'))
     if not done: raise SteerlensError(f'{base}: no finished phase; expected <phase>/<subject>/metrics.json; run one with `steerlens run`')
     names = sorted({*params.phases(), *(p.parts[-3] for p in done)}, key=lambda p: int(p.split('_')[0]))

@@ -36,7 +36,7 @@ class Contrast:
         parts = [pd.DataFrame(dict(stream=s, row_id=ids, positive=side)) for s,pn in self.rows.items() for side,ids in zip((True,False), pn)]
         with atomic(Path(folder)/f'{self.name}.{self.kind}.parquet') as tmp: pd.concat(parts).to_parquet(tmp, index=False)
 
-# %% ../../nbs/50_steer.directions.ipynb #0edeccd7
+# %% ../../nbs/50_steer.directions.ipynb #4bdf00cb
 def paired(
     acts:Acts,    # A dataset harvested under own and opposite instructions
     a:str, b:str, # Tasks: from, towards
@@ -45,6 +45,7 @@ def paired(
     "What the words change, the world held still"
     return _contrast(acts, a, b, 'paired', streams, lambda r: r.task.isin([a,b]), lambda r, t: r.asked==t)
 
+# %% ../../nbs/50_steer.directions.ipynb #09414661
 def by_event(
     acts:Acts,    # A dataset
     a:str, b:str, # Tasks: from, towards
@@ -56,7 +57,7 @@ def by_event(
     def label(r): return happening.reindex(pd.MultiIndex.from_frame(r[['episode','step']])).to_numpy()
     return _contrast(acts, a, b, 'event', streams, lambda r: r.asked==r.task, lambda r, t: label(r)==t)
 
-# %% ../../nbs/50_steer.directions.ipynb #efb2219c
+# %% ../../nbs/50_steer.directions.ipynb #e19fa2cd
 def _contrast(acts, a, b, kind, streams, base, side):
     "Row ids of training episodes that satisfy `base`, split by `side`"
     out = {}
@@ -68,7 +69,7 @@ def _contrast(acts, a, b, kind, streams, base, side):
             if len(ids)==0: raise SteerlensError(f"contrast {a}->{b} ({kind}): no rows of '{t}' in stream '{s}' of {acts.folder}; harvest more episodes")
     return Contrast(f'{a}->{b}', kind, out)
 
-# %% ../../nbs/50_steer.directions.ipynb #76b0e106
+# %% ../../nbs/50_steer.directions.ipynb #c503511a
 def event_windows(
     decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
 )->pd.DataFrame: # episode, step, window: a task name, or None
@@ -80,6 +81,7 @@ def event_windows(
         out.append(d[['episode','step']].assign(window=[_happening(scene, x, m) for x,m in zip(o, move)]))
     return pd.concat(out, ignore_index=True)
 
+# %% ../../nbs/50_steer.directions.ipynb #8ac8711c
 def _happening(scene, o, move, far=.008):
     dx,dy,dz = move
     if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
@@ -88,7 +90,7 @@ def _happening(scene, o, move, far=.008):
     over = np.linalg.norm(o[:2]-o[4:6])<.03 and abs(o[2]-o[6]-.15)<.04 and o[3]>.9
     return 'puck_open' if scene=='puck' and over else None
 
-# %% ../../nbs/50_steer.directions.ipynb #afb8210d
+# %% ../../nbs/50_steer.directions.ipynb #d7cac995
 @dataclass
 class Direction:
     "One vector in residual space, and the latents behind it"
@@ -107,6 +109,7 @@ class Direction:
         about = dict(method=self.method, site=self.site, stream=self.stream, contrast=self.contrast, origin=json.dumps(self.origin))
         with atomic(Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors') as tmp: save_file(t, tmp, about)
 
+# %% ../../nbs/50_steer.directions.ipynb #16ba59a3
 def load_direction(
     file:str|Path # Written by `Direction.save`
 )->Direction: # The same
@@ -117,7 +120,7 @@ def load_direction(
     except FileNotFoundError: raise SteerlensError(f'{file}: no direction here; run phase 3_steering') from None
     except Exception as e: raise SteerlensError(f'{file}: not a direction ({str(e).splitlines()[0]}); remove it and run phase 3_steering') from None
 
-# %% ../../nbs/50_steer.directions.ipynb #efb4d782
+# %% ../../nbs/50_steer.directions.ipynb #5c0166eb
 def diffmean(
     pos_ND:Tensor, # Positive rows
     neg_ND:Tensor  # Negative rows
@@ -125,7 +128,7 @@ def diffmean(
     "Mean of the positives minus mean of the negatives"
     return pos_ND.mean(0) - neg_ND.mean(0)
 
-# %% ../../nbs/50_steer.directions.ipynb #7a19d9d1
+# %% ../../nbs/50_steer.directions.ipynb #5705576b
 @torch.no_grad()
 def sae_direction(
     sae,             # With `encode` and `W_dec`
@@ -142,6 +145,7 @@ def sae_direction(
     masked = (z*mask) @ sae.W_dec
     return masked * (v.norm()/masked.norm().clamp_min(1e-9)), z, mask
 
+# %% ../../nbs/50_steer.directions.ipynb #e1592509
 @torch.no_grad()
 def mean_codes(
     sae,          # With `encode`
@@ -150,7 +154,7 @@ def mean_codes(
 )->Tensor: # Mean code, [F]
     return sum(sae.encode(x).sum(0) for x in x_ND.split(batch)) / len(x_ND)
 
-# %% ../../nbs/50_steer.directions.ipynb #b16aa148
+# %% ../../nbs/50_steer.directions.ipynb #fdd6385f
 def tokenwise(
     pos_ND:Tensor, pos_at:np.ndarray, # Positive rows and the position of each, [N]
     neg_ND:Tensor, neg_at:np.ndarray, # The same for the negatives

@@ -64,7 +64,7 @@ class Subject:
 
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
 
-# %% ../../nbs/10_subjects.base.ipynb #6904d697
+# %% ../../nbs/10_subjects.base.ipynb #f88f48a8
 @patch
 def sites(self:Subject)->list[str]: # Names such as `lm.0.out`
     "Every site's output name; each has an `.in` beside it"
@@ -72,6 +72,7 @@ def sites(self:Subject)->list[str]: # Names such as `lm.0.out`
     if not self.aliases: return [f'{n}.out' for n in named if n]
     return [f'{a}.{n}.out' for a,p in self.aliases.items() for n,_ in named[p].named_children()]
 
+# %% ../../nbs/10_subjects.base.ipynb #72aa240d
 @patch
 def module(self:Subject,
     site:str|Site # Site to find
@@ -84,20 +85,21 @@ def module(self:Subject,
     near = get_close_matches(str(site), known:=self.sites(), 3, .3) or known[:3]
     raise SteerlensError(f"site '{site}': no such module in {type(self.model).__name__}; try {', '.join(near)}")
 
-# %% ../../nbs/10_subjects.base.ipynb #3f33ed0c
+# %% ../../nbs/10_subjects.base.ipynb #5cf63850
 @patch
 def calls(self:Subject,
     site:str|Site # Site to ask about
 )->int: # Computations in one run
     return self._calls.get(Site.parse(site).name.split('.')[0], 1)
 
+# %% ../../nbs/10_subjects.base.ipynb #77ca3171
 @patch
 def token_types(self:Subject,
     site:str|Site # Site to ask about
 )->tuple[str,...]|None: # Stream of each token, or None where tokens aren't told apart
     return self._types.get(Site.parse(site).name.split('.')[0])
 
-# %% ../../nbs/10_subjects.base.ipynb #4799fb0a
+# %% ../../nbs/10_subjects.base.ipynb #367e759e
 @patch
 @torch.no_grad()
 def run(self:Subject,
@@ -109,7 +111,7 @@ def run(self:Subject,
     self.ctx,self.n_runs = ctx or Ctx(), self.n_runs+1
     return self.forward(*args, **kwargs)
 
-# %% ../../nbs/10_subjects.base.ipynb #892cc1e7
+# %% ../../nbs/10_subjects.base.ipynb #1e9f3ae4
 @patch
 @torch.no_grad()
 def logits(self:Subject,
@@ -120,7 +122,7 @@ def logits(self:Subject,
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
     return self.model.get_submodule(self.head)(x[0] if isinstance(x, tuple) else x)
 
-# %% ../../nbs/10_subjects.base.ipynb #03fd5cfb
+# %% ../../nbs/10_subjects.base.ipynb #6657c894
 @dataclass
 class Batch:
     "One run of a subject, and who its rows are"
@@ -128,36 +130,38 @@ class Batch:
     rows:object     # A pandas DataFrame, one line per row of the batch
     words:dict = field(default_factory=dict) # Alias -> words [B][T]; None where there is no token
 
-# %% ../../nbs/10_subjects.base.ipynb #4fc3daf6
+# %% ../../nbs/10_subjects.base.ipynb #ee5166cd
 def _get(out): return out[0] if isinstance(out, tuple) else out
 def _put(out, x): return (x, *out[1:]) if isinstance(out, tuple) else x
 
-def _get_in(args, kwargs): return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+def _get_in(args, kwargs): return args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
 def _put_in(args, kwargs, x):
     if args: return (x, *args[1:]), kwargs
     k = next(k for k,v in kwargs.items() if isinstance(v, Tensor))
     return args, kwargs | {k: x}
 
-# %% ../../nbs/10_subjects.base.ipynb #bae5ef4c
+# %% ../../nbs/10_subjects.base.ipynb #be120e7a
 @contextmanager
 def _hooked(
     subject:Subject, # Subject to hook
     sites:list,      # Sites
     fn:Callable      # (site, value, ctx) -> new value, or None to leave it
 )->Iterator[None]:
-    seen,start = dict.fromkeys(sites, 0), subject.n_runs
+    modules = {s: subject.module(s) for s in sites} # all of them exist, or no hook is placed
+    seen,start = dict.fromkeys(modules, 0), subject.n_runs
     def call(site, x):
+        if not isinstance(x, Tensor): raise SteerlensError(f"site '{site}': its value is a {type(x).__name__}, expected a tensor or a tuple that begins with one; choose a module inside it")
         n = seen[site] % subject.calls(site)
         seen[site] += 1
         c = subject.ctx
         return fn(site, x, Ctx(c.step_B, c.row_B, c.event, n, n if subject.calls(site)>1 else None, subject.token_types(site)))
-    handles = [_attach(subject.module(s), Site.parse(s).io, lambda x, s=s: call(s, x)) for s in sites]
+    handles = [_attach(m, Site.parse(s).io, lambda x, s=s: call(s, x)) for s,m in modules.items()]
     try: yield
     finally:
         for h in handles: h.remove()
     _check_calls(subject, seen, subject.n_runs-start)
 
-# %% ../../nbs/10_subjects.base.ipynb #0a01f222
+# %% ../../nbs/10_subjects.base.ipynb #e7ac07c9
 def _attach(mod, io, fn):
     "Hook one side of `mod`; `fn` returns a new value or None"
     def out(m, args, o): return None if (x:=fn(_get(o))) is None else _put(o, x)
@@ -171,7 +175,7 @@ def _check_calls(subject, seen, runs):
             raise SteerlensError(f"site '{site}': computed {n} times in {runs} run(s), expected {want}; "
                                  'does forward() go around this module, or does `calls` of the subject need a correction?')
 
-# %% ../../nbs/10_subjects.base.ipynb #4b86faeb
+# %% ../../nbs/10_subjects.base.ipynb #79e88043
 @contextmanager
 def tap(
     subject:Subject,  # Subject to read
@@ -182,7 +186,7 @@ def tap(
     acts = {s: [] for s in sites}
     with _hooked(subject, sites, lambda s, x, ctx: acts[s].append(x.detach().clone())): yield acts
 
-# %% ../../nbs/10_subjects.base.ipynb #319ed35a
+# %% ../../nbs/10_subjects.base.ipynb #1fa3252b
 @contextmanager
 def edit(
     subject:Subject,      # Subject to edit
@@ -199,8 +203,10 @@ def edit(
         return new if gate is None else torch.where(_mask(gate(ctx), x, s), new, x)
     with _hooked(subject, [site], change): yield
 
-# %% ../../nbs/10_subjects.base.ipynb #93309ecf
+# %% ../../nbs/10_subjects.base.ipynb #9727c31c
 def _mask(mask, x, site):
     "A gate's answer, ready to select rows of `x`"
-    try: return torch.as_tensor(mask, dtype=torch.bool, device=x.device).expand(x.shape[:-1])[...,None]
-    except RuntimeError: raise SteerlensError(f"gate at '{site}': mask of shape {list(mask.shape)}, expected {list(x.shape[:-1])}") from None
+    mask,want = torch.as_tensor(mask, dtype=torch.bool, device=x.device), x.shape[:-1]
+    if mask.ndim!=len(want) or any(m not in (1, w) for m,w in zip(mask.shape, want)):
+        raise SteerlensError(f"gate at '{site}': mask of shape {list(mask.shape)}, expected {list(want)}, or 1 where it is the same for all")
+    return mask[...,None]

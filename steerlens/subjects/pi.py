@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
         scale,shift,gate = self.dense(cond)[:,None].chunk(3, -1)
         return n*(1+scale) + shift, gate
 
-# %% ../../nbs/11_subjects.pi.ipynb #46a487e2
+# %% ../../nbs/11_subjects.pi.ipynb #ac51f761
 def rope(
     pos_BT:Tensor, # Positions, [B, T]
     head_dim:int   # Width of a head
@@ -62,6 +62,7 @@ def rope(
     angle = pos_BT[:,None,:,None] * freq
     return angle.cos(), angle.sin()
 
+# %% ../../nbs/11_subjects.pi.ipynb #513e9513
 def rotate(
     x:Tensor, # Queries or keys, [B, heads, T, head_dim]
     cs:tuple  # From `rope`
@@ -70,7 +71,7 @@ def rotate(
     c,s = cs
     return torch.cat([a*c-b*s, b*c+a*s], -1)
 
-# %% ../../nbs/11_subjects.pi.ipynb #9db93bbd
+# %% ../../nbs/11_subjects.pi.ipynb #03129b4f
 class Attention(nn.Module):
     "Grouped-query attention; `cache` puts another stack's keys and values in front"
     def __init__(self, width:int, cfg:PiConfig):
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, K.repeat_interleave(n, 1), V.repeat_interleave(n, 1), attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).flatten(2)), (k,v)
 
-# %% ../../nbs/11_subjects.pi.ipynb #225ad7d0
+# %% ../../nbs/11_subjects.pi.ipynb #e6d766e9
 class MLP(nn.Module):
     "Gated GELU"
     def __init__(self, width:int, hidden:int):
@@ -100,7 +101,7 @@ class MLP(nn.Module):
 
     def forward(self, x): return self.down_proj(F.gelu(self.gate_proj(x), approximate='tanh') * self.up_proj(x))
 
-# %% ../../nbs/11_subjects.pi.ipynb #7027892b
+# %% ../../nbs/11_subjects.pi.ipynb #d4e107af
 class Layer(nn.Module):
     "Attention and MLP on the residual stream"
     def __init__(self, cfg:PiConfig, width:int, hidden:int, cond:int|None=None):
@@ -116,6 +117,7 @@ class Layer(nn.Module):
         y = self.mlp(h)
         return x + (y if gate is None else y*gate), kv
 
+# %% ../../nbs/11_subjects.pi.ipynb #60496c1c
 class Stack(nn.Module):
     "Layers and a final norm"
     def __init__(self, cfg:PiConfig, width:int, hidden:int, cond:int|None=None):
@@ -123,7 +125,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Layer(cfg, width, hidden, cond) for _ in range(cfg.depth))
         self.norm = RMSNorm(width, cond)
 
-# %% ../../nbs/11_subjects.pi.ipynb #ac3a87c6
+# %% ../../nbs/11_subjects.pi.ipynb #9aa3c306
 class Pi(nn.Module):
     "Prefix and action expert under pi0.5's parameter names; what the prefix reads is up to the subclass"
     def __init__(self, cfg:PiConfig):
@@ -147,7 +149,7 @@ class Pi(nn.Module):
     @property
     def expert(self)->Stack: return self.paligemma_with_expert.gemma_expert.model
 
-# %% ../../nbs/11_subjects.pi.ipynb #880fb279
+# %% ../../nbs/11_subjects.pi.ipynb #b9d398af
 @patch
 def prefix(self:Pi,
     embs_BTD:Tensor, # Token embeddings, [B, T, width]
@@ -161,7 +163,7 @@ def prefix(self:Pi,
         cache.append(kv)
     return cache, x
 
-# %% ../../nbs/11_subjects.pi.ipynb #9ee47a9e
+# %% ../../nbs/11_subjects.pi.ipynb #7bdaa2dd
 @patch
 def time_cond(self:Pi,
     t_B:Tensor # Flow time, [B]
@@ -170,7 +172,7 @@ def time_cond(self:Pi,
     a = 2*math.pi*t_B[:,None]/period
     return F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(torch.cat([a.sin(), a.cos()], 1)))))
 
-# %% ../../nbs/11_subjects.pi.ipynb #d03eea63
+# %% ../../nbs/11_subjects.pi.ipynb #cbba63ad
 @patch
 def velocity(self:Pi,
     x_BCA:Tensor,  # Noisy actions, [B, chunk, action_dim]
@@ -185,7 +187,7 @@ def velocity(self:Pi,
     for layer,kv in zip(self.expert.layers, cache): h,_ = layer(h, cs, mask, kv, cond)
     return self.action_out_proj(self.expert.norm(h, cond)[0])
 
-# %% ../../nbs/11_subjects.pi.ipynb #f776c725
+# %% ../../nbs/11_subjects.pi.ipynb #6a0aa657
 @patch
 def denoise(self:Pi,
     cache:list,      # From `prefix`
@@ -198,7 +200,7 @@ def denoise(self:Pi,
     for i in range(steps): x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
     return x
 
-# %% ../../nbs/11_subjects.pi.ipynb #7adc9143
+# %% ../../nbs/11_subjects.pi.ipynb #d77e1018
 @patch
 def flow_loss(self:Pi,
     actions_BCA:Tensor, # Target actions in the model's units, [B, chunk, action_dim]

@@ -1,0 +1,81 @@
+"""How fast trials run: ours beside Meta-World's own environments, the same physics and the same policy in one run
+
+    python benchmarks/rollout.py [--quick] [--json FILE]
+"""
+import os, platform, resource, sys, time
+import numpy as np
+import torch
+from steerlens.core import write_json
+from steerlens.steer.trials import Intervention, Lab
+from steerlens.subjects.nano_vla import trials_of
+from steerlens.subjects.scenes import KINDS, TASKS, Scene
+
+QUICK = '--quick' in sys.argv
+N = 500 if QUICK else 3000   # control steps
+TRIALS = 32 if QUICK else 128
+
+
+def rate(f, n, repeat=3):
+    "Best rate of `repeat` runs: machines are noisy in one direction only"
+    best = 0.
+    for _ in range(repeat):
+        t = time.perf_counter(); f(); best = max(best, n/(time.perf_counter()-t))
+    return best
+
+
+def resident(): # MB
+    with open('/proc/self/statm') as f: return int(f.read().split()[1])*resource.getpagesize()/1e6
+
+
+def step_rows(name):
+    "Control steps a second, observation and outcome included, ours and Meta-World's"
+    scene,act = Scene(name), np.array([.3,.3,-.2,-1.], dtype=np.float32)
+    world,env = scene.reset(0), Scene(name).env
+    env.max_path_length = 10**9
+    def ours():
+        for _ in range(N): scene.step(world, act); scene.observe(world); scene.events(world)
+    def theirs():
+        for _ in range(N): env.step(act)
+    return dict(name=f'control step, {name}', ours=rate(ours, N), peer=rate(theirs, N), peer_name='metaworld 3.1.1 env.step', unit='steps/s')
+
+
+def memory_row():
+    "Resident memory of 64 episodes: one model and 64 states, or an environment each"
+    n,before = 64, resident()
+    scene = Scene('puck'); worlds = [scene.reset(i) for i in range(n)]
+    ours,before = resident()-before, resident()
+    envs = [Scene('puck').env for _ in range(n)]
+    return dict(name=f'memory of {n} episodes, puck', ours=ours, peer=resident()-before, peer_name='metaworld, one env an episode', unit='MB')
+
+
+def trial_rows():
+    "Steered trials a second, every one under an intervention of its own: batched, and one at a time as scripts do"
+    trials = [t for task in TASKS for t in trials_of(task, TRIALS//len(TASKS), 0)]
+    edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(len(trials))]
+    few = len(trials)//8
+    def alone(lab):
+        for t,e in zip(trials[::8], edits[::8]): lab([t], [e])
+    quiet = open('/dev/null', 'w')
+    out,sys.stdout = sys.stdout, quiet
+    try:
+        with Lab('nano_vla', 1) as one, Lab('nano_vla', 2, chunk=len(trials)//2) as two:
+            two(trials, edits) # start the workers
+            peer = rate(lambda: alone(one), few, 1)
+            found = [('one process', rate(lambda: one(trials, edits), len(trials), 2)), ('two processes', rate(lambda: two(trials, edits), len(trials), 2))]
+    finally: sys.stdout = out
+    return [dict(name=f'steered trials, {k}', ours=v, peer=peer, peer_name='the same policy, one episode at a time', unit='trials/s') for k,v in found]
+
+
+def main():
+    rows = [step_rows(k) for k in KINDS] + trial_rows() + [memory_row()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
+    for r in rows: r |= dict(ratio=r['ours']/r['peer'], memory_mb=peak)
+    machine = dict(processor=next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor()),
+                   cores=len(os.sched_getaffinity(0)), torch=torch.__version__, python=platform.python_version(), quick=QUICK)
+    print(f"{'':34}{'ours':>10}{'peer':>10}{'ratio':>8}  unit      peer")
+    for r in rows: print(f"{r['name']:34}{r['ours']:10.1f}{r['peer']:10.1f}{r['ratio']:8.2f}  {r['unit']:9} {r['peer_name']}")
+    print(machine)
+    if '--json' in sys.argv: write_json(sys.argv[sys.argv.index('--json')+1], dict(rows=rows, machine=machine))
+
+
+if __name__=='__main__': main()

@@ -1,0 +1,101 @@
+"What users meet on the way to a steered robot: wrong names, no OpenGL, one worker or two"
+import numpy as np, pandas as pd
+import pytest
+import torch
+from conftest import SUBJECT, sh
+from steerlens.core import SteerlensError, read_json
+from steerlens.steer.trials import Intervention, Lab
+from steerlens.subjects import nano_vla
+
+
+@pytest.mark.parametrize('phase', ['1', '2', '3'])
+def test_a_wrong_site_is_one_line(smoke, phase):
+    said = sh('steerlens', 'run', phase, SUBJECT, f'out={smoke}/wrong' if phase=='1' else f'out={smoke}', 'sites=[lm.9.out]')
+    assert said.rc==1 and said.err.strip().count('\n')==0, said.err
+    assert "site 'lm.9.out'" in said.err and 'lm.' in said.err.split("site 'lm.9.out'")[1]
+
+
+def test_a_phase_without_the_one_before_is_one_line(tmp_path):
+    said = sh('steerlens', 'run', '2', SUBJECT, f'out={tmp_path}')
+    assert said.rc==1 and said.err.strip().count('\n')==0, said.err
+    assert 'could not be read' in said.err and '1_residuals' in said.err
+
+
+def test_without_opengl_everything_but_video_works():
+    code = ('from steerlens.subjects.scenes import Scene, expert, gl_error\nprint(gl_error())\n'
+            's = Scene("drawer"); w = s.reset(0)\nwhile not s.events(w): s.step(w, expert("drawer_pull", s.observe(w))[0])\nprint(s.events(w))')
+    said = sh('python', '-c', code, MUJOCO_GL='disable', DISPLAY='')
+    assert said.rc==0, said.err
+    reason,events = said.out.splitlines()
+    assert reason.startswith('no video: OpenGL not found') and 'apt install' in reason
+    assert events=="['drawer_pull']"
+
+
+def test_an_edit_of_nothing_changes_nothing():
+    "At every site, at once, to the last bit"
+    from contextlib import ExitStack
+    from steerlens.subjects.base import edit
+    s,g = nano_vla.subject(), torch.Generator().manual_seed(0)
+    x = torch.tensor([nano_vla.tokenize('pull the puck back')]*3), torch.randn(3, 11, generator=g), torch.randn(3, 8, 4, generator=g)
+    plain = s.run(*x)
+    with ExitStack() as stack:
+        for site in s.sites(): stack.enter_context(edit(s, site, lambda x, ctx: x))
+        assert torch.equal(s.run(*x), plain)
+    assert torch.equal(s.run(*x), plain)
+
+
+def test_one_worker_or_two_the_same_bytes():
+    trials = nano_vla.trials_of('puck_push', 6, 300)
+    edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(6)]
+    found = []
+    for workers in (1, 2):
+        with Lab(SUBJECT, workers, chunk=3) as lab: found.append(lab(trials, edits))
+    for a,b in zip(*found):
+        assert a.event==b.event and np.array_equal(a.actions, b.actions)
+
+
+def test_every_placebo_is_drawn_afresh(smoke):
+    t = pd.read_parquet(smoke/'trials'/SUBJECT/'trials.parquet')
+    placebo = t[t.method=='random']
+    assert len(placebo)==placebo.random.nunique()>0
+
+
+def test_the_report_s_numbers_are_the_trials(smoke):
+    "Every rate in metrics.json, counted again from the table of trials"
+    t = pd.read_parquet(smoke/'trials'/SUBJECT/'trials.parquet')
+    for contrast,methods in read_json(smoke/'reports/3_steering'/SUBJECT/'metrics.json')['flips'].items():
+        for method,said in methods.items():
+            own,placebo = t[(t.contrast==contrast)&(t.method==method)&t.of.isin([None, 'sae'])], t[(t.contrast==contrast)&(t.of==method)]
+            assert (said['n'], said['rate'])==(len(own), (own.event==own.b).mean())
+            if len(placebo): assert (said['placebo']['n'], said['placebo']['rate'])==(len(placebo), (placebo.event==placebo.b).mean())
+
+
+def test_seeds_of_fitting_choosing_and_measuring_are_apart():
+    "Published seeds: training, selection and fresh trials never meet"
+    from steerlens import params
+    one,three = params.resolve('1_residuals', SUBJECT), params.resolve('3_steering', SUBJECT)
+    train = range(one['first_seed'], one['first_seed']+one['episodes'])
+    choose = range(three['select_seed'], three['select_seed']+sum(three['select_n']))
+    fresh = range(three['test_seed'], three['test_seed']+max(three['test_n'], three['base_n']))
+    assert not (set(train) & set(choose) or set(choose) & set(fresh) or set(train) & set(fresh))
+
+
+def test_missing_weights_are_one_line(tmp_path):
+    with pytest.raises(SteerlensError, match='no weights; `make subject` trains them'): nano_vla.subject(tmp_path)
+
+
+def test_no_start_is_in_both_splits(smoke):
+    "Episodes of different tasks begin in the same state where they share a seed: held out together"
+    folder = smoke/read_json(smoke/'reports/1_residuals'/SUBJECT/'metrics.json')['acts']
+    table,splits = pd.read_parquet(folder/'decisions.parquet'), read_json(folder/'catalog.json')['splits']
+    seeds = {k: set(table[table.episode.isin(v)].seed) for k,v in splits.items()}
+    assert seeds['train'] and seeds['validation'] and not seeds['train'] & seeds['validation']
+
+
+def test_the_shipped_weights_are_the_measured_ones():
+    "Success at least 95 % overall and 90 % on each instruction, measured on these very bytes"
+    from steerlens.core import read_manifest, root, sha256
+    m = read_manifest(root()/'weights'/SUBJECT, 'nano_vla-weights')
+    assert m['sha256']==sha256(root()/'weights'/SUBJECT/'model.safetensors')
+    assert min(m['success'].values())>=.9 and sum(m['success'].values())/len(m['success'])>=.95
+    assert (root()/'weights'/SUBJECT/'model.safetensors').stat().st_size < 8e6
