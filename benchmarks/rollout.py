@@ -54,14 +54,14 @@ def trial_rows():
     edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(len(trials))]
     few = len(trials)//8
     def alone(lab):
-        for t,e in zip(trials[::8], edits[::8]): lab([t], [e])
+        for t,e in zip(trials[::8], edits[::8]): lab.run([t], [e])
     quiet = open('/dev/null', 'w')
     out,sys.stdout = sys.stdout, quiet
     try:
         with Lab('nano_vla', 1) as one, Lab('nano_vla', 2, chunk=len(trials)//2) as two:
-            two(trials, edits) # start the workers
+            two.run(trials, edits) # start the workers
             peer = rate(lambda: alone(one), few, 1)
-            found = [('one process', rate(lambda: one(trials, edits), len(trials), 2)), ('two processes', rate(lambda: two(trials, edits), len(trials), 2))]
+            found = [('one process', rate(lambda: one.run(trials, edits), len(trials), 2)), ('two processes', rate(lambda: two.run(trials, edits), len(trials), 2))]
     finally: sys.stdout = out
     return [dict(name=f'steered trials, {k}', ours=v, peer=peer, peer_name='the same policy, one episode at a time', unit='trials/s') for k,v in found]
 

@@ -49,7 +49,7 @@ def test_one_worker_or_two_the_same_bytes():
     edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(6)]
     found = []
     for workers in (1, 2):
-        with Lab(SUBJECT, workers, chunk=3) as lab: found.append(lab(trials, edits))
+        with Lab(SUBJECT, workers, chunk=3) as lab: found.append(lab.run(trials, edits))
     for a,b in zip(*found):
         assert a.event==b.event and np.array_equal(a.actions, b.actions)
 

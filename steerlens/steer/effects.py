@@ -76,7 +76,7 @@ def _reader(acts):
         return torch.cat(xs), np.concatenate(at)
     return read
 
-# %% ../../nbs/52_steer.effects.ipynb #ff67a4b9
+# %% ../../nbs/52_steer.effects.ipynb #d3c06a21
 SETTING = ['a','b','site','stream','alpha','method']
 
 def sweep(
@@ -95,7 +95,7 @@ def sweep(
         trials += (t := trials_of(s.a, n, first_seed))
         inter += [replace(v, random=seed_of(*s[1:7], x.seed)) if s.placebo else v for x in t]
     table = arms.loc[arms.index.repeat(n)].reset_index(drop=True)
-    return table.assign(outcome=[outcome(e, a, b) for e,a,b in zip(lab(trials, inter, label='selection'), table.a, table.b)])
+    return table.assign(outcome=[outcome(e, a, b) for e,a,b in zip(lab.run(trials, inter, label='selection'), table.a, table.b)])
 
 # %% ../../nbs/52_steer.effects.ipynb #a00535d1
 def margins(
@@ -127,13 +127,13 @@ def select(
     rates = margins(trials)
     return rates.merge(final).groupby(['a','b','method'], as_index=False, sort=False).first(), rates, trials
 
-# %% ../../nbs/52_steer.effects.ipynb #113bafda
+# %% ../../nbs/52_steer.effects.ipynb #1c85e765
 def measure(
     lab:Lab,          # Runs the trials
     directions:dict,  # From `fit`
     chosen:pd.DataFrame, # From `select`
     n:int=50,         # Trials per contrast and method
-    first_seed:int=7000 # They count up from here
+    first_seed:int=20_000 # They count up from here
 )->pd.DataFrame: # One line per trial
     "The chosen settings on fresh seeds, with placebo and ceiling"
     trials,inter,rows = [], [], []
@@ -152,7 +152,7 @@ def measure(
                 add(contrast, a, b, 'baseline', i, a)
                 add(contrast, a, b, 'swap', i, b)
     t = pd.DataFrame(rows)
-    episodes = lab(trials, inter, label='measurement')
+    episodes = lab.run(trials, inter, label='measurement')
     t['event'],t['steps'] = zip(*((e.event, e.steps) for e in episodes))
     t['outcome'] = [outcome(e, a, b) for e,a,b in zip(episodes, t.a, t.b)]
     return t
@@ -206,23 +206,23 @@ def flip_table(
             placebo=rate(placebo.outcome=='flip') if len(placebo) else None)
     return out
 
-# %% ../../nbs/52_steer.effects.ipynb #e2f7a879
+# %% ../../nbs/52_steer.effects.ipynb #1a8b742c
 def _scene_row(g, off):
     r,key = g.iloc[0], (g.a.iloc[0], g.b.iloc[0], g.method.iloc[0])
     plain = lambda x: None if pd.isna(x) else x
     return rate(g.outcome=='flip') | {k: plain(r.get(k)) for k in ('alpha','site','stream','margin')} | dict(
-        off_axis=float(off.off_axis[key]) if key in off.index else None, action_flip=float(off['rate'][key]) if key in off.index else None)
+        off_axis=float(off.off_axis[key]) if key in off.index else None, action_flip=plain(off['rate'][key]) if key in off.index else None)
 
-# %% ../../nbs/52_steer.effects.ipynb #2c476bd9
+# %% ../../nbs/52_steer.effects.ipynb #9dbba9ff
 def base_success(
     lab:Lab,        # Runs the trials
     n:int=30,       # Trials per instruction, phrasings in turn
-    first_seed:int=7000, # They count up from here
+    first_seed:int=20_000, # They count up from here
     splice:tuple|None=None # (site, folder of the SAE)
 )->dict: # task -> rate, n, lo, hi
     "Share of episodes whose first event is the one asked for"
     trials = [t for task in TASKS for t in trials_of(task, n, first_seed)]
-    eps = lab(trials, splice=splice, label=f'spliced at {splice[0]}' if splice else 'base')
+    eps = lab.run(trials, splice=splice, label=f'spliced at {splice[0]}' if splice else 'base')
     ok = np.array([e.event==t.task for e,t in zip(eps, trials)]).reshape(len(TASKS), n)
     return {task: rate(r) for task,r in zip(TASKS, ok)}
 

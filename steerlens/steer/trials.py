@@ -120,9 +120,9 @@ class Lab:
         "End the workers"
         if self.pool: self.pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/51_steer.trials.ipynb #b1d70dd9
+# %% ../../nbs/51_steer.trials.ipynb #d6427337
 @patch
-def __call__(self:Lab,
+def run(self:Lab,
     trials:Sequence[Trial],      # What to run
     interventions:Sequence=None, # One per trial, None for no edit
     splice:tuple|None=None,      # (site, folder of an SAE) to splice into every trial
@@ -161,16 +161,16 @@ def outcome(
     "Whose outcome came first"
     return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')
 
-# %% ../../nbs/51_steer.trials.ipynb #2843d8cb
+# %% ../../nbs/51_steer.trials.ipynb #bc53435c
 def action_flip(
     base_BA:np.ndarray,   # Mean of the first four actions under `a`, [states, 4]
     other_BA:np.ndarray,  # The same under `b`
     edited_BA:np.ndarray, # Under `a` with the edit
     axis:int              # Decisive axis: 1 for push/pull, 3 for the gripper
-)->dict: # rate, n, lo, hi, off_axis
+)->dict: # rate, n, lo, hi over the states that disagree (None where none does); off_axis over all
     "Sign changes of the decisive action, and what else moved"
     apart = np.abs(base_BA-other_BA)[:,axis]>.4
-    if not apart.any(): raise SteerlensError('action_flip: the two instructions disagree in none of these states; pass states from nearer the decision')
     rest = [i for i in range(base_BA.shape[1]) if i!=axis]
     off = np.abs(edited_BA-base_BA)[:,rest] / base_BA[:,rest].std(0).clip(.05)
-    return rate(edited_BA[apart,axis]*base_BA[apart,axis]<0) | dict(off_axis=float(off[apart].mean()))
+    flips = rate(edited_BA[apart,axis]*base_BA[apart,axis]<0) if apart.any() else dict(rate=None, n=0, lo=None, hi=None)
+    return flips | dict(off_axis=float(off.mean()))
