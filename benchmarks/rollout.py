@@ -28,15 +28,19 @@ def resident(): # MB
 
 
 def step_rows(name):
-    "Control steps a second, observation and outcome included, ours and Meta-World's"
+    "Control steps a second, observation and outcome included: ours, Meta-World's, and the physics alone"
     scene,act = Scene(name), np.array([.3,.3,-.2,-1.], dtype=np.float32)
     world,env = scene.reset(0), Scene(name).env
-    env.max_path_length = 10**9
+    env.max_path_length, env._set_task_called = 10**9, True
     def ours():
         for _ in range(N): scene.step(world, act); scene.observe(world); scene.events(world)
     def theirs():
         for _ in range(N): env.step(act)
-    return dict(name=f'control step, {name}', ours=rate(ours, N), peer=rate(theirs, N), peer_name='metaworld 3.1.1 env.step', unit='steps/s')
+    def floor():
+        for _ in range(N): scene.mj.mj_step(scene.model, world.data, nstep=5)
+    mine = rate(ours, N)
+    return [dict(name=f'control step, {name}', ours=mine, peer=rate(f, N), peer_name=who, unit='steps/s')
+            for f,who in ((theirs, 'metaworld 3.1.1 env.step'), (floor, 'bare mj_step, the limit'))]
 
 
 def memory_row():
@@ -67,7 +71,7 @@ def trial_rows():
 
 
 def main():
-    rows = [step_rows(k) for k in KINDS] + trial_rows() + [memory_row()]
+    rows = [r for k in KINDS for r in step_rows(k)] + trial_rows() + [memory_row()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
     for r in rows: r |= dict(ratio=r['ours']/r['peer'], memory_mb=peak)
     machine = dict(processor=next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor()),

@@ -38,12 +38,12 @@ def pooled(
     rs = [r for r in flip_rows(metrics) if r['method']==method]
     return sum(round(r['rate']*r['n']) for r in rs), sum(r['n'] for r in rs)
 
-# %% ../../nbs/70_explore.report.ipynb #4ec8218c
+# %% ../../nbs/70_explore.report.ipynb #6a436a45
 def headline(
     metrics:dict, # Of a steering run
 )->str: # One sentence
     "The answer: how often the SAE direction flips, beside its placebo and its ceiling"
-    names = dict(sae='The SAE direction flips', random='a random one', swap='the other instruction itself')
+    names = dict(sae='The SAE direction flips', diffmean='DiffMean', random='a random one', swap='the other instruction itself')
     told = [f"{s} {k} of {n}" for m,s in names.items() for k,n in [pooled(metrics, m)] if n]
     return ', '.join(told) or 'No flips were measured'
 
@@ -247,7 +247,7 @@ def phase_html(
     links = P(read, ' · ', A('metrics.json', href=f'{phase}/{subject}/metrics.json'), cls='note')
     return Section(head, links, *[figure_html(p) for p in sorted(folder.glob('*.svg'))])
 
-# %% ../../nbs/70_explore.report.ipynb #b1f70995
+# %% ../../nbs/70_explore.report.ipynb #c4f14869
 def steering_html(
     base:Path, # The `reports/` folder
     subject:str, # Such as 'nano_vla'
@@ -257,7 +257,7 @@ def steering_html(
     if not (folder/'metrics.json').exists(): return f'{subject}: not steered yet', []
     m = read_json(folder/'metrics.json')
     about = P('A flip: the first event reached is the one of the ', Em('other'), ' instruction. Each rate stands with its ',
-        '95% interval; the placebo is a random direction of the same norm, drawn afresh for every trial.', cls='note')
+        '95% interval; the placebo is a random direction at the same place and as long as the SAE direction, drawn afresh for every trial (each method has its own; they are in the details).', cls='note')
     run = Dl(*[x for k,v in facts(m).items() for x in (Dt(k), Dd(v))])
     flips = [H2('Flips', id='flips'), flips_html(m), about, details_html(m)]
     return headline(m), [video_html(folder, base, m.get('no_video')), *flips, H2('The run', id='run'), run]
