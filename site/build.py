@@ -96,7 +96,8 @@ def showcase():
     from steerlens.core import read_json
     from steerlens.explore.report import flips_md, facts_md
     m = read_json(SHOWCASE/'metrics.json')
-    files = sorted(p for p in SHOWCASE.iterdir() if p.suffix in ('.svg', '.mp4', '.png'))
+    first = ['flips', 'strength', 'spliced', 'actions', 'off_axis', 'ranks', 'cosines']
+    files = sorted((p for p in SHOWCASE.iterdir() if p.suffix in ('.svg', '.mp4', '.png')), key=lambda p: (first.index(p.stem) if p.stem in first else 99, p.name))
     (DOCS/'showcase').mkdir()
     for p in files: shutil.copy(p, DOCS/'showcase')
     shown = lambda ext: [markdown(f"{'!' if ext=='.svg' else ''}[{p.stem.replace('_', ' ')}](showcase/{p.name})") for p in files if p.suffix==ext]

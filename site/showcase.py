@@ -17,6 +17,7 @@ def main(subject='nano_vla', *figures):
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
     for p in (run/'metrics.json', *svgs, *run.glob('*.mp4'), *run.glob('*.png')): shutil.copy(p, dest)
+    if (tokens := base/'4_tokens'/subject/'metrics.json').exists(): shutil.copy(tokens, dest/'tokens.json')
     size = sum(p.stat().st_size for p in dest.iterdir())
     if size>LIMIT: sys.exit(f'{dest}: {size/1e6:.1f} MB, at most {LIMIT/1e6:.0f} MB; name the figures to keep, or make the videos smaller')
     for cmd in (['save.py', 'nbs/index.ipynb'], ['build.py', '--readme-only']): subprocess.run([sys.executable, HERE/cmd[0], *cmd[1:]], cwd=ROOT, check=True)

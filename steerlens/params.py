@@ -185,7 +185,7 @@ def table(
     for where,layer in layers(phase, subject, overrides, extra_files): origin |= dict.fromkeys(layer, where)
     return [(n, d['inferred_type_name'], repr(values[n]), origin[n], d['help']) for n,d in declared.items()]
 
-# %% ../nbs/01_params.ipynb #e88d338b
+# %% ../nbs/01_params.ipynb #531b734a
 def _papermill(
     phase:str,     # A phase's name
     to:Path,       # The executed notebook
@@ -196,7 +196,7 @@ def _papermill(
     import papermill
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if progress else {}
     papermill.execute_notebook(root()/'sae_notebooks'/f'{phase}.ipynb', to, values, cwd=root(), progress_bar=False,
-        extra_arguments=['--log-level=ERROR'], **shown) # the kernel warns of its own local port otherwise
+        extra_arguments=['--log-level=CRITICAL'], **shown) # the kernel warns of its own local port otherwise
 
 # %% ../nbs/01_params.ipynb #ddb6e4bb
 def _failure(

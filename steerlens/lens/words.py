@@ -12,7 +12,7 @@ from ..core import SteerlensError, generator
 from ..subjects.base import Subject
 
 # %% auto #0
-__all__ = ['top_tokens', 'rank', 'rank_test', 'words_table', 'cosines']
+__all__ = ['top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'words_table', 'cosines']
 
 # %% ../../nbs/60_lens.words.ipynb #583d0d81
 def top_tokens(
@@ -48,7 +48,20 @@ def rank_test(
     own,chance = rank(subject, v_D[None], token)[0], rank(subject, r, token)
     return dict(rank=int(own), random_median=float(chance.float().median()), p=float(((chance<=own).sum()+1)/(n+1)))
 
-# %% ../../nbs/60_lens.words.ipynb #8307a030
+# %% ../../nbs/60_lens.words.ipynb #8963e8a8
+def joint_rank_test(
+    subject:Subject, # With a norm and an unembedding
+    pairs:list,      # (v, token that v should name, w, token that the opposite direction w should name)
+    n:int=1000,      # Random sets
+    seed:int=0       # Which
+)->dict: # sum of ranks; median sum under random directions; p
+    "Do these directions name their words better than random ones, taken together?"
+    total = lambda get: sum(rank(subject, get(v, 1, i), t) + rank(subject, get(w, -1, i), u) for i,(v,t,w,u) in enumerate(pairs))
+    r = torch.randn(len(pairs), n, len(pairs[0][0]), generator=generator('lens joint', seed))
+    own,chance = total(lambda v, sign, i: v[None])[0], total(lambda v, sign, i: sign*r[i])
+    return dict(rank_sum=int(own), random_median=float(chance.float().median()), p=float(((chance<=own).sum()+1)/(n+1)))
+
+# %% ../../nbs/60_lens.words.ipynb #2ded48d7
 def words_table(
     subject:Subject,     # With a norm and an unembedding
     directions:dict,     # Name -> vector [D]
@@ -61,7 +74,7 @@ def words_table(
     say = lambda v: ' '.join(w for w,_ in top_tokens(subject, v, words, n))
     return pd.DataFrame([dict(direction=k, says=say(v), random=say(x)) for (k,v),x in zip(directions.items(), r)])
 
-# %% ../../nbs/60_lens.words.ipynb #d1b1115c
+# %% ../../nbs/60_lens.words.ipynb #b31fcc02
 def cosines(
     directions:dict # Name -> vector [D]
 )->pd.DataFrame: # Square, named on both sides

@@ -20,8 +20,8 @@ from ..subjects.nano_vla import PREFIX_TYPES, Trial, tokenize, trials_of
 from ..subjects.scenes import TASKS, scene_of
 
 # %% auto #0
-__all__ = ['METHODS', 'READABLE', 'ARMS', 'STREAMS', 'SETTING', 'fit', 'sweep', 'margins', 'select', 'measure', 'action_flips',
-           'flip_table', 'base_success', 'success_ratio']
+__all__ = ['METHODS', 'READABLE', 'ARMS', 'STREAMS', 'SETTING', 'fit', 'sweep', 'margins', 'select', 'doses', 'likeness',
+           'measure', 'action_flips', 'flip_table', 'base_success', 'success_ratio']
 
 # %% ../../nbs/52_steer.effects.ipynb #bef33b77
 METHODS = ('sae', 'sae_topk', 'diffmean', 'tokenwise', 'sae_event')
@@ -127,7 +127,27 @@ def select(
     rates = margins(trials)
     return rates.merge(final).groupby(['a','b','method'], as_index=False, sort=False).first(), rates, trials
 
-# %% ../../nbs/52_steer.effects.ipynb #1c85e765
+# %% ../../nbs/52_steer.effects.ipynb #246b5d94
+def doses(
+    acts:Acts,           # From phase 1
+    directions:dict,     # From `fit`
+    chosen:pd.DataFrame  # From `select`
+)->list[float]: # One per line of `chosen`
+    "Length of each chosen edit over the mean length of the activations it is added to"
+    norm = {k: acts.x(k[0], STREAMS[k[1]]).norm(dim=1).mean().item() for k in set(zip(chosen.site, chosen.stream))}
+    length = lambda v: v.norm(dim=-1).mean().item()
+    return [s.alpha*length(directions[s.a,s.b,s.site,s.stream,s.method].residual)/norm[s.site,s.stream] for s in chosen.itertuples()]
+
+def likeness(
+    directions:dict, # From `fit`
+    method:str,      # Such as `sae`
+    to:str='diffmean' # The method to compare with
+)->float: # The least cosine over all contrasts, sites and streams
+    "How alike two methods' directions are where they were fitted on the same rows"
+    pairs = [(d.residual, directions[(*k[:4], to)].residual) for k,d in directions.items() if k[4]==method]
+    return min(torch.cosine_similarity(v, w, dim=0).item() for v,w in pairs)
+
+# %% ../../nbs/52_steer.effects.ipynb #4b951a75
 def measure(
     lab:Lab,          # Runs the trials
     directions:dict,  # From `fit`
@@ -147,7 +167,7 @@ def measure(
             for i in range(n//len(cells)):
                 for m,s in at.iterrows():
                     v = Intervention(s.site, s.stream, directions[a,b,s.site,s.stream,m].residual, s.alpha)
-                    add(contrast, a, b, m, i, a, v, margin=s.margin)
+                    add(contrast, a, b, m, i, a, v, margin=s.margin, dose=s.get('dose'))
                     add(contrast, a, b, 'random', i, a, replace(v, random=seed_of('test', a, b, m, i)%2**32), of=m)
                 add(contrast, a, b, 'baseline', i, a)
                 add(contrast, a, b, 'swap', i, b)
@@ -157,7 +177,7 @@ def measure(
     t['outcome'] = [outcome(e, a, b) for e,a,b in zip(episodes, t.a, t.b)]
     return t
 
-# %% ../../nbs/52_steer.effects.ipynb #2600daa9
+# %% ../../nbs/52_steer.effects.ipynb #3e06a35e
 def action_flips(
     subject:Subject,     # The policy
     states:pd.DataFrame, # Decisions of validation episodes: task, seed, obs
@@ -176,7 +196,7 @@ def action_flips(
         out.append(dict(a=a, b=b, method='swap') | action_flip(base, other, other, axis))
     return pd.DataFrame(out).sort_values('method', key=lambda m: m.map(ARMS.index), kind='stable', ignore_index=True)
 
-# %% ../../nbs/52_steer.effects.ipynb #e1a55268
+# %% ../../nbs/52_steer.effects.ipynb #fadb71e1
 def _first_actions(subject, obs, task, v):
     "Mean of the first four actions in each state, perhaps under an intervention, [states, 4]"
     tokens = torch.tensor([tokenize(TASKS[task][i%3]) for i in range(len(obs))])
@@ -185,7 +205,7 @@ def _first_actions(subject, obs, task, v):
         if v is not None: stack.enter_context(intervened(subject, v if isinstance(v, list) else [v]*len(obs)))
         return subject.run(tokens, obs, noise, ctx=Ctx(row_B=torch.arange(len(obs)))).numpy()[:,:4].mean(1)
 
-# %% ../../nbs/52_steer.effects.ipynb #55b7d3f7
+# %% ../../nbs/52_steer.effects.ipynb #5fbf03ce
 def flip_table(
     trials:pd.DataFrame,  # From `measure`
     actions:pd.DataFrame  # From `action_flips`
@@ -203,17 +223,17 @@ def flip_table(
         out.setdefault(contrast, {})[method] = rate(t.outcome=='flip') | dict(
             stay=float((t.outcome=='stay').mean()), neither=float((t.outcome=='neither').mean()), off_axis=float(np.mean(offs)) if offs else None,
             alpha=one('alpha'), site=one('site'), stream=one('stream'), by_scene=scenes,
-            placebo=rate(placebo.outcome=='flip') if len(placebo) else None)
+            placebo=rate(placebo.outcome=='flip') | dict(neither=float((placebo.outcome=='neither').mean())) if len(placebo) else None)
     return out
 
-# %% ../../nbs/52_steer.effects.ipynb #1a8b742c
+# %% ../../nbs/52_steer.effects.ipynb #3690e3b5
 def _scene_row(g, off):
     r,key = g.iloc[0], (g.a.iloc[0], g.b.iloc[0], g.method.iloc[0])
     plain = lambda x: None if pd.isna(x) else x
-    return rate(g.outcome=='flip') | {k: plain(r.get(k)) for k in ('alpha','site','stream','margin')} | dict(
+    return rate(g.outcome=='flip') | {k: plain(r.get(k)) for k in ('alpha','site','stream','margin','dose')} | dict(
         off_axis=float(off.off_axis[key]) if key in off.index else None, action_flip=plain(off['rate'][key]) if key in off.index else None)
 
-# %% ../../nbs/52_steer.effects.ipynb #9dbba9ff
+# %% ../../nbs/52_steer.effects.ipynb #6bb1b2e4
 def base_success(
     lab:Lab,        # Runs the trials
     n:int=30,       # Trials per instruction, phrasings in turn

@@ -47,19 +47,19 @@ def shoot(
         for c in cam: c.r.close()
     return np.stack(pictures), ep.event
 
-# %% ../../nbs/53_steer.film.ipynb #24e1e250
+# %% ../../nbs/53_steer.film.ipynb #0eb43d55
 def film(
     subject:Subject, # The policy
     trial:Trial,     # The episode, the same in every panel
     panels:dict,     # Caption -> Intervention or None
     path:str|Path,   # An mp4; a png of the same name goes beside it
-    fps:int=16       # Pictures a second
+    fps:int=10       # Pictures a second
 )->dict: # Caption -> first event
     "Side by side, same seed, captions burnt in"
     import imageio_ffmpeg
     from PIL import Image
     shots = {c: shoot(subject, trial, v) for c,v in panels.items()}
-    n = max(len(p) for p,_ in shots.values()) + fps
+    n = max(len(p) for p,_ in shots.values()) + 2*fps # hold the end
     cols = [[caption(p[min(i, len(p)-1)], f'"{trial.text}"', f'{c}: {_done(e)}' if i>=len(p)-1 else c, e not in (None, trial.task) and i>=len(p)-1) for i in range(n)]
             for c,(p,e) in shots.items()]
     with atomic(path) as tmp:
