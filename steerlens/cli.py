@@ -48,7 +48,7 @@ def run(
     from steerlens.params import execute, phase_named
     print(f'executed: {execute(phase_named(phase), subject, values or (), files or ())}')
 
-# %% ../nbs/99_cli.ipynb #4dcc2166
+# %% ../nbs/99_cli.ipynb #c65438c3
 @app.command()
 def params(
     phase:Phase,                                                                          # A phase's name or number
@@ -59,7 +59,7 @@ def params(
     "Show a phase's parameters, and where each value comes from."
     from rich import box, console, table
     from steerlens.params import phase_named, table as rows
-    t = table.Table('name', 'type', 'value', 'from', 'meaning', box=box.SIMPLE_HEAD)
+    t = table.Table('name', 'type', 'value', table.Column('from', overflow='fold', min_width=18), 'meaning', box=box.SIMPLE_HEAD)
     for row in rows(phase_named(phase), subject, values or (), files or ()): t.add_row(*map(_escaped, row))
     console.Console().print(t)
 

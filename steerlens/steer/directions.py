@@ -36,19 +36,21 @@ class Contrast:
         parts = [pd.DataFrame(dict(stream=s, row_id=ids, positive=side)) for s,pn in self.rows.items() for side,ids in zip((True,False), pn)]
         with atomic(Path(folder)/f'{self.name}.{self.kind}.parquet') as tmp: pd.concat(parts).to_parquet(tmp, index=False)
 
-# %% ../../nbs/50_steer.directions.ipynb #4bdf00cb
+# %% ../../nbs/50_steer.directions.ipynb #43a842a9
 def paired(
     acts:Acts,    # A dataset harvested under own and opposite instructions
-    a:str, b:str, # Tasks: from, towards
+    a:str,        # Task to steer away from
+    b:str,        # Task to steer towards
     streams:list[str] # Streams to take rows from
 )->Contrast: # Same states, instruction `b` against instruction `a`
     "What the words change, the world held still"
     return _contrast(acts, a, b, 'paired', streams, lambda r: r.task.isin([a,b]), lambda r, t: r.asked==t)
 
-# %% ../../nbs/50_steer.directions.ipynb #09414661
+# %% ../../nbs/50_steer.directions.ipynb #9d2c4562
 def by_event(
     acts:Acts,    # A dataset
-    a:str, b:str, # Tasks: from, towards
+    a:str,        # Task to steer away from
+    b:str,        # Task to steer towards
     streams:list[str], # Streams to take rows from
     windows:pd.DataFrame # From `event_windows`: episode, step, window
 )->Contrast: # Rows while `b` is happening against rows while `a` is happening
@@ -154,10 +156,12 @@ def mean_codes(
 )->Tensor: # Mean code, [F]
     return sum(sae.encode(x).sum(0) for x in x_ND.split(batch)) / len(x_ND)
 
-# %% ../../nbs/50_steer.directions.ipynb #fdd6385f
+# %% ../../nbs/50_steer.directions.ipynb #bd5bd532
 def tokenwise(
-    pos_ND:Tensor, pos_at:np.ndarray, # Positive rows and the position of each, [N]
-    neg_ND:Tensor, neg_at:np.ndarray, # The same for the negatives
+    pos_ND:Tensor,     # Positive rows
+    pos_at:np.ndarray, # Position of each, [N]
+    neg_ND:Tensor,     # Negative rows
+    neg_at:np.ndarray, # Position of each, [N]
     n_tokens:int                      # T
 )->Tensor: # [T, D], zero where a position has no rows on either side
     "Difference of means, position by position"

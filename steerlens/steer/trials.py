@@ -148,7 +148,7 @@ def rate(
     ci = binomtest(int(hits.sum()), len(hits)).proportion_ci(.95, 'wilson')
     return dict(rate=float(hits.mean()), n=len(hits), lo=float(ci.low), hi=float(ci.high))
 
-# %% ../../nbs/51_steer.trials.ipynb #229fa84e
+# %% ../../nbs/51_steer.trials.ipynb #9a90f957
 CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')],
          'pull->push': [('drawer_pull','drawer_push'), ('puck_pull','puck_push')],
          'open->grasp': [('puck_open','puck_grasp')],
@@ -156,7 +156,8 @@ CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')
 
 def outcome(
     episode:Episode, # From a trial
-    a:str, b:str     # Task that was asked for, and its opposite
+    a:str,           # Task that was asked for
+    b:str            # Its opposite
 )->str: # `flip`, `stay` or `neither`
     "Whose outcome came first"
     return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')

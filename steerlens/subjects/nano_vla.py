@@ -146,10 +146,13 @@ def demos(
             for k,v in zip(out, (o.astype('f4'), a[ahead].astype('f4'), np.array(ids), np.full(len(a), t))): out[k].append(v)
     return {k: torch.from_numpy(np.concatenate(v)) for k,v in out.items()}
 
-# %% ../../nbs/13_subjects.nano_vla.ipynb #93cead95
+# %% ../../nbs/13_subjects.nano_vla.ipynb #e2e7f992
 @patch
 def loss(self:NanoVLA,
-    tokens:Tensor, obs:Tensor, actions:Tensor, plan:Tensor, # A batch: [B, 7], [B, 11], [B, chunk, 4], [B, 3]
+    tokens:Tensor,  # Word ids, [B, 7]
+    obs:Tensor,     # Observations, [B, 11]
+    actions:Tensor, # Expert actions, [B, chunk, 4]
+    plan:Tensor,    # Ids of the plan's words, [B, 3]
     gen:torch.Generator # Flow times and noise
 )->tuple[Tensor,Tensor]: # Flow loss, cross-entropy of the plan words
     "What training minimises"
