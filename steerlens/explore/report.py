@@ -82,7 +82,17 @@ def flips_md(
     rows = [line([LABELS.get(m, m), *cells(rs)]) for m,rs in grid.items()]
     return '\n'.join([line(['flips', *(f'{c}<br>{n}' for c,n in heads.items())]), line(['---']*(len(heads)+1)), *rows])
 
-# %% ../../nbs/70_explore.report.ipynb #e3860292
+# %% ../../nbs/70_explore.report.ipynb #81fda7e7
+def _same_place(
+    ms:dict, # The methods of one contrast
+)->list[tuple]: # Flips, trials and share of neither; empty where there is no placebo
+    "The placebos of all single-vector methods that chose the SAE direction's setting"
+    at = lambda r: [r.get(k) for k in ('site', 'stream', 'alpha')]
+    ps = [r['placebo'] for m,r in ms.items() if m!='tokenwise' and r.get('placebo') and at(r)==at(ms.get('sae', {}))]
+    n = sum(p['n'] for p in ps)
+    return [(sum(round(p['rate']*p['n']) for p in ps), n, sum(p.get('neither', 0)*p['n'] for p in ps)/n)] if n else []
+
+# %% ../../nbs/70_explore.report.ipynb #42e39941
 def caveats(
     metrics:dict, # Of a steering run
 )->dict[str,str]: # What it is to its value
@@ -90,15 +100,15 @@ def caveats(
     res, flips = {}, metrics.get('flips') or {}
     dose = [s['dose'] for ms in flips.values() for s in (ms.get('sae') or {}).get('by_scene', {}).values() if isinstance(s, dict) and s.get('dose')]
     if dose: res['Length of the SAE edits'] = f'{min(dose):.1f} to {max(dose):.1f} times the activations they are added to'
-    if x := metrics.get('placebos'):
-        res['Random directions, those of all methods together'] = '; '.join(f"{arrow(c)} {p['rate']:.1%} of {p['n']} flip, {p['neither']:.0%} end in neither" for c,p in x.items())
+    if told := [f'{arrow(c)} {k} of {n} flip, {neither:.0%} end in neither' for c,ms in flips.items() for k,n,neither in _same_place(ms)]:
+        res["Random directions at the SAE direction's setting, with those of other methods that chose the same"] = '; '.join(told)
     if x := metrics.get('likeness_to_diffmean'):
         res['Cosine with DiffMean, at least'] = '; '.join(f"{LABELS.get(m, m)} {v:.3f} ({metrics['n_latents'][m]} latents)" for m,v in x.items())
     if none := dict.fromkeys(f"{r['a']} / {r['b']}" for r in metrics.get('actions') or [] if not r['n']):
         res['No action flip could be measured for'] = ', '.join(none).replace('_', ' ')+': in no held-out state does the decisive action differ between the two instructions'
     return res
 
-# %% ../../nbs/70_explore.report.ipynb #040f4fe2
+# %% ../../nbs/70_explore.report.ipynb #4472af45
 def facts(
     metrics:dict, # Of a steering run
 )->dict[str,str]: # What it is to its value
@@ -121,7 +131,7 @@ def facts_md(
     "`facts` as a list"
     return '\n'.join(f'- {k}: {v}' for k,v in facts(metrics).items())
 
-# %% ../../nbs/70_explore.report.ipynb #3842abc5
+# %% ../../nbs/70_explore.report.ipynb #4838e44a
 def _flip_row(
     method:str, # Its name in the metrics
     rs:dict, # {contrast: row}
@@ -140,7 +150,7 @@ def flips_html(
     top = Tr(Th('flips'), *[Th(c, Small(n), scope='col') for c,n in heads.items()])
     return Div(Table(Thead(top), Tbody(*[_flip_row(m, rs, heads) for m,rs in grid.items()])), cls='scroll', tabindex='0')
 
-# %% ../../nbs/70_explore.report.ipynb #ca8659d5
+# %% ../../nbs/70_explore.report.ipynb #b13394f4
 def _scenes(
     by_scene:dict, # {scene: rate, or its rate and n}
 )->str:
@@ -148,7 +158,7 @@ def _scenes(
     pairs = [(s, v if isinstance(v, dict) else dict(rate=v)) for s,v in (by_scene or {}).items()]
     return ', '.join(f"{s} {v['rate']:.0%}"+(f" of {v['n']}" if 'n' in v else '') for s,v in pairs)
 
-# %% ../../nbs/70_explore.report.ipynb #9849c496
+# %% ../../nbs/70_explore.report.ipynb #2a2ed7d3
 def details_html(
     metrics:dict, # Of a steering run
 )->FT:
@@ -163,7 +173,7 @@ def details_html(
     table = Table(Thead(Tr(*map(Th, heads))), Tbody(*map(row, flip_rows(metrics))), cls='wide')
     return Details(Summary('Everything measured, by contrast and method'), Div(table, cls='scroll', tabindex='0'))
 
-# %% ../../nbs/70_explore.report.ipynb #cc052456
+# %% ../../nbs/70_explore.report.ipynb #414f5e92
 NO_VIDEO = 'none was rendered; rendering needs a GL driver (on Debian: apt install libegl1 libgl1-mesa-dri)'
 
 def video_html(
@@ -178,7 +188,7 @@ def video_html(
     src = lambda p: p.relative_to(base).as_posix()
     return Div(*[Figure(Video(src=src(p), **play), Figcaption(p.stem.replace('_', ' '))) for p in found])
 
-# %% ../../nbs/70_explore.report.ipynb #d9bbdcf0
+# %% ../../nbs/70_explore.report.ipynb #2f5719d6
 def figure_html(
     path:Path, # An SVG
 )->FT:
@@ -188,7 +198,7 @@ def figure_html(
     alt = unescape(title[1]).strip() if title else path.stem
     return Figure(Img(src='data:image/svg+xml;base64,'+base64.b64encode(svg.encode()).decode(), alt=alt), cls='scroll', tabindex='0')
 
-# %% ../../nbs/70_explore.report.ipynb #fc765c3a
+# %% ../../nbs/70_explore.report.ipynb #f06cd92a
 CSS = '''
 :root { color-scheme: light dark; --fg: #222; --soft: #666; --line: #e2e2e2; --bg: #fff; --link: #0173b2; --code: #f5f5f5 }
 @media (prefers-color-scheme: dark) { :root { --fg: #e4e4e4; --soft: #a0a0a0; --line: #383b45; --bg: #1c1e25; --link: #56b4e9; --code: #262932 }
@@ -222,7 +232,7 @@ def page(
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Title(title), Style(Safe(CSS+css)))
     return to_xml(Html(head, Body(Main(*body)), lang='en'), indent=False)
 
-# %% ../../nbs/70_explore.report.ipynb #a83a7617
+# %% ../../nbs/70_explore.report.ipynb #b7f85342
 _NB_CSS = '''main { max-width: 56rem } .jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none } .highlight pre { margin: .6rem 0 }
 .dataframe { display: block; overflow-x: auto; font-size: .85rem; border: 0 } .dataframe :is(th, td) { border: 0; border-bottom: 1px solid var(--line) } blockquote { margin: 0; color: var(--soft) }
 .jp-OutputArea-output { overflow-x: auto } .jp-OutputArea-output :is(svg, img) { display: block; max-width: none; height: auto }
@@ -243,7 +253,7 @@ def notebook_html(
     with atomic(path.with_suffix('.html')) as f: f.write_text(html, encoding='utf-8')
     return path.with_suffix('.html')
 
-# %% ../../nbs/70_explore.report.ipynb #c84eae40
+# %% ../../nbs/70_explore.report.ipynb #7ee0592f
 def _title(
     phase:str, # Such as '2_sae'
 )->str: # Such as '2 · sae'
@@ -264,7 +274,7 @@ def phase_html(
     links = P(read, ' · ', A('metrics.json', href=f'{phase}/{subject}/metrics.json'), cls='note')
     return Section(head, links, *[figure_html(p) for p in sorted(folder.glob('*.svg'))])
 
-# %% ../../nbs/70_explore.report.ipynb #ecab1cb1
+# %% ../../nbs/70_explore.report.ipynb #4e574254
 def steering_html(
     base:Path, # The `reports/` folder
     subject:str, # Such as 'nano_vla'
@@ -279,7 +289,7 @@ def steering_html(
     flips = [H2('Flips', id='flips'), flips_html(m), about, details_html(m)]
     return headline(m), [video_html(folder, base, m.get('no_video')), *flips, H2('The run', id='run'), run]
 
-# %% ../../nbs/70_explore.report.ipynb #410795a1
+# %% ../../nbs/70_explore.report.ipynb #5e4cad2a
 def _subject_html(
     base:Path, # The `reports/` folder
     names:list[str], # Phases
