@@ -92,7 +92,7 @@ def _same_place(
     n = sum(p['n'] for p in ps)
     return [(sum(round(p['rate']*p['n']) for p in ps), n, sum(p.get('neither', 0)*p['n'] for p in ps)/n)] if n else []
 
-# %% ../../nbs/70_explore.report.ipynb #42e39941
+# %% ../../nbs/70_explore.report.ipynb #378f341f
 def caveats(
     metrics:dict, # Of a steering run
 )->dict[str,str]: # What it is to its value
@@ -101,7 +101,7 @@ def caveats(
     dose = [s['dose'] for ms in flips.values() for s in (ms.get('sae') or {}).get('by_scene', {}).values() if isinstance(s, dict) and s.get('dose')]
     if dose: res['Length of the SAE edits'] = f'{min(dose):.1f} to {max(dose):.1f} times the activations they are added to'
     if told := [f'{arrow(c)} {k} of {n} flip, {neither:.0%} end in neither' for c,ms in flips.items() for k,n,neither in _same_place(ms)]:
-        res["Random directions at the SAE direction's setting, with those of other methods that chose the same"] = '; '.join(told)
+        res["Placebos at the SAE direction's setting, all methods that chose it"] = '; '.join(told)
     if x := metrics.get('likeness_to_diffmean'):
         res['Cosine with DiffMean, at least'] = '; '.join(f"{LABELS.get(m, m)} {v:.3f} ({metrics['n_latents'][m]} latents)" for m,v in x.items())
     if none := dict.fromkeys(f"{r['a']} / {r['b']}" for r in metrics.get('actions') or [] if not r['n']):
@@ -198,7 +198,7 @@ def figure_html(
     alt = unescape(title[1]).strip() if title else path.stem
     return Figure(Img(src='data:image/svg+xml;base64,'+base64.b64encode(svg.encode()).decode(), alt=alt), cls='scroll', tabindex='0')
 
-# %% ../../nbs/70_explore.report.ipynb #f06cd92a
+# %% ../../nbs/70_explore.report.ipynb #457c274f
 CSS = '''
 :root { color-scheme: light dark; --fg: #222; --soft: #666; --line: #e2e2e2; --bg: #fff; --link: #0173b2; --code: #f5f5f5 }
 @media (prefers-color-scheme: dark) { :root { --fg: #e4e4e4; --soft: #a0a0a0; --line: #383b45; --bg: #1c1e25; --link: #56b4e9; --code: #262932 }
@@ -218,7 +218,7 @@ th small { display: block; font-weight: 400 } td small { margin-left: .5em } tbo
 .random :is(th, td, strong) { color: var(--soft); font-weight: 400; font-style: italic } .method.random :is(th, td) { border-bottom-style: dashed } .method.random .swatch { outline: 1px dashed #777 }
 .method.swap :is(th, td) { border-top: 2px solid var(--line); color: var(--soft) }
 details { margin: 1rem 0 } summary { cursor: pointer; color: var(--link) }
-dl { display: grid; grid-template-columns: minmax(9rem, auto) 1fr; gap: .35rem 1.5rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+dl { display: grid; grid-template-columns: minmax(9rem, 1fr) 2fr; gap: .35rem 1.5rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 code, pre { font: .88em ui-monospace, monospace; background: var(--code); border-radius: 3px } code { padding: .1em .3em; overflow-wrap: anywhere } pre { padding: .8rem; overflow-x: auto } pre code { padding: 0 }
 @media (max-width: 480px) { h1 { font-size: 1.35rem } dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .7rem } td small { display: block; margin: 0 } }
 '''
