@@ -185,31 +185,38 @@ def table(
     for where,layer in layers(phase, subject, overrides, extra_files): origin |= dict.fromkeys(layer, where)
     return [(n, d['inferred_type_name'], repr(values[n]), origin[n], d['help']) for n,d in declared.items()]
 
-# %% ../nbs/01_params.ipynb #531b734a
+# %% ../nbs/01_params.ipynb #47c0d872
 def _papermill(
     phase:str,     # A phase's name
     to:Path,       # The executed notebook
+    log:Path,      # What the kernel process says on its standard error
     values:dict,   # What `resolve` gave
     progress:bool, # Print what the notebook prints?
 ):
     "Run a phase's notebook, quietly but for its own output"
     import papermill
+    from jupyter_client import AsyncKernelManager
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if progress else {}
-    papermill.execute_notebook(root()/'sae_notebooks'/f'{phase}.ipynb', to, values, cwd=root(), progress_bar=False,
-        extra_arguments=['--log-level=CRITICAL'], **shown) # the kernel warns of its own local port otherwise
+    with open(log, 'wb') as err:
+        class Kernel(AsyncKernelManager):
+            def start_kernel(self, **kwargs): return super().start_kernel(stderr=err, **kwargs)
+        papermill.execute_notebook(root()/'sae_notebooks'/f'{phase}.ipynb', to, values, cwd=root(), progress_bar=False,
+            kernel_manager_class=Kernel, extra_arguments=['--log-level=CRITICAL'], **shown) # the kernel warns of its own local port otherwise
 
-# %% ../nbs/01_params.ipynb #ddb6e4bb
+# %% ../nbs/01_params.ipynb #acc06576
 def _failure(
     phase:str,       # A phase's name
     failed:Path,     # The notebook kept
+    log:Path,        # The kernel's standard error
     e:Exception,     # What papermill raised
 )->SteerlensError:
     "A failed run, in one line"
     name, said = getattr(e, 'ename', type(e).__name__), (str(getattr(e, 'evalue', e)).strip().splitlines() or [''])
     if name=='SteerlensError': return SteerlensError(said[0])
+    if name=='DeadKernelError': return SteerlensError(f'{phase}: the kernel died (memory, or a crash in a C library); look into {failed} and {log}')
     return SteerlensError(f'{phase}, cell [{getattr(e, "exec_count", "?")}]: {name}: {said[-1]}; look into {failed}')
 
-# %% ../nbs/01_params.ipynb #631ff4d4
+# %% ../nbs/01_params.ipynb #74302a4a
 def execute(
     phase:str,                     # A phase's name
     subject:str,                   # A subject's name
@@ -222,11 +229,11 @@ def execute(
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
     path = root()/values['out']/'reports'/phase/f'{subject}.ipynb'
-    tmp, failed = path.with_name(f'.tmp-{subject}.ipynb'), path.with_suffix('.failed.ipynb')
+    tmp, failed, log = path.with_name(f'.tmp-{subject}.ipynb'), path.with_suffix('.failed.ipynb'), path.with_name(f'.{subject}.kernel.log')
     with lock(path.with_name(f'.{subject}.lock'), f'{phase} {subject}'):
         failed.unlink(missing_ok=True)
-        try: _papermill(phase, tmp, values, progress)
+        try: _papermill(phase, tmp, log, values, progress)
         except (PapermillExecutionError, DeadKernelError) as e:
             tmp.replace(failed)
-            raise _failure(phase, failed, e) from None
+            raise _failure(phase, failed, log, e) from None
         return tmp.replace(path)

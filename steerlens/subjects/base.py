@@ -45,7 +45,7 @@ class Ctx:
     denoise:int|None = None              # Denoising step, at sites that run once a step
     token_type_T:tuple[str,...]|None = None # Stream of each token: `instruction`, `state`, ...
 
-# %% ../../nbs/10_subjects.base.ipynb #e668ecb8
+# %% ../../nbs/10_subjects.base.ipynb #ec8ee916
 class Subject:
     "A model under study and how to run it"
     def __init__(self,
@@ -56,13 +56,15 @@ class Subject:
         token_types:dict|None=None,  # Alias -> stream of each token, length T
         norm:str|None=None,          # Path of the final norm
         head:str|None=None,          # Path of the unembedding
+        hooks:dict|None=None,        # Other names of sites -> site, such as `blocks.0.hook_resid_post` -> `transformer.h.0.out`
     ):
         self.model,self.forward = model.eval(), forward or model
         self.aliases,self._calls,self._types = aliases or {}, calls or {}, token_types or {}
-        self.norm,self.head = norm, head
+        self.norm,self.head,self.hooks = norm, head, hooks or {}
         self.ctx,self.n_runs = Ctx(), 0
 
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
+    def _site(self, site): return Site.parse(self.hooks.get(site, site))
 
 # %% ../../nbs/10_subjects.base.ipynb #f88f48a8
 @patch
@@ -72,12 +74,12 @@ def sites(self:Subject)->list[str]: # Names such as `lm.0.out`
     if not self.aliases: return [f'{n}.out' for n in named if n]
     return [f'{a}.{n}.out' for a,p in self.aliases.items() for n,_ in named[p].named_children()]
 
-# %% ../../nbs/10_subjects.base.ipynb #72aa240d
+# %% ../../nbs/10_subjects.base.ipynb #b0da5078
 @patch
 def module(self:Subject,
     site:str|Site # Site to find
 )->nn.Module: # The module whose input or output it is; raises `SteerlensError` if there is none
-    name = Site.parse(site).name
+    name = self._site(site).name
     alias,_,rest = name.partition('.')
     path = f'{self.aliases[alias]}.{rest}'.rstrip('.') if alias in self.aliases else name
     named = dict(self.model.named_modules())
@@ -85,21 +87,21 @@ def module(self:Subject,
     near = get_close_matches(str(site), known:=self.sites(), 3, .3) or known[:3]
     raise SteerlensError(f"site '{site}': no such module in {type(self.model).__name__}; try {', '.join(near)}")
 
-# %% ../../nbs/10_subjects.base.ipynb #5cf63850
+# %% ../../nbs/10_subjects.base.ipynb #6d854166
 @patch
 def calls(self:Subject,
     site:str|Site # Site to ask about
 )->int: # Computations in one run
-    return self._calls.get(Site.parse(site).name.split('.')[0], 1)
+    return self._calls.get(self._site(site).name.split('.')[0], 1)
 
-# %% ../../nbs/10_subjects.base.ipynb #77ca3171
+# %% ../../nbs/10_subjects.base.ipynb #0ae74c26
 @patch
 def token_types(self:Subject,
     site:str|Site # Site to ask about
 )->tuple[str,...]|None: # Stream of each token, or None where tokens aren't told apart
-    return self._types.get(Site.parse(site).name.split('.')[0])
+    return self._types.get(self._site(site).name.split('.')[0])
 
-# %% ../../nbs/10_subjects.base.ipynb #367e759e
+# %% ../../nbs/10_subjects.base.ipynb #975f6c8f
 @patch
 @torch.no_grad()
 def run(self:Subject,
@@ -109,7 +111,10 @@ def run(self:Subject,
 ): # What `forward` returns
     "One run, without gradients"
     self.ctx,self.n_runs = ctx or Ctx(), self.n_runs+1
-    return self.forward(*args, **kwargs)
+    try: return self.forward(*args, **kwargs)
+    except _Enough: return None
+
+class _Enough(Exception): "A tap has what it wants of this run"
 
 # %% ../../nbs/10_subjects.base.ipynb #1e9f3ae4
 @patch
@@ -140,12 +145,13 @@ def _put_in(args, kwargs, x):
     k = next(k for k,v in kwargs.items() if isinstance(v, Tensor))
     return args, kwargs | {k: x}
 
-# %% ../../nbs/10_subjects.base.ipynb #be120e7a
+# %% ../../nbs/10_subjects.base.ipynb #54baf4c1
 @contextmanager
 def _hooked(
     subject:Subject, # Subject to hook
     sites:list,      # Sites
-    fn:Callable      # (site, value, ctx) -> new value, or None to leave it
+    fn:Callable,     # (site, value, ctx) -> new value, or None to leave it
+    stop:bool=False  # End each run once every site has been computed
 )->Iterator[None]:
     modules = {s: subject.module(s) for s in sites} # all of them exist, or no hook is placed
     seen,start = dict.fromkeys(modules, 0), subject.n_runs
@@ -154,8 +160,10 @@ def _hooked(
         n = seen[site] % subject.calls(site)
         seen[site] += 1
         c = subject.ctx
-        return fn(site, x, Ctx(c.step_B, c.row_B, c.event, n, n if subject.calls(site)>1 else None, subject.token_types(site)))
-    handles = [_attach(m, Site.parse(s).io, lambda x, s=s: call(s, x)) for s,m in modules.items()]
+        new = fn(site, x, Ctx(c.step_B, c.row_B, c.event, n, n if subject.calls(site)>1 else None, subject.token_types(site)))
+        if stop and all(seen[s] >= (subject.n_runs-start)*subject.calls(s) for s in seen): raise _Enough
+        return new
+    handles = [_attach(m, subject._site(s).io, lambda x, s=s: call(s, x)) for s,m in modules.items()]
     try: yield
     finally:
         for h in handles: h.remove()
@@ -175,18 +183,19 @@ def _check_calls(subject, seen, runs):
             raise SteerlensError(f"site '{site}': computed {n} times in {runs} run(s), expected {want}; "
                                  'does forward() go around this module, or does `calls` of the subject need a correction?')
 
-# %% ../../nbs/10_subjects.base.ipynb #79e88043
+# %% ../../nbs/10_subjects.base.ipynb #1b5ea79b
 @contextmanager
 def tap(
     subject:Subject,  # Subject to read
-    sites:str|Site|list # Site or sites, all read in the same pass
+    sites:str|Site|list, # Site or sites, all read in the same pass
+    stop:bool=False,     # End each run once every site has been computed
 )->Iterator[dict]: # Site -> list of tensors [B, T, D], one a call
     "Read activations at `sites` while the subject runs"
     sites = [sites] if isinstance(sites, (str, Site)) else list(sites)
     acts = {s: [] for s in sites}
-    with _hooked(subject, sites, lambda s, x, ctx: acts[s].append(x.detach().clone())): yield acts
+    with _hooked(subject, sites, lambda s, x, ctx: acts[s].append(x.detach().clone()), stop): yield acts
 
-# %% ../../nbs/10_subjects.base.ipynb #1fa3252b
+# %% ../../nbs/10_subjects.base.ipynb #b15855ac
 @contextmanager
 def edit(
     subject:Subject,      # Subject to edit
@@ -203,7 +212,7 @@ def edit(
         return new if gate is None else torch.where(_mask(gate(ctx), x, s), new, x)
     with _hooked(subject, [site], change): yield
 
-# %% ../../nbs/10_subjects.base.ipynb #9727c31c
+# %% ../../nbs/10_subjects.base.ipynb #28a8fa2c
 def _mask(mask, x, site):
     "A gate's answer, ready to select rows of `x`"
     mask,want = torch.as_tensor(mask, dtype=torch.bool, device=x.device), x.shape[:-1]
