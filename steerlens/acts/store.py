@@ -161,7 +161,7 @@ def _writable(
         if e.filename and not Path(e.filename).is_relative_to(folder) and not folder.is_relative_to(e.filename): raise
         raise SteerlensError(f'{folder}: could not be written ({e.strerror or e}); free some space or choose another `out`; finished shards are kept') from e
 
-# %% ../../nbs/20_acts.store.ipynb #63b8992c
+# %% ../../nbs/20_acts.store.ipynb #139dde11
 @patch
 def add(self:Writer,
     stream:str,        # Which tokens
@@ -169,6 +169,7 @@ def add(self:Writer,
     xs:dict,           # Site -> vectors [rows, d_in], in the same order
 ):
     "More rows of the current shard"
+    if not len(rows): return
     known = self.catalog['streams'].setdefault(stream, {site: x.shape[-1] for site,x in xs.items()})
     if set(known)!=set(xs): raise SteerlensError(f"stream '{stream}': sites {', '.join(xs)}; expected {', '.join(known)} as before")
     self.tables.setdefault(stream, []).append(rows)
