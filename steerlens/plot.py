@@ -208,13 +208,14 @@ def bars(
     ax.margins(x=.1)
     return fig
 
-# %% ../nbs/02_plot.ipynb #0f688b98
+# %% ../nbs/02_plot.ipynb #45627bf9
 @mpl.rc_context(STYLE)
 def hists(
     arrays:dict, # Name to values
     title:str, # The answer
     xlabel:str='', # What the values are, with the unit
     bins:int=40, # On the range of all of them together
+    **kw, # Passed to `Axes.set` of every row, such as `yscale='log'`
 )->Plot:
     "One histogram per name, a row each, on a common axis"
     arrays = {k: np.asarray(v, float).ravel() for k,v in arrays.items()}
@@ -223,7 +224,9 @@ def hists(
     for i,(ax,(k,v)) in enumerate(zip(axs, arrays.items())):
         ax.hist(v, edges, color=COLORS.get(k, COLORS['sae']), edgecolor='#777' if k=='random' else 'none')
         ax.plot(np.median(v), 0, '|', color='#222', ms=12, mew=1.6, clip_on=False)
+        ax.set(**kw)
         ax.set(yticks=[])
+        ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
         ax.set_ylabel(f'{LABELS.get(k, k)}\nn = {len(v):,}', rotation=0, ha='right', va='center', fontsize=9)
     axs[-1].set_xlabel(xlabel)
     return fig

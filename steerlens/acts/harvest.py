@@ -72,14 +72,14 @@ def gather(
             out.setdefault(stream, (rows, {}))[1][site] = x
     return out
 
-# %% ../../nbs/21_acts.harvest.ipynb #e9219580
+# %% ../../nbs/21_acts.harvest.ipynb #23b357b3
 def _thin(
     batch:Batch, # A batch
     every:int,   # Keep steps that this divides
 )->Batch: # Maybe empty
     "A batch without the steps between"
-    keep = (batch.rows.step%every==0).to_numpy()
-    if keep.all(): return batch
+    if every==1: return batch
+    keep = (batch.rows['step']%every==0).to_numpy()
     cut = lambda a: a[torch.from_numpy(keep)] if isinstance(a, Tensor) and len(a)==len(keep) else a
     return Batch(tuple(map(cut, batch.args)), batch.rows[keep].reset_index(drop=True), {k: [w for w,y in zip(v, keep) if y] for k,v in batch.words.items()})
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import SteerlensError
 
 # %% auto #0
-__all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'tap', 'edit']
+__all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'Runs', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -127,15 +127,29 @@ def logits(self:Subject,
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
     return self.model.get_submodule(self.head)(x[0] if isinstance(x, tuple) else x)
 
-# %% ../../nbs/10_subjects.base.ipynb #6657c894
+# %% ../../nbs/10_subjects.base.ipynb #298d8bd2
 @dataclass
 class Batch:
     "One run of a subject, and who its rows are"
     args:tuple      # What `run` takes
     rows:object     # A pandas DataFrame, one line per row of the batch
-    words:dict = field(default_factory=dict) # Alias -> words [B][T]; None where there is no token
+    words:dict = field(default_factory=dict) # Alias, or `*` for every site -> words [B][T]; None where there is no token
 
-# %% ../../nbs/10_subjects.base.ipynb #ee5166cd
+# %% ../../nbs/10_subjects.base.ipynb #1a752678
+@dataclass
+class Runs:
+    "What a subject's activations are taken from"
+    batches:object # A sequence of `Batch`
+    groups:dict    # Episode -> what is held out together
+    able:dict      # What the subject is for -> how well it does it
+    title:str      # The answer, in a line
+    unit:str       # What `able` counts
+    key:dict = field(default_factory=dict)     # What identifies all this: hashes of weights, states, texts
+    inputs:list = field(default_factory=list)  # Files it was made from
+    tables:dict = field(default_factory=dict)  # Name -> DataFrame, kept beside the activations
+    metrics:dict = field(default_factory=dict) # For the report
+
+# %% ../../nbs/10_subjects.base.ipynb #4b84d07f
 def _get(out): return out[0] if isinstance(out, tuple) else out
 def _put(out, x): return (x, *out[1:]) if isinstance(out, tuple) else x
 
@@ -145,7 +159,7 @@ def _put_in(args, kwargs, x):
     k = next(k for k,v in kwargs.items() if isinstance(v, Tensor))
     return args, kwargs | {k: x}
 
-# %% ../../nbs/10_subjects.base.ipynb #54baf4c1
+# %% ../../nbs/10_subjects.base.ipynb #0afa8ca9
 @contextmanager
 def _hooked(
     subject:Subject, # Subject to hook
@@ -169,7 +183,7 @@ def _hooked(
         for h in handles: h.remove()
     _check_calls(subject, seen, subject.n_runs-start)
 
-# %% ../../nbs/10_subjects.base.ipynb #e7ac07c9
+# %% ../../nbs/10_subjects.base.ipynb #69f57270
 def _attach(mod, io, fn):
     "Hook one side of `mod`; `fn` returns a new value or None"
     def out(m, args, o): return None if (x:=fn(_get(o))) is None else _put(o, x)
@@ -183,7 +197,7 @@ def _check_calls(subject, seen, runs):
             raise SteerlensError(f"site '{site}': computed {n} times in {runs} run(s), expected {want}; "
                                  'does forward() go around this module, or does `calls` of the subject need a correction?')
 
-# %% ../../nbs/10_subjects.base.ipynb #1b5ea79b
+# %% ../../nbs/10_subjects.base.ipynb #9f041fdb
 @contextmanager
 def tap(
     subject:Subject,  # Subject to read
@@ -195,7 +209,7 @@ def tap(
     acts = {s: [] for s in sites}
     with _hooked(subject, sites, lambda s, x, ctx: acts[s].append(x.detach().clone()), stop): yield acts
 
-# %% ../../nbs/10_subjects.base.ipynb #b15855ac
+# %% ../../nbs/10_subjects.base.ipynb #711bcf55
 @contextmanager
 def edit(
     subject:Subject,      # Subject to edit
@@ -212,7 +226,7 @@ def edit(
         return new if gate is None else torch.where(_mask(gate(ctx), x, s), new, x)
     with _hooked(subject, [site], change): yield
 
-# %% ../../nbs/10_subjects.base.ipynb #28a8fa2c
+# %% ../../nbs/10_subjects.base.ipynb #23a0b07d
 def _mask(mask, x, site):
     "A gate's answer, ready to select rows of `x`"
     mask,want = torch.as_tensor(mask, dtype=torch.bool, device=x.device), x.shape[:-1]
