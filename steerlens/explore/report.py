@@ -274,14 +274,19 @@ def phase_html(
     links = P(read, ' · ', A('metrics.json', href=f'{phase}/{subject}/metrics.json'), cls='note')
     return Section(head, links, *[figure_html(p) for p in sorted(folder.glob('*.svg'))])
 
-# %% ../../nbs/70_explore.report.ipynb #4e574254
+# %% ../../nbs/70_explore.report.ipynb #9eee33f5
+def _able(base, subject):
+    first = next(base.glob(f'1_*/{subject}/metrics.json'), None)
+    return read_json(first).get('title', f'{subject}: not steered yet') if first else f'{subject}: not steered yet'
+
+# %% ../../nbs/70_explore.report.ipynb #35d0292f
 def steering_html(
     base:Path, # The `reports/` folder
     subject:str, # Such as 'nano_vla'
 )->tuple[str,list]: # The headline and the elements that follow it
     "What the report leads with: the video and the flips"
     folder = base/'3_steering'/subject
-    if not (folder/'metrics.json').exists(): return f'{subject}: not steered yet', []
+    if not (folder/'metrics.json').exists(): return _able(base, subject), []
     m = read_json(folder/'metrics.json')
     about = P('A flip: the first event reached is the one of the ', Em('other'), ' instruction. Each rate stands with its ',
         '95% interval; the placebo is a random direction at the same place and as long as the SAE direction, drawn afresh for every trial (each method has its own; they are in the details).', cls='note')
@@ -289,7 +294,7 @@ def steering_html(
     flips = [H2('Flips', id='flips'), flips_html(m), about, details_html(m)]
     return headline(m), [video_html(folder, base, m.get('no_video')), *flips, H2('The run', id='run'), run]
 
-# %% ../../nbs/70_explore.report.ipynb #5e4cad2a
+# %% ../../nbs/70_explore.report.ipynb #7033ef5c
 def _subject_html(
     base:Path, # The `reports/` folder
     names:list[str], # Phases
@@ -297,6 +302,8 @@ def _subject_html(
 )->list:
     "The part of the page about one subject"
     head, lead = steering_html(base, subject)
+    ran = [i for i,p in enumerate(names) if (base/p/subject/'metrics.json').exists()]
+    names = names[:max(ran)+2] # what has been run, and what comes next
     nav = Nav(*[A(_title(p), href=f'#{subject}-{p}') for p in names], aria_label='phases')
     return [P(f'steerlens · {subject}', cls='kicker'), H1(head), *lead[:1], nav, *lead[1:], *[phase_html(base, p, subject) for p in names]]
 
@@ -308,7 +315,7 @@ def build(
     done = sorted(base.glob('[0-9]*_*/*/metrics.json'))
     if not done: raise SteerlensError(f'{base}: no finished phase; expected <phase>/<subject>/metrics.json; run one with `steerlens run`')
     names = sorted({*params.phases(), *(p.parts[-3] for p in done)}, key=lambda p: int(p.split('_')[0]))
-    subjects = sorted({p.parts[-2] for p in done})
+    subjects = sorted({p.parts[-2] for p in done}, key=lambda s: (-sum(p.parts[-2]==s for p in done), s))
     body = [x for s in subjects for x in _subject_html(base, names, s)]
     with atomic(base/'index.html') as f: f.write_text(page(f"steerlens: {', '.join(subjects)}", *body), encoding='utf-8')
     return base/'index.html'
