@@ -1,5 +1,6 @@
 # steerlens: everything from a fresh clone. Needs Python 3.11-3.13, make and git.
 VENV   ?= .venv
+EXTRAS ?= dev
 # The first Python on PATH that will do; or say make PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
             $$p -c 'import sys, venv, ensurepip; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test docs lab subject showcase clean
+.PHONY: help run test docs lab subject showcase bench tables clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,7 +24,7 @@ $(DEPS):
 	@[ -n "$(PYTHON)" ] || { echo "steerlens needs Python 3.11, 3.12 or 3.13 with venv; none on PATH; install one or say make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "installing the packages into $(VENV): 3 GB, a few minutes, once"
 	@"$(PYTHON)" -m venv "$(VENV)"
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@rm -f "$(VENV)"/.deps-* "$(VENV)"/.here-*
 	@touch "$@"
 
@@ -62,6 +63,12 @@ subject: $(HERE) ## train the embedded subject's weights again, from nothing
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py
+
+bench: ## every benchmark beside its peers, in an environment of their own; the tables go to benchmarks/results/
+	@$(MAKE) --no-print-directory tables VENV=.venv-bench EXTRAS=bench
+
+tables: $(HERE)
+	@for b in $(filter-out benchmarks/table.py,$(wildcard benchmarks/*.py)); do "$(BIN)"/python $$b --json benchmarks/results/$$(basename $$b .py).json || exit 1; done
 
 clean: ## remove what runs and builds left (weights, showcase and .venv stay)
 	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +

@@ -2,29 +2,18 @@
 
     python benchmarks/rollout.py [--quick] [--json FILE]
 """
-import os, platform, resource, sys, time
+import resource, sys
 import numpy as np
 import torch
-from steerlens.core import write_json
 from steerlens.steer.trials import Intervention, Lab
 from steerlens.subjects.nano_vla import trials_of
 from steerlens.subjects.scenes import KINDS, TASKS, Scene
+from table import args, finish, rate, resident
 
-QUICK = '--quick' in sys.argv
+ARGS = args(__doc__)
+QUICK = ARGS.quick
 N = 500 if QUICK else 3000   # control steps
 TRIALS = 32 if QUICK else 128
-
-
-def rate(f, n, repeat=3):
-    "Best rate of `repeat` runs: machines are noisy in one direction only"
-    best = 0.
-    for _ in range(repeat):
-        t = time.perf_counter(); f(); best = max(best, n/(time.perf_counter()-t))
-    return best
-
-
-def resident(): # MB
-    with open('/proc/self/statm') as f: return int(f.read().split()[1])*resource.getpagesize()/1e6
 
 
 def step_rows(name):
@@ -73,13 +62,7 @@ def trial_rows():
 def main():
     rows = [r for k in KINDS for r in step_rows(k)] + trial_rows() + [memory_row()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
-    for r in rows: r |= dict(ratio=r['ours']/r['peer'], memory_mb=peak)
-    machine = dict(processor=next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor()),
-                   cores=len(os.sched_getaffinity(0)), torch=torch.__version__, python=platform.python_version(), quick=QUICK)
-    print(f"{'':34}{'ours':>10}{'peer':>10}{'ratio':>8}  unit      peer")
-    for r in rows: print(f"{r['name']:34}{r['ours']:10.1f}{r['peer']:10.1f}{r['ratio']:8.2f}  {r['unit']:9} {r['peer_name']}")
-    print(machine)
-    if '--json' in sys.argv: write_json(sys.argv[sys.argv.index('--json')+1], dict(rows=rows, machine=machine))
+    finish([r | dict(memory_mb=peak) for r in rows], ARGS, title='Rollouts', about='Control steps, steered trials and memory; memory is the whole run\'s peak.')
 
 
 if __name__=='__main__': main()

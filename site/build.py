@@ -103,6 +103,19 @@ def showcase():
     shown = lambda ext: [markdown(f"{'!' if ext=='.svg' else ''}[{p.stem.replace('_', ' ')}](showcase/{p.name})") for p in files if p.suffix==ext]
     return [('showcase', 'Showcase', '\n\n'.join([head, *shown('.mp4'), '## Flips', flips_md(m), *shown('.svg'), '## The run', facts_md(m)]))]
 
+def benchmarks():
+    "The page of the committed tables, made from nothing but `benchmarks/results/`"
+    import json
+    tables = [json.loads(p.read_text()) | dict(stem=p.stem) for p in sorted((ROOT/'benchmarks/results').glob('*.json'))]
+    if not tables: return []
+    def table(t):
+        rows = [f"| {r['name']} | {r['ours']:,.4g} | {r['peer']:,.4g} | {r['unit']} | **{r['ratio']:.2f}** | {r['memory_mb']:,.0f} | {r['peer_name']} |" for r in t['rows']]
+        ran = ', '.join(f'{k} {v}' for k,v in t['machine'].items() if k!='quick')
+        return '\n\n'.join([f"## {t['title']}", t['about'], '\n'.join(['| | ours | peer | unit | ours / peer | MB | peer |', '|---|--:|--:|---|--:|--:|---|', *rows]), f"`benchmarks/{t['stem']}.py` on {ran}."])
+    head = header('Benchmarks', 'Ours beside a peer, on the same work in the same run')
+    note = 'Machines are noisy, so read the ratios. Where the unit is a rate, more is better; where it is seconds or MB, less is. `make bench` makes these tables anew.'
+    return [('benchmarks', 'Benchmarks', '\n\n'.join([head, note, *map(table, tables)]))]
+
 # -- links
 
 def link(pages):
@@ -131,7 +144,7 @@ def site():
     shutil.rmtree(DOCS, ignore_errors=True)
     DOCS.mkdir()
     shutil.copy(HERE/'steerlens.css', DOCS)
-    lib, show, ph = library(), showcase(), phases()
+    lib, show, ph = library(), showcase()+benchmarks(), phases()
     for page,_,text in link(lib+show+ph): (DOCS/f'{page}.md').write_text(text)
     item = lambda ps: [{title: f'{page}.md'} for page,title,_ in ps]
     rest = [p for p in lib if p[0]!='index']
