@@ -6,8 +6,8 @@ to make everything elsewhere and smaller.
 import re
 from pathlib import Path
 
-SUBJECTS = ["nano_vla"]
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
+SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:1]}  # steering is for policies so far
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
 
 OUT = config.get("out", ".")
@@ -39,7 +39,7 @@ def weights(w):
 
 rule report:
     input:
-        runs=expand(reports("{phase}/{subject}/metrics.json"), phase=PHASES, subject=SUBJECTS),
+        runs=[reports(f"{phase}/{subject}/metrics.json") for subject, phases in SUBJECTS.items() for phase in phases],
         library=list(library(80)),
     output: reports("index.html")
     params: out=OUT

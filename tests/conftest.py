@@ -7,6 +7,7 @@ from steerlens import params
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
+RUNS = [*[(phase, SUBJECT) for phase in params.phases()], (params.phases()[0], 'nano_lm')] # as in the Snakefile
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
@@ -24,8 +25,8 @@ def smoke(tmp_path_factory, pytestconfig):
     "Every phase, run in order with params/smoke.yaml by the command line's own function; returns the folder"
     out = tmp_path_factory.mktemp('smoke')
     shown = pytestconfig.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled
-    for phase in params.phases():
+    for phase,subject in RUNS:
         start = time.perf_counter()
-        params.execute(phase, SUBJECT, [f'out={out}'], ['params/smoke.yaml'], progress=False)
-        with shown(): print(f'\n{phase}: {time.perf_counter()-start:.0f} s', end=' ', flush=True)
+        params.execute(phase, subject, [f'out={out}'], ['params/smoke.yaml'], progress=False)
+        with shown(): print(f'\n{phase} {subject}: {time.perf_counter()-start:.0f} s', end=' ', flush=True)
     return out

@@ -3,14 +3,14 @@ import json
 import pytest
 from steerlens import params
 from steerlens.core import read_json
-from conftest import SUBJECT
+from conftest import RUNS
 
 
-@pytest.mark.parametrize('phase', params.phases())
-def test_phase_ran(smoke, phase):
-    ran = read_json(smoke/'reports'/phase/f'{SUBJECT}.ipynb')
-    assert ran['metadata']['papermill']['parameters']==params.resolve(phase, SUBJECT, [f'out={smoke}'], ['params/smoke.yaml'])
-    assert read_json(smoke/'reports'/phase/SUBJECT/'metrics.json')
+@pytest.mark.parametrize('phase,subject', RUNS)
+def test_phase_ran(smoke, phase, subject):
+    ran = read_json(smoke/'reports'/phase/f'{subject}.ipynb')
+    assert ran['metadata']['papermill']['parameters']==params.resolve(phase, subject, [f'out={smoke}'], ['params/smoke.yaml'])
+    assert read_json(smoke/'reports'/phase/subject/'metrics.json')
 
 
 def test_nothing_is_left_over(smoke):
