@@ -324,7 +324,7 @@ def _rows(found, counts):
         layers += [row('lens', 'right', 'share of tokens', found[f'right_{i}'], layer=i), row('lens', 'agrees', 'share of tokens', found[f'agree_{i}'], layer=i)]
     return dict(scores=scores, layers=layers)
 
-# %% ../../nbs/15_subjects.lm.ipynb #a0e2d91e
+# %% ../../nbs/15_subjects.lm.ipynb #7a4d0cd7
 def show_baselines(
     base:dict # From `baselines`
 )->plot.Plot:
@@ -336,7 +336,7 @@ def show_baselines(
     if 'bigram' in top: df = pd.concat([df, pd.DataFrame([top['bigram'] | dict(layer=i, what='bigram') for i in (0, last)])])
     half = df[(df.what=='right') & (df.value >= model/2)].layer.min()
     title = f'The model names the next token {model:.1%} of the time' + (f', a bigram {top["bigram"]["value"]:.1%}' if 'bigram' in top else '') + f'; after {half+1} of {last+1} layers the lens reads at least half of that'
-    return plot.curves(df, 'layer', 'value', 'what', title, 'layer N, read at blocks.N.hook_resid_post through the logit lens', f'share of {base["scores"][0]["n"]:,} tokens of {base["scores"][0]["documents"]} documents', ylim=(0, 1.02))
+    return plot.curves(df, 'layer', 'value', 'what', title, 'layer N, read at blocks.N.hook_resid_post through the logit lens', f'share of {base["scores"][0]["n"]:,} tokens of {base["scores"][0]["documents"]} documents', ylim=(0, 1.02), xticks=range(0, last+1, 1+last//16))
 
 # %% ../../nbs/15_subjects.lm.ipynb #4ad99bde
 def generate(
