@@ -142,17 +142,20 @@ def spread(
     for a,b in zip(order, order[1:]): ys[b] = max(ys[b], ys[a]+gap)
     return ys
 
-# %% ../nbs/02_plot.ipynb #d46e1488
+# %% ../nbs/02_plot.ipynb #14dbdf6b
 _cycle = [COLORS[m] for m in ('sae', 'diffmean', 'sae_topk', 'tokenwise', 'baseline')]
 _dashes = ['-', '-.', ':', (0, (8, 2)), (0, (5, 1, 1, 1, 1, 1))]
 
 def _line(ax, i, name, g, x, y):
     placebo = name=='random'
-    c = '#888' if placebo else COLORS.get(name, _cycle[i%len(_cycle)])
-    ax.plot(g[x], g[y], color=c, ls='--' if placebo else _dashes[i%len(_dashes)], lw=1.8, marker='o' if len(g)<13 else None, ms=4)
-    if 'lo' in g and 'hi' in g: ax.fill_between(g[x], g.lo, g.hi, color=c, alpha=.15, lw=0)
+    look = dict(color='#888' if placebo else COLORS.get(name, _cycle[i%len(_cycle)]), ls='--' if placebo else _dashes[i%len(_dashes)], lw=1.8)
+    ax.plot(g[x], g[y], marker='o' if len(g)<13 else None, ms=4, **look)
+    if 'lo' in g and 'hi' in g:
+        if len(g)==1: ax.vlines(g[x], g.lo, g.hi, color=look['color'], lw=1.2)
+        ax.fill_between(g[x], g.lo, g.hi, color=look['color'], alpha=.15, lw=0)
+    return look
 
-# %% ../nbs/02_plot.ipynb #906eb601
+# %% ../nbs/02_plot.ipynb #e58b05a5
 @mpl.rc_context(STYLE)
 def curves(
     df, # Tidy: a row per point, with `lo` and `hi` if there are intervals
@@ -168,19 +171,20 @@ def curves(
     df = tidy(df, x, y, hue)
     fig, (ax,) = sheet(title, 3.3)
     groups = [(n, g.sort_values(x)) for n,g in df.groupby(hue, sort=False)]
-    for i,(n,g) in enumerate(groups): _line(ax, i, n, g, x, y)
+    looks = [_line(ax, i, n, g, x, y) for i,(n,g) in enumerate(groups)]
     ax.set(xlabel=xlabel or x, **kw)
     ax.set_title(ylabel or y, fontsize=9)
-    _name_ends(ax, [(LABELS.get(n, n), g[x].iloc[-1], g[y].iloc[-1]) for n,g in groups])
+    _name_ends(ax, [(LABELS.get(n, n), g[x].iloc[-1], g[y].iloc[-1]) for n,g in groups], looks)
     return fig
 
-# %% ../nbs/02_plot.ipynb #115ae19a
-def _name_ends(ax, ends):
+# %% ../nbs/02_plot.ipynb #c43170c1
+def _name_ends(ax, ends, looks):
     ax.get_ylim() # settles the limits
     to_axes = lambda x,y: ax.transAxes.inverted().transform(ax.transData.transform((x, y)))[1]
     ys = spread([to_axes(x, y) for _,x,y in ends], .07)
-    for (name,_,_),y in zip(ends, ys):
-        ax.annotate(str(name), (1.01, y), xycoords='axes fraction', va='center', fontsize=9)
+    for (name,_,_),y,look in zip(ends, ys, looks):
+        ax.plot([1.01, 1.05], [y, y], transform=ax.transAxes, clip_on=False, **look)
+        ax.annotate(str(name), (1.06, y), xycoords='axes fraction', va='center', fontsize=9)
 
 # %% ../nbs/02_plot.ipynb #305dd4ac
 def short(
@@ -208,7 +212,7 @@ def bars(
     ax.margins(x=.1)
     return fig
 
-# %% ../nbs/02_plot.ipynb #45627bf9
+# %% ../nbs/02_plot.ipynb #f445d010
 @mpl.rc_context(STYLE)
 def hists(
     arrays:dict, # Name to values
@@ -220,14 +224,16 @@ def hists(
     "One histogram per name, a row each, on a common axis"
     arrays = {k: np.asarray(v, float).ravel() for k,v in arrays.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
-    fig, axs = sheet(title, .8 + .62*len(arrays), len(arrays), sharex=True)
+    wide = max(len(str(LABELS.get(k, k))) for k in arrays) > 16
+    fig, axs = sheet(title, .8 + (.62+.2*wide)*len(arrays), len(arrays), sharex=True)
     for i,(ax,(k,v)) in enumerate(zip(axs, arrays.items())):
         ax.hist(v, edges, color=COLORS.get(k, COLORS['sae']), edgecolor='#777' if k=='random' else 'none')
-        ax.plot(np.median(v), 0, '|', color='#222', ms=12, mew=1.6, clip_on=False)
+        ax.plot(np.median(v), 0, '|', color='#222', ms=12, mew=1.6, clip_on=False, transform=ax.get_xaxis_transform())
         ax.set(**kw)
         ax.set(yticks=[])
         ax.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-        ax.set_ylabel(f'{LABELS.get(k, k)}\nn = {len(v):,}', rotation=0, ha='right', va='center', fontsize=9)
+        if wide: ax.set_title(f'{LABELS.get(k, k)}, n = {len(v):,}', fontsize=9, pad=2)
+        else: ax.set_ylabel(f'{LABELS.get(k, k)}\nn = {len(v):,}', rotation=0, ha='right', va='center', fontsize=9)
     axs[-1].set_xlabel(xlabel)
     return fig
 

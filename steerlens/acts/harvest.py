@@ -47,7 +47,7 @@ def _pooled(x, mask, pool):
     if pool=='last': return x[some, (mask*torch.arange(1, mask.shape[1]+1, device=x.device)).argmax(1)[some]]
     return ((x*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
 
-# %% ../../nbs/21_acts.harvest.ipynb #d6e7db75
+# %% ../../nbs/21_acts.harvest.ipynb #61e10957
 def gather(
     subject:Subject,            # Whose sites they are
     batch:Batch,                # What was run
@@ -60,14 +60,15 @@ def gather(
     out,tables = {}, {}
     for site,calls in acts.items():
         keep = [i for i in range(len(calls)) if len(calls)==1 or denoise is None or i in denoise]
-        types = ('adarms',) if calls[0].ndim==2 else subject.token_types(site) or ('all',)*calls[0].shape[1]
+        if calls[0].ndim==2: calls = [x.expand(len(batch.rows), -1)[:,None] for x in calls]
+        types = ('adarms',) if acts[site][0].ndim==2 else subject.token_types(site) or ('all',)*calls[0].shape[1]
         for stream in dict.fromkeys(types):
             how,key = (pool or {}).get(stream, 'none'), (stream, site.split('.')[0], len(types))
             if key not in tables:
                 mask,words = (np.ones((len(batch.rows),1), bool), np.full((len(batch.rows),1), None)) if stream=='adarms' else _mask(batch, site, types, stream)
                 tables[key] = mask, pd.concat([_rows(batch, mask, words, stream, how, i if len(calls)>1 else -1) for i in keep], ignore_index=True)
             mask,rows = tables[key]
-            x = torch.cat([_pooled(calls[i].unsqueeze(1) if calls[i].ndim==2 else calls[i], mask, how).to(dtype) for i in keep]).cpu()
+            x = torch.cat([_pooled(calls[i], mask, how).to(dtype) for i in keep]).cpu()
             if stream in out and not out[stream][0].equals(rows): raise SteerlensError(f"site '{site}': its rows of stream '{stream}' are not those of the sites before; harvest it on its own")
             out.setdefault(stream, (rows, {}))[1][site] = x
     return out
@@ -126,7 +127,7 @@ def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, s
         for i,mask in k.groupby('batch').keep: plan[i][s] = mask.to_numpy(copy=True)
     return plan
 
-# %% ../../nbs/21_acts.harvest.ipynb #a03c427d
+# %% ../../nbs/21_acts.harvest.ipynb #36122ff1
 def harvest(
     subject:Subject,         # What to run
     batches:Sequence[Batch], # What to run it on, indexable; made when needed, if it can
@@ -149,7 +150,7 @@ def harvest(
     params = params | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool, every=every, per_episode=per_episode, balance=balance, sites=list(sites), harvest_seed=seed)
     with Writer(folder, params, splits, -(-len(batches)//per_shard), dtype) as w:
         plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed) if w.todo and (per_episode or balance) else None
-        with _Progress(len(w.todo)*per_shard, Path(folder)) as progress:
+        with _Progress(sum(min(len(batches), (s+1)*per_shard) - s*per_shard for s in w.todo), Path(folder)) as progress:
             for shard in list(w.todo):
                 for i in range(shard*per_shard, min(len(batches), (shard+1)*per_shard)):
                     b = _thin(batches[i], every)
