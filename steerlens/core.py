@@ -70,7 +70,7 @@ def atomic(
         raise SteerlensError(f'{path}: could not be written ({e.strerror or e}); free some space or choose another `out`') from e
     finally: _remove(tmp)
 
-# %% ../nbs/00_core.ipynb #f7952723
+# %% ../nbs/00_core.ipynb #f7f07abe
 @contextmanager
 def lock(
     path:Path|str, # The lock's file; it is made, and stays
@@ -78,8 +78,11 @@ def lock(
 ):
     "Hold `path` for the length of a `with` block; waits while another process does"
     import fcntl
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a') as f:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        f = open(path, 'a')
+    except OSError as e: raise SteerlensError(f'{path}: could not be written ({e.strerror}); choose another `out`') from None
+    with f:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError:
             print(f'{what}: another process is still at it; waiting for it to end', file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ class Ctx:
     denoise:int|None = None              # Denoising step, at sites that run once a step
     token_type_T:tuple[str,...]|None = None # Stream of each token: `instruction`, `state`, ...
 
-# %% ../../nbs/10_subjects.base.ipynb #ec8ee916
+# %% ../../nbs/10_subjects.base.ipynb #cb1a5232
 class Subject:
     "A model under study and how to run it"
     def __init__(self,
@@ -64,7 +64,13 @@ class Subject:
         self.ctx,self.n_runs = Ctx(), 0
 
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
-    def _site(self, site): return Site.parse(self.hooks.get(site, site))
+    def _site(self, site):
+        if self.hooks and site not in self.hooks and not str(site).endswith(('.in', '.out')): raise SteerlensError(f"site '{site}': no such hook; try {self._near(site)}")
+        return Site.parse(self.hooks.get(site, site))
+    def _near(self, site):
+        "Names that exist, the most similar first"
+        known = [*self.hooks, *self.sites()]
+        return ', '.join(get_close_matches(str(site), known, 3, .3) or known[:3])
 
 # %% ../../nbs/10_subjects.base.ipynb #f88f48a8
 @patch
@@ -74,7 +80,7 @@ def sites(self:Subject)->list[str]: # Names such as `lm.0.out`
     if not self.aliases: return [f'{n}.out' for n in named if n]
     return [f'{a}.{n}.out' for a,p in self.aliases.items() for n,_ in named[p].named_children()]
 
-# %% ../../nbs/10_subjects.base.ipynb #b0da5078
+# %% ../../nbs/10_subjects.base.ipynb #53de61bf
 @patch
 def module(self:Subject,
     site:str|Site # Site to find
@@ -84,8 +90,7 @@ def module(self:Subject,
     path = f'{self.aliases[alias]}.{rest}'.rstrip('.') if alias in self.aliases else name
     named = dict(self.model.named_modules())
     if name and path in named: return named[path]
-    near = get_close_matches(str(site), known:=self.sites(), 3, .3) or known[:3]
-    raise SteerlensError(f"site '{site}': no such module in {type(self.model).__name__}; try {', '.join(near)}")
+    raise SteerlensError(f"site '{site}': no such module in {type(self.model).__name__}; try {self._near(site)}")
 
 # %% ../../nbs/10_subjects.base.ipynb #6d854166
 @patch
