@@ -322,12 +322,13 @@ def _gather(self:Stream, picks):
         at += len(rows)
     return out
 
-# %% ../../nbs/22_acts.stream.ipynb #838fe940
+# %% ../../nbs/22_acts.stream.ipynb #ea8370b6
 class _Memory:
     "Memory that comes back when nobody looks at it any more"
     def __init__(self, size): self.size,self.free = size, []
     def __call__(self, size):
-        mem = self.free.pop() if self.free else np.empty(self.size, 'u1')
+        try: mem = self.free.pop()
+        except IndexError: mem = np.empty(self.size, 'u1')
         seen = mem[:size]
         weakref.finalize(seen, self._back, mem).atexit = False
         return torch.from_numpy(seen)
