@@ -95,7 +95,7 @@ def report(
     from steerlens.explore.report import build
     print(f'report: {build(out)}')
 
-# %% ../nbs/99_cli.ipynb #a28cb7d0
+# %% ../nbs/99_cli.ipynb #9dc5669b
 acts = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(acts, name='acts', help='Look at datasets of activations, check, split and convert them.')
 Folder = Annotated[str, typer.Argument(help='A dataset, such as acts/nano_vla/main.')]
@@ -106,11 +106,12 @@ def _show(
 ):
     "Print a table; numbers to the right"
     from rich import box, console, table
-    t = table.Table(*(table.Column(c, justify='right' if rows and isinstance(rows[0][i], (int,float)) else 'left', overflow='fold') for i,c in enumerate(columns)), box=box.SIMPLE_HEAD)
+    t = table.Table(*(table.Column(c, justify='right' if rows and isinstance(rows[0][i], (int,float)) else 'left', no_wrap=True) for i,c in enumerate(columns)), box=box.SIMPLE_HEAD)
     for row in rows: t.add_row(*(_escaped(f'{x:,.4g}' if isinstance(x, float) else f'{x:,}' if isinstance(x, int) else str(x)) for x in row))
-    console.Console().print(t)
+    wide = console.Console(width=10**4).measure(t).maximum # Names stay whole, however narrow the terminal
+    console.Console(width=max(console.Console().width, wide)).print(t)
 
-# %% ../nbs/99_cli.ipynb #9c676fdd
+# %% ../nbs/99_cli.ipynb #d14d63f0
 @acts.command('ls')
 def acts_ls(
     folder:Annotated[str, typer.Argument(help='Where to look.')]='acts', # All datasets below it
@@ -121,7 +122,9 @@ def acts_ls(
     rows = []
     for f in sorted(Path(folder).rglob('catalog.json')):
         try: d = Acts(f.parent, partial=True)
-        except SteerlensError: continue # Another format's catalog
+        except SteerlensError as e:
+            print(e, file=sys.stderr) # Another format's catalog, or one of an older version
+            continue
         n,want,size = len(d.catalog['shards']), d.catalog['shards_wanted'], DTYPES[d.catalog['dtype']].itemsize
         gb = sum(d.n_rows(s)*sum(d.catalog['streams'][s].values())*size for s in d.streams)/1e9
         rows.append([f.parent.as_posix(), ', '.join(d.streams), sum(map(d.n_rows, d.streams)), gb, d.catalog['dtype'], 'finished' if n==want else f'{n} of {want} shards'])

@@ -23,7 +23,7 @@ PIECE = 4096 # Rows in memory at a time
 __all__ = ['PIECE', 'DIRS', 'SITES', 'COLUMNS', 'ARRAY2D', 'ARROW', 'BLOCK', 'import_chunks', 'export_chunks', 'import_sae_lens',
            'export_sae_lens', 'import_npy', 'export_npy']
 
-# %% ../../nbs/23_acts.convert.ipynb #899f6f01
+# %% ../../nbs/23_acts.convert.ipynb #51b3ee11
 def _unnamed(
     n:int,       # Rows
     episode,     # Of all rows, or of each
@@ -40,7 +40,7 @@ def _hold_out(
 )->dict:
     "A split by episode, also of very few; a single one can't be split"
     ids = sorted(set(map(int, episodes)))
-    if len(ids)==1: return dict(train=ids, validation=[])
+    if len(ids)<2: return dict(train=ids, validation=[])
     return split_episodes({e: e for e in ids}, max(.1, 1/len(ids)) if validation is None else validation)
 
 # %% ../../nbs/23_acts.convert.ipynb #e6785227
@@ -76,7 +76,7 @@ def _named_splits(t, path):
     if len(twice := t.episode[t.episode.duplicated()]): raise SteerlensError(f'{path}: episode {twice.iloc[0]} is on both sides of the split, so validation would see training data; give `validation` to split anew')
     return dict.fromkeys(('train','validation'), []) | {s: sorted(map(int, e)) for s,e in t.groupby('split').episode}
 
-# %% ../../nbs/23_acts.convert.ipynb #b547e9a9
+# %% ../../nbs/23_acts.convert.ipynb #245fd597
 def _identity(
     files # Paths
 )->str:
@@ -100,6 +100,7 @@ def _fill(
     inputs:list,  # For the manifest
 )->Acts:
     "Write what an import found"
+    if not any(splits.values()): raise SteerlensError(f'{inputs[0]}: no rows; expected some')
     with Writer(folder, dict(imported=kind) | params, splits, len(shards), dtype) as w, tqdm(total=len(w.todo), desc=f'import {kind}', unit='shard', mininterval=1, disable=not w.todo) as bar:
         for i in list(w.todo):
             name,pieces = shards[i]
@@ -127,13 +128,19 @@ def _new(
         yield tmp
         manifest(tmp, 'export', params | dict(source=acts.folder.as_posix()), inputs=[acts.folder/'catalog.json'])
 
-# %% ../../nbs/23_acts.convert.ipynb #e8cf8d46
+# %% ../../nbs/23_acts.convert.ipynb #9372d54d
 def _shard(acts, stream, i):
     "Row table and mapped vectors of a stream in a shard; empty where it isn't in it"
     here = [k for k,e in enumerate(acts.catalog['shards']) if stream in e]
     k = i if i in here else here[0]
     rows,xs = pd.read_parquet(acts.folder/stream/f'rows_{k:04d}.parquet'), {s: Shard.open(acts.folder/stream/f'{s}_{k:04d}.safetensors').map() for s in acts.sites(stream)}
     return (rows, xs) if k==i else (rows[:0], {s: x[:0] for s,x in xs.items()})
+
+def _count(acts, streams, split):
+    "Rows to export; none is an error"
+    n = sum(len(r) if split=='all' else int(acts.split(r, split).sum()) for s in streams for r in [acts.rows(s, ['episode'])])
+    if not n: raise SteerlensError(f"split '{split}': has no rows of {', '.join(streams)} in {acts.folder}")
+    return n
 
 def _sides(acts): return {e: s for s,es in acts.catalog['splits'].items() for e in es} # Episode -> split
 
@@ -233,16 +240,24 @@ def _who(
         if isinstance(v, list) and len(v)!=n: raise SteerlensError(f'{source}/metadata.json: {len(v)} values of {k} for {n} rows of {d}/chunk{c:04d}; expected one for all, or one for each')
     return _unnamed(n, told.pop('episode', c), DIRS[d], **told)
 
-# %% ../../nbs/23_acts.convert.ipynb #539c9103
+# %% ../../nbs/23_acts.convert.ipynb #b19f0e34
+def _json(path):
+    "An object from a file that may not be there"
+    x = read_json(path) if path.exists() else {}
+    if not isinstance(x, dict): raise SteerlensError(f'{path}: holds a {type(x).__name__}; expected an object')
+    return x
+
 def _chunk_splits(source, who, validation):
     "Split -> episodes: as catalog.json splits the chunks, or a new one"
-    splits = read_json(source/'catalog.json').get('splits') if (source/'catalog.json').exists() and validation is None else None
+    splits,chunks = _json(source/'catalog.json').get('splits') if validation is None else None, {c for c,_ in who}
     if not splits: return _hold_out({e for _,es in who for e in es}, validation)
-    number = lambda x: int(re.search(r'(\d+)(?:\.pt)?$', str(x))[1])
-    sides = {number(c): dict(val='validation').get(s, s) for s,cs in splits.items() for c in cs}
+    number = lambda x: int((re.search(r'(\d+)(?:\.pt)?$', str(x)) or [0,-1])[1])
+    try: sides = {number(c): dict(val='validation').get(s, s) for s,cs in splits.items() for c in cs}
+    except (AttributeError, TypeError): sides = {-1: None}
+    if wrong := set(sides)-chunks: raise SteerlensError(f'{source}/catalog.json: splits {str(splits)[:60]}; expected lists of chunks that are here ({min(chunks)} to {max(chunks)}); give `validation` to split anew')
     return _named_splits(pd.DataFrame([dict(episode=e, split=sides[c]) for c,es in who for e in sorted(es) if c in sides]), source/'catalog.json')
 
-# %% ../../nbs/23_acts.convert.ipynb #cdf4e5d6
+# %% ../../nbs/23_acts.convert.ipynb #a1460f55
 def import_chunks(
     source:str|Path,            # Folder with `decision/`, `instructions/`, `adarms/`
     folder:str|Path,            # The dataset to make
@@ -253,7 +268,7 @@ def import_chunks(
     source,folder = Path(source), Path(folder)
     found = _chunks(source)
     dtype,n = _measure(found)
-    meta = read_json(source/'metadata.json') if (source/'metadata.json').exists() else {}
+    meta = _json(source/'metadata.json')
     who = lambda d,c: _who(source, meta, d, c, n[d,c])
     splits = _chunk_splits(source, [(c, set(who(d,c).episode)) for d,c in n], validation)
     def name(d, layer, key): return (sites or {}).get(d, meta.get('sites', {}).get(d, {}).get(str(layer)) or SITES.get(d, key or d)).format(layer=layer)
@@ -265,12 +280,12 @@ def import_chunks(
     params = dict(source=_identity([*files, *source.glob('*/rows_chunk*.parquet'), *source.glob('[mc]*.json')]), sites=sites, validation=validation)
     return _fill(folder, 'chunks', params, splits, dtype, [(f'chunk {c} of {source}', lambda c=c: pieces(c)) for c in chunks], [source])
 
-# %% ../../nbs/23_acts.convert.ipynb #e511c1be
+# %% ../../nbs/23_acts.convert.ipynb #b0e3918a
 def _by_layer(acts, stream, sites):
     "Layer -> site of a stream"
     sites = [s for s in acts.sites(stream) if sites is None or s in sites]
     layers = [acts.catalog['layers'][s] for s in sites]
-    if None in layers or len(set(layers)) < len(layers): raise SteerlensError(f"stream '{stream}': sites {', '.join(sites)}; a chunk file is named by its layer, so give one site per layer")
+    if not sites or None in layers or len(set(layers)) < len(layers): raise SteerlensError(f"stream '{stream}': sites {', '.join(sites) or '(none of those given)'}; a chunk file is named by its layer, so give one site per layer")
     return dict(zip(layers, sites))
 
 def _save(x, path):
@@ -363,7 +378,7 @@ def _contexts(path, hooks):
         n += len(batch)
     return n
 
-# %% ../../nbs/23_acts.convert.ipynb #0ebf33fd
+# %% ../../nbs/23_acts.convert.ipynb #059cbf43
 def import_sae_lens(
     source:str|Path,            # Folder with `dataset_info.json`, `state.json` and Arrow files
     folder:str|Path,            # The dataset to make
@@ -374,7 +389,7 @@ def import_sae_lens(
     source,folder = Path(source), Path(folder)
     hooks,context,dtype,ids,files = _sae_lens(source)
     total,firsts = sum(n for _,n in files), np.cumsum([0]+[n for _,n in files])
-    block = -(-total//1000)
+    block = max(1, -(-total//1000))
     side = source/'rows.parquet'
     table = _Table(side, total*context) if side.exists() else None
     def pieces(path, first):
@@ -416,7 +431,7 @@ def _column(
         x = pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat)+1, n, dtype='i4')), flat)
     return x
 
-# %% ../../nbs/23_acts.convert.ipynb #9dd6f6a8
+# %% ../../nbs/23_acts.convert.ipynb #a8442c96
 def export_sae_lens(
     acts:Acts,                  # A dataset
     dest:str|Path,              # A new folder
@@ -426,6 +441,7 @@ def export_sae_lens(
 )->dict: # For `CacheActivationsRunnerConfig(**it)`
     "Export to a cache that sae-lens trains on"
     streams,d = acts._streams(site, streams), acts.files(site, streams)[0].width
+    _count(acts, streams, split)
     context,dtype,n = _context(acts, streams, split), 'float16' if acts.catalog['dtype']=='float16' else 'float32', 0
     fields = [pa.field(site, pa.list_(pa.list_(ARROW[dtype])), metadata={'ARROW:extension:name': ARRAY2D, 'ARROW:extension:metadata': json.dumps([[context, d], dtype])})]
     with _new(dest, acts, kind='sae-lens', site=site, streams=streams, split=split) as out:
@@ -478,7 +494,7 @@ def import_npy(
     splits = table.splits(validation) if table else _hold_out(range(-(-n//BLOCK)), validation)
     return _fill(Path(folder), 'npy', dict(source=_identity(inputs), sites=list(xs), stream=stream, validation=validation), splits, dtype.name, [(f'rows {a:,} to {b:,} of {files[0].parent}', lambda a=a, b=b: pieces(a, b)) for a,b in _cut(n, BLOCK)], inputs)
 
-# %% ../../nbs/23_acts.convert.ipynb #40098cf0
+# %% ../../nbs/23_acts.convert.ipynb #42af88a7
 def export_npy(
     acts:Acts,                  # A dataset
     dest:str|Path,              # A new folder
@@ -490,7 +506,7 @@ def export_npy(
     sites = [sites] if isinstance(sites, str) else list(sites)
     streams = acts._streams(sites[0], streams)
     width = {s: acts.files(s, streams)[0].width for s in sites}
-    n = sum(int(acts.split(r, split).sum()) if split!='all' else len(r) for s in streams for r in [acts.rows(s, ['episode'])])
+    n = _count(acts, streams, split)
     dtype = torch.float16 if acts.catalog['dtype']=='float16' else torch.float32
     with _new(dest, acts, kind='npy', sites=sites, streams=streams, split=split) as out, ExitStack() as stack:
         files = {s: stack.enter_context(open(out/f'{s}.npy', 'wb')) for s in sites}
