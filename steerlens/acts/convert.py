@@ -411,14 +411,16 @@ def _by_stream(rows, xs):
     if len(streams)==1: yield streams[0], rows, xs
     else: yield from ((s, rows[of], {k: x[torch.from_numpy(of)] for k,x in xs.items()}) for s in streams for of in [(rows.token_type==s).to_numpy(copy=True)])
 
-# %% ../../nbs/23_acts.convert.ipynb #19ce7dcc
+# %% ../../nbs/23_acts.convert.ipynb #8f8af72d
 def _context(acts, streams, split):
     "Rows of a run if all have equally many, else 1"
     lengths = set()
     for f in (f for s in streams for f in sorted((acts.folder/s).glob('rows_*.parquet'))):
-        r = pd.read_parquet(f, columns=['episode','step','denoise','position'])
+        keys = [k for k in ('episode','step','denoise','position') if k in pq.read_schema(f).names]
+        if 'position' not in keys: return 1
+        r = pd.read_parquet(f, columns=keys)
         if split!='all': r = r[acts.split(r, split)]
-        new = (r[['episode','step','denoise']].diff() != 0).any(axis=1) | (r.position.diff() <= 0)
+        new = (r[keys[:-1]].diff() != 0).any(axis=1) | (r.position.diff() <= 0)
         lengths |= set(np.diff([*new.to_numpy().nonzero()[0], len(r)]).tolist() if len(r) else ())
     return lengths.pop() if len(lengths)==1 else 1
 
