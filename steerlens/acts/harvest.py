@@ -73,13 +73,14 @@ def gather(
             out.setdefault(stream, (rows, {}))[1][site] = x
     return out
 
-# %% ../../nbs/21_acts.harvest.ipynb #23b357b3
+# %% ../../nbs/21_acts.harvest.ipynb #b2b62de4
 def _thin(
     batch:Batch, # A batch
     every:int,   # Keep steps that this divides
 )->Batch: # Maybe empty
     "A batch without the steps between"
     if every==1: return batch
+    if 'step' not in batch.rows: raise SteerlensError(f'every={every}: rows without a column `step`; there are {", ".join(batch.rows.columns)}')
     keep = (batch.rows['step']%every==0).to_numpy()
     cut = lambda a: a[torch.from_numpy(keep)] if isinstance(a, Tensor) and len(a)==len(keep) else a
     return Batch(tuple(map(cut, batch.args)), batch.rows[keep].reset_index(drop=True), {k: [w for w,y in zip(v, keep) if y] for k,v in batch.words.items()})
@@ -101,7 +102,7 @@ def choose(
         keep = keep & (left.turn.rank() <= left.size().min()).reindex(k.index, fill_value=False)
     return keep.to_numpy(copy=True)
 
-# %% ../../nbs/21_acts.harvest.ipynb #4595ca22
+# %% ../../nbs/21_acts.harvest.ipynb #af96aee5
 def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed):
     "Batch -> stream -> rows to keep"
     keys = {}
@@ -112,7 +113,7 @@ def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, s
         for site in sites:
             words = batch.words.get(site.split('.')[0], batch.words.get('*'))
             types = subject.token_types(site) or (words and ('all',)*len(words[0]))
-            if not types: raise SteerlensError(f"site '{site}': its tokens aren't known before it runs, so its rows can't be chosen; harvest all, or leave it out")
+            if not types: continue # a conditioning site, all of whose rows are kept
             n = subject.calls(site)
             calls = range(n if denoise is None or n==1 else len(set(denoise)))
             for stream in dict.fromkeys(types):
@@ -127,7 +128,7 @@ def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, s
         for i,mask in k.groupby('batch').keep: plan[i][s] = mask.to_numpy(copy=True)
     return plan
 
-# %% ../../nbs/21_acts.harvest.ipynb #36122ff1
+# %% ../../nbs/21_acts.harvest.ipynb #ddd37214
 def harvest(
     subject:Subject,         # What to run
     batches:Sequence[Batch], # What to run it on, indexable; made when needed, if it can
@@ -146,8 +147,10 @@ def harvest(
     **facts,                 # For the manifest: inputs
 )->Acts: # The finished dataset
     "Run everything once and keep the activations; resumes where it was stopped"
-    _check(subject, sites, denoise, pool, every, per_episode)
-    params = params | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool, every=every, per_episode=per_episode, balance=balance, sites=list(sites), harvest_seed=seed)
+    denoise = None if denoise is None else list(denoise)
+    _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard)
+    drawn = dict(per_episode=per_episode, balance=balance, harvest_seed=seed) if per_episode or balance else {}
+    params = params | drawn | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool or {}, every=every, sites=list(sites))
     with Writer(folder, params, splits, -(-len(batches)//per_shard), dtype) as w:
         plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed) if w.todo and (per_episode or balance) else None
         with _Progress(sum(min(len(batches), (s+1)*per_shard) - s*per_shard for s in w.todo), Path(folder)) as progress:
@@ -157,6 +160,7 @@ def harvest(
                     if not len(b.rows): continue
                     with tap(subject, sites, stop=True) as acts: subject.run(*b.args)
                     for stream,(rows,xs) in gather(subject, b, acts, denoise, pool, DTYPES[dtype]).items():
+                        if plan and stream not in plan[i] and stream!='adarms': raise SteerlensError(f"stream '{stream}': its tokens aren't known before it runs, so its rows can't be chosen; give the batches words, or keep all rows")
                         if plan and stream in plan[i]:
                             keep = plan[i][stream]
                             rows,xs = rows[keep].reset_index(drop=True), {s: x[torch.from_numpy(keep)] for s,x in xs.items()}
@@ -167,8 +171,10 @@ def harvest(
                 _check_space(w)
         return w.finish(seed=seed, **facts)
 
-# %% ../../nbs/21_acts.harvest.ipynb #60c6d084
-def _check(subject, sites, denoise, pool, every, per_episode):
+# %% ../../nbs/21_acts.harvest.ipynb #effec3f9
+def _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard):
+    if not len(batches): raise SteerlensError('batches: none given; expected at least one')
+    if per_shard < 1: raise SteerlensError(f'per_shard={per_shard}: expected 1 or more batches')
     if not sites: raise SteerlensError('sites: none given; expected at least one, such as lm.2.out')
     if len(set(sites)) != len(sites): raise SteerlensError(f'sites: {", ".join(sites)}; expected each once')
     for s in sites:
@@ -186,15 +192,15 @@ def _check_space(w):
     "After a shard: is there room for the others?"
     done,free = len(w.catalog['shards']), shutil.disk_usage(w.folder).free
     need = sum(f.stat().st_size for f in w.folder.rglob('*_*.*') if f.is_file())/done*len(w.todo)
-    if need > free: raise SteerlensError(f'{w.folder}: {len(w.todo)} more shards need {need/1e9:.1f} GB and the disk has {free/1e9:.1f}; free some space, choose another `out`, or harvest less; {done} finished shards are kept')
+    if need > free: raise SteerlensError(f'{w.folder}: {len(w.todo)} more shards need {need/1e6:,.0f} MB and the disk has {free/1e6:,.0f}; free some space, choose another `out`, or harvest less; finished shards ({done}) are kept')
 
-# %% ../../nbs/21_acts.harvest.ipynb #75777bb4
+# %% ../../nbs/21_acts.harvest.ipynb #457b32c5
 class _Progress:
     "A bar that counts batches, rows a second, and gigabytes"
     def __init__(self, total, folder): self.total,self.folder,self.n,self.bytes,self.start = total, folder, 0, 0, time.time()
     def __enter__(self):
         from tqdm import tqdm
-        self.bar = tqdm(total=self.total, desc=f'harvest {self.folder.parent.name}', unit='batch', mininterval=1, disable=not self.total)
+        self.bar = tqdm(total=self.total, desc=f'harvest {self.folder.parent.name}', unit='batch', mininterval=1, **({} if self.total else dict(disable=True)))
         return self
     def rows(self, n, xs): self.n,self.bytes = self.n+n, self.bytes+sum(x.nbytes for x in xs.values())
     def update(self):
