@@ -58,8 +58,9 @@ docs: $(HERE) ## build the documentation into _site/
 lab: $(HERE) ## JupyterLab
 	@"$(BIN)"/jupyter lab
 
-subject: $(HERE) ## train the embedded subject's weights again, from nothing
-	@"$(BIN)"/python -m steerlens.subjects.nano_vla
+SUBJECT ?= nano_vla nano_lm
+subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them
+	@for s in $(SUBJECT); do "$(BIN)"/python -m steerlens.subjects.$$s || exit 1; done
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py
