@@ -72,14 +72,14 @@ def kinds(
     code = '\n'.join(lines[i].rstrip() for i in sorted(lines.keys()-comments.keys()))
     return dict(docstring='\n\n'.join(map(ast.get_docstring, owners)), comment='\n\n'.join(_blocks(comments)), source=re.sub(r'\n{3,}', '\n\n', code).strip())
 
-# %% ../../nbs/16_subjects.nano_lm.ipynb #736693b2
+# %% ../../nbs/16_subjects.nano_lm.ipynb #6cbf8ea3
 @cache
 def _documents()->pd.DataFrame:
     "split, kind, module, text: parsed once a process"
     rows = []
     for name,f in modules().items():
         with lexer.open(f) as h: text = kinds(h.read())
-        rows += [dict(split=split_of(name), kind=k, module=name, text=t+'\n') for k,t in text.items() if len(t)>=SHORTEST]
+        rows += [dict(split=split_of(name), kind=k, name=name, text=t+'\n') for k,t in text.items() if len(t)>=SHORTEST]
     return pd.DataFrame(rows)
 
 def corpus(
@@ -87,7 +87,7 @@ def corpus(
 )->pd.DataFrame: # split, kind, documents, bytes
     "The running Python's standard library as text"
     for (split,kind),g in (docs := _documents()).groupby(['split','kind']):
-        with atomic(Path(folder)/split/f'{kind}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in g[['module','text']].to_dict('records')))
+        with atomic(Path(folder)/split/f'{kind}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in g[['name','text']].to_dict('records')))
     size = docs.text.str.encode('utf-8').str.len()
     return docs.assign(bytes=size).groupby(['split','kind'], as_index=False).agg(documents=('text','size'), bytes=('bytes','sum'))
 

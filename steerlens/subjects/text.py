@@ -31,33 +31,34 @@ def _files(paths):
         out += found
     return out
 
-# %% ../../nbs/14_subjects.text.ipynb #2f52536d
-def _plain(f, text):
+# %% ../../nbs/14_subjects.text.ipynb #cf6f5842
+def _plain(f, name, text):
     "A whole file"
-    try: yield '', (raw := f.read_bytes()).decode()
+    try: yield name, (raw := f.read_bytes()).decode()
     except UnicodeDecodeError as e: raise SteerlensError(f'{f}: line {raw.count(10, 0, e.start)+1}: byte {raw[e.start]:#x} is not UTF-8; convert the file, or leave it out') from None
 
-def _jsonl(f, text):
+def _jsonl(f, name, text):
     "A document a line; empty lines are passed over"
     with open(f, 'rb') as lines:
         for i,line in enumerate(lines, 1):
-            if line.strip(): yield f':{i}', _field(f, i, line, text)
+            if line.strip(): yield _field(f, i, line, text, f'{name}:{i}')
 
-def _field(f, i, line, text):
-    "The text of one line of JSON"
-    try: (found := json.loads(line)[text]).encode() # lone surrogates are JSON but not text
+def _field(f, i, line, text, name):
+    "The name and the text of one line of JSON"
+    try: (found := (d := json.loads(line))[text]).encode() # lone surrogates are JSON but not text
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise SteerlensError(f"{f}: line {i}: expected an object with text in the field '{text}' ({type(e).__name__}: {e}); correct the line, or choose another field with text=") from None
-    return found
+    return str(d.get('name') or name), found
 
-# %% ../../nbs/14_subjects.text.ipynb #a88868f8
-def _parquet(f, text):
+# %% ../../nbs/14_subjects.text.ipynb #ecedd526
+def _parquet(f, name, text):
     "A document a row"
-    i = 0
-    for batch in _column(f, text).iter_batches(256, columns=[text]):
-        for i,t in enumerate(batch.column(0).to_pylist(), i+1):
+    i,file = 0, _column(f, text)
+    for batch in file.iter_batches(256, columns=[text, *(['name'] if 'name' in file.schema_arrow.names else [])]):
+        for i,row in enumerate(batch.to_pylist(), i+1):
+            t = row[text]
             if not isinstance(t, str): raise SteerlensError(f"{f}: row {i}: column '{text}' is {t!r}; expected text; correct the row, or choose another column with text=")
-            yield f':{i}', t
+            yield str(row.get('name') or f'{name}:{i}'), t
 
 def _column(f, text):
     "A parquet file that has this column"
@@ -66,7 +67,7 @@ def _column(f, text):
     if text in file.schema_arrow.names: return file
     raise SteerlensError(f"{f}: no column '{text}'; there are {', '.join(file.schema_arrow.names)}; choose one with text=")
 
-# %% ../../nbs/14_subjects.text.ipynb #b8c54215
+# %% ../../nbs/14_subjects.text.ipynb #6cc1620f
 def documents(
     paths:str|Path|list, # Files and folders
     text:str='text',     # JSONL field or parquet column that holds the text
@@ -75,7 +76,7 @@ def documents(
     for name,f in _files(paths):
         read = dict(jsonl=_jsonl, parquet=_parquet).get(f.suffix[1:], _plain)
         task = f.suffix[1:] if f.suffix in _PLAIN else f.stem
-        for at,t in read(f, text): yield name+at, task, t
+        for own,t in read(f, name, text): yield own, task, t
 
 # %% ../../nbs/14_subjects.text.ipynb #87b1b495
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'added_tokens.json', 'tokenizer_config.json', 'special_tokens_map.json')
