@@ -1,5 +1,5 @@
 "What the benchmarks share: timing, memory, the machine's name, and one table of ours beside a peer"
-import argparse, os, platform, resource, threading, time
+import argparse, ctypes, gc, os, platform, resource, threading, time
 
 
 def args(doc):
@@ -7,6 +7,7 @@ def args(doc):
     a = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('--quick', action='store_true', help='smaller cases, under 3 minutes')
     a.add_argument('--json', metavar='FILE', help='also write the rows and the machine there')
+    a.add_argument('--only', metavar='WORDS', default='', help='only these parts, such as write,read')
     return a.parse_args()
 
 
@@ -18,6 +19,19 @@ def rate(f, n, repeat=3):
     return best
 
 
+def race(n, ours, *peers, repeat=3, before=lambda: None):
+    "Best rates of ours and of each peer, taking turns, and the memory ours took in MB; `before` each run, untimed; `n` units of work, or what a run returns"
+    best,mb = [0.]*(1+len(peers)), 0.
+    for _ in range(repeat):
+        for i,f in enumerate((ours, *peers)):
+            before()
+            with Peak() as peak:
+                t = time.perf_counter(); done = f(); t = time.perf_counter()-t
+            best[i] = max(best[i], (n or done)/t)
+            if not i: mb = max(mb, peak.mb)
+    return *best, mb
+
+
 def resident(): # MB
     with open('/proc/self/statm') as f: return int(f.read().split()[1])*resource.getpagesize()/1e6
 
@@ -25,6 +39,7 @@ def resident(): # MB
 class Peak:
     "Resident memory above what it was, at its highest inside a `with` block, in MB"
     def __enter__(self):
+        gc.collect(); getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: 0)(0) # what was freed is not there to be used again
         self.before,self.mb,self.on = resident(), 0., True
         self.thread = threading.Thread(target=self.watch, daemon=True); self.thread.start()
         return self
