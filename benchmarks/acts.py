@@ -4,8 +4,9 @@
 """
 import multiprocessing, os, resource, shutil, sys, tempfile, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -21,15 +22,16 @@ from table import Peak, args, finish, race
 ARGS = args(__doc__)
 QUICK = ARGS.quick
 D = 768                            # Width, float32, one site
-SHARDS,ADD = 8, 8192               # Shards, and rows written at once
-SHARD = ADD*(2 if QUICK else 8)    # Rows in a shard
+SHARDS,ADD = 4 if QUICK else 12, 8192 # Shards, and rows written at once
+SHARD = ADD*(4 if QUICK else 8)    # Rows in a shard
 N = SHARDS*SHARD                   # Rows
 EPISODE = 256                      # Rows in an episode
 B = 4096                           # Rows in a training batch
-READ = 400_000 if QUICK else 1_500_000 # Rows read, warm
-SMALL = 64 if QUICK else 128       # MB, where the data is larger than the memory
+READ = 400_000 if QUICK else 1_500_000 # Rows read, warm; ten epochs where all fits
+SMALL = 128 if QUICK else 256      # MB, where the data is larger than the memory
 BATCHES = 3 if QUICK else 8        # Batches of 8 x 128 tokens harvested on a CPU, 40 times as many on a GPU
 TEXT = 2_000_000 if QUICK else 8_000_000 # Characters tokenized
+HEAD = 256                         # MB a process may have beside that: batches on their way, threads
 SITE = 'blocks.6.hook_resid_pre'
 T,W = 128, 8                       # Context, and windows in a batch
 
@@ -89,15 +91,15 @@ def hooked(model):
     cfg = HookedTransformerConfig(n_layers=12, d_model=D, d_head=64, n_heads=12, d_mlp=4*D, n_ctx=1024, d_vocab=50257, act_fn='gelu_new', normalization_type='LN', eps=1e-5, device=str(p.device), dtype=p.dtype)
     tl = HookedTransformer(cfg)
     tl.load_state_dict(convert_gpt2_weights(model, cfg), strict=False)
-    return tl.to(p.dtype).eval()
+    return tl.eval()
 
 
-def runner(folder, n, shard, model=None, ids=None, dtype='float32', device='cpu', feed=None):
+def runner(folder, n, shard, model=None, ids=None, device='cpu', feed=None):
     "sae-lens's cache_activations_runner, with a model and tokens (or ready vectors) that are here already"
     import sae_lens.cache_activations_runner as car
     from datasets import Dataset
     ids = [[0]*T] if ids is None else ids
-    cfg = car.CacheActivationsRunnerConfig('tokens', 'gpt2', W if model else 64, SITE, D, n, context_size=T, new_cached_activations_path=str(fresh(folder)), dtype=dtype, device=device, buffer_size_gb=shard*D*(4 if dtype=='float32' else 2)/1e9, streaming=False)
+    cfg = car.CacheActivationsRunnerConfig('tokens', 'gpt2', W if model else 64, SITE, D, n, context_size=T, new_cached_activations_path=str(fresh(folder)), device=device, buffer_size_gb=shard*D*4/1e9, streaming=False)
     with patch.object(car, 'load_model', lambda **_: model): r = car.CacheActivationsRunner(cfg, Dataset.from_dict(dict(input_ids=ids)))
     if feed: r.activations_store = SimpleNamespace(get_raw_llm_batch=feed)
     return r
@@ -115,24 +117,28 @@ def harvest_rows(root):
         bs.windows = full.iloc[:W*(BATCHES if device=='cpu' else min(40*BATCHES, len(full)//W))]
         ids = [bs.ids(i)[0] for i in range(len(bs))]
         n,tl = sum(x.numel() for x in ids), hooked(model)
-        def synced(): return torch.cuda.synchronize() if device=='cuda' else None
-        def ours(site): harvest(subject, bs, [site], fresh(root/'harvest'), {}, dict(train=bs.rows(0).episode.unique().tolist()), dtype=dtype)
+        def ours(site):
+            with redirect_stderr(StringIO()): harvest(subject, bs, [site], fresh(root/'harvest'), {}, dict(train=bs.rows(0).episode.unique().tolist()), dtype=dtype)
         @torch.no_grad()
         def bare():
             for x in ids: model.transformer(x.to(device), use_cache=False)
-            synced()
-        def theirs(): runner(root/'harvest_sae', n, n, tl, torch.cat(ids).tolist(), dtype, device).run()
+            if device=='cuda': torch.cuda.synchronize()
+        def theirs(): runner(root/'harvest_sae', n, n, tl, torch.cat(ids).tolist(), device).run()
         bare()
         last,alone,mb = race(n, lambda: ours('blocks.11.hook_resid_post'), bare)
         mid,sae,mb_mid = race(n, lambda: ours(SITE), theirs)
         on = f'{"GPU" if device=="cuda" else "CPU"} {dtype}'
         rows += [row(f'harvest, last layer, {on}', 'tokens/s', last, alone, 'bare forward through the 12 layers, nothing kept', mb),
-                 row(f'harvest, layer 6, {on}', 'tokens/s', mid, sae, 'sae-lens CacheActivationsRunner, same weights, also stops at the layer', mb_mid)]
+                 row(f'harvest, layer 6, {on}', 'tokens/s', mid, sae, 'sae-lens CacheActivationsRunner, same weights, also stops at the layer, stores float32', mb_mid)]
         del model, subject, tl
     return rows
 
 
 # Write
+
+def synced(path):
+    with open(path, 'rb+') as f: os.fsync(f.fileno())
+
 
 @cache
 def vectors(): return [torch.randn(ADD, D, generator=torch.Generator().manual_seed(i)) for i in range(4)]
@@ -160,12 +166,13 @@ def write_memmap(root):
     m = np.memmap(root/'memmap', 'f4', 'w+', shape=(N, D))
     for k in range(0, N, ADD): m[k:k+ADD] = vectors()[k//ADD%4].numpy()
     m.flush()
-    with open(root/'memmap', 'rb+') as f: os.fsync(f.fileno())
+    synced(root/'memmap')
 
 
 def write_sae(root, shards=SHARDS):
     feed = lambda: (vectors()[0], torch.arange(ADD))
     runner(root/'sae', shards*SHARD, SHARD, feed=feed).run()
+    for f in (root/'sae').iterdir(): synced(f)
     return shards*SHARD
 
 
@@ -181,7 +188,7 @@ def write_rows(root):
     clean()
     with Peak() as peak: write_sae(root, 2)
     name,shard = f'write {N:,} rows', SHARD*D*4/1e6
-    return [row(name, 'rows/s', ours, memmap, 'numpy.memmap, flush, fsync', mb), row(name, 'rows/s', again, sae, 'sae-lens CacheActivationsRunner.run, same vectors, no fsync', mb),
+    return [row(name, 'rows/s', ours, memmap, 'numpy.memmap, flush, fsync', mb), row(name, 'rows/s', again, sae, 'sae-lens CacheActivationsRunner.run, same vectors, fsync', mb),
             row('memory of writing, against a shard', 'MB', mb, shard, f'one shard of {SHARD:,} rows', mb), row('memory of writing', 'MB', mb, peak.mb, 'sae-lens, same shards', mb)]
 
 
@@ -211,7 +218,7 @@ def sae_store(root, rows):
 
 def read_rows(root):
     acts = made(root)
-    def stream(**kw): return count(Stream(acts, SITE, batch=B, **kw))
+    def stream(n=READ, **kw): return count(Stream(acts, SITE, batch=B, **kw), n)
     m,g = np.memmap(root/'memmap', 'f4', 'r', shape=(N, D)), np.random.default_rng(0)
     def gather():
         while True:
@@ -223,12 +230,12 @@ def read_rows(root):
     fits = N*(D*4+4)/2**20*1.01
     held = int(SMALL*2**20/(D*4))
     count(copies()), count(Stream(acts, SITE, batch=B, shuffle=False, epochs=1)) # all in the page cache
-    whole,random,mb = race(None, lambda: stream(memory_mb=fits), lambda: count(gather()))
+    whole,random,mb = race(None, lambda: stream(9*N, memory_mb=fits), lambda: count(gather(), 9*N)) # nine tenths are for training
     windows,random2,mb2 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(gather()))
     order,copy,mb3 = race(None, lambda: stream(shuffle=False), lambda: count(copies()))
     again,sae,same,mb4 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(sae_store(root, 2*B), READ//10), lambda: count(sae_store(root, held), READ//10), repeat=2)
     name = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB'
-    return [row('read shuffled, all fits', 'rows/s', whole, random, 'numpy.memmap, random rows', mb), row(name, 'rows/s', windows, random2, 'numpy.memmap, random rows', mb2),
+    return [row('read shuffled, all fits, 10 epochs', 'rows/s', whole, random, 'numpy.memmap, random rows', mb), row(name, 'rows/s', windows, random2, 'numpy.memmap, random rows', mb2),
             row(name, 'rows/s', again, sae, f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest)', mb4), row(name, 'rows/s', again, same, 'sae-lens cached activations, buffer of as many MB as ours', mb4),
             row('read in order', 'rows/s', order, copy, 'numpy.memmap, batches copied in order', mb3)]
 
@@ -243,7 +250,7 @@ def dropped(files):
 
 
 def cold(folder):
-    "In a process that may not have more than `SMALL` + 128 MB of data beyond what it began with"
+    "In a process that may not have more than `SMALL` + `HEAD` MB of data beyond what it began with"
     acts = Acts(folder)
     files = [f.path for f in acts.files(SITE)]
     read = np.empty(2**22, 'u1')
@@ -254,7 +261,7 @@ def cold(folder):
     def stream(**kw): count(Stream(acts, SITE, batch=B, split=None, epochs=1, drop_last=False, **kw), N)
     torch.ones(B, D)@torch.ones(D, D) # the threads that will be there
     data = next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith('VmData'))
-    resource.setrlimit(resource.RLIMIT_DATA, (data+(SMALL+128)*2**20,)*2)
+    resource.setrlimit(resource.RLIMIT_DATA, (data+(SMALL+HEAD)*2**20,)*2)
     mb,drop = N*D*4/1e6, lambda: dropped(files)
     return race(mb, lambda: stream(memory_mb=SMALL), plain, before=drop), race(mb, lambda: stream(shuffle=False), plain, before=drop)
 
