@@ -29,7 +29,7 @@ EPISODE = 256                      # Rows in an episode
 B = 4096                           # Rows in a training batch
 READ = 400_000 if QUICK else 1_500_000 # Rows read, warm; ten epochs where all fits
 SMALL = 128 if QUICK else 256      # MB, where the data is larger than the memory
-BATCHES = 3 if QUICK else 8        # Batches of 8 x 128 tokens harvested on a CPU, 40 times as many on a GPU
+BATCHES = 6 if QUICK else 20       # Batches of 8 x 128 tokens harvested on a CPU, 20 times as many on a GPU
 TEXT = 2_000_000 if QUICK else 8_000_000 # Characters tokenized
 HEAD = 256                         # MB a process may have beside that: batches on their way, threads
 SITE = 'blocks.6.hook_resid_pre'
@@ -114,7 +114,7 @@ def harvest_rows(root):
         model = GPT2LMHeadModel(GPT2Config()).to(device, getattr(torch, dtype)).eval()
         subject,bs = as_subject(model), batches(tokens, tok, T)
         full = bs.windows[bs.windows.n==T-1]
-        bs.windows = full.iloc[:W*(BATCHES if device=='cpu' else min(40*BATCHES, len(full)//W))]
+        bs.windows = full.iloc[:W*(BATCHES if device=='cpu' else min(20*BATCHES, len(full)//W))]
         ids = [bs.ids(i)[0] for i in range(len(bs))]
         n,tl = sum(x.numel() for x in ids), hooked(model)
         def ours(site):
