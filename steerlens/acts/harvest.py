@@ -25,7 +25,7 @@ def _mask(batch, site, types, stream):
     if words.shape != (len(batch.rows), len(types)): raise SteerlensError(f"site '{site}': the batch has words {list(words.shape)}, expected [{len(batch.rows)}, {len(types)}]: one per token")
     return np.array([t==stream for t in types])[None] & (words != None), words
 
-# %% ../../nbs/21_acts.harvest.ipynb #29918f94
+# %% ../../nbs/21_acts.harvest.ipynb #67dd7b19
 POOLS = ('none', 'mean', 'last')
 
 def _rows(batch, mask, words, stream, pool, denoise):
@@ -45,7 +45,7 @@ def _pooled(x, mask, pool):
     if pool=='none': return x[mask]
     some = mask.any(1)
     if pool=='last': return x[some, (mask*torch.arange(1, mask.shape[1]+1, device=x.device)).argmax(1)[some]]
-    return ((x*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
+    return ((x.float()*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
 
 # %% ../../nbs/21_acts.harvest.ipynb #61e10957
 def gather(
@@ -73,7 +73,7 @@ def gather(
             out.setdefault(stream, (rows, {}))[1][site] = x
     return out
 
-# %% ../../nbs/21_acts.harvest.ipynb #b2b62de4
+# %% ../../nbs/21_acts.harvest.ipynb #0af97983
 def _thin(
     batch:Batch, # A batch
     every:int,   # Keep steps that this divides
@@ -81,11 +81,11 @@ def _thin(
     "A batch without the steps between"
     if every==1: return batch
     if 'step' not in batch.rows: raise SteerlensError(f'every={every}: rows without a column `step`; there are {", ".join(batch.rows.columns)}')
-    keep = (batch.rows['step']%every==0).to_numpy()
+    keep = (batch.rows['step']%every==0).to_numpy(copy=True)
     cut = lambda a: a[torch.from_numpy(keep)] if isinstance(a, Tensor) and len(a)==len(keep) else a
     return Batch(tuple(map(cut, batch.args)), batch.rows[keep].reset_index(drop=True), {k: [w for w,y in zip(v, keep) if y] for k,v in batch.words.items()})
 
-# %% ../../nbs/21_acts.harvest.ipynb #9d771d9e
+# %% ../../nbs/21_acts.harvest.ipynb #49b13e8b
 def choose(
     keys:pd.DataFrame,         # One line per row: `episode`, and the column to balance
     per_episode:int|None=None, # Rows an episode keeps at most
@@ -94,6 +94,7 @@ def choose(
 )->np.ndarray: # True for rows to keep, [rows]
     "Draw rows, evenly over episodes and values"
     cell = ['episode', balance] if balance else ['episode']
+    if balance and keys[balance].isna().any(): raise SteerlensError(f"balance '{balance}': {keys[balance].isna().sum():,} of {len(keys):,} rows have no value of it; choose another column")
     k = keys[cell].assign(u=rng('choose', seed).random(len(keys)))
     k['turn'] = k.groupby(cell).u.rank() + k.u
     keep = (k.groupby('episode').turn.rank() <= per_episode) if per_episode else pd.Series(True, k.index)
@@ -102,7 +103,7 @@ def choose(
         keep = keep & (left.turn.rank() <= left.size().min()).reindex(k.index, fill_value=False)
     return keep.to_numpy(copy=True)
 
-# %% ../../nbs/21_acts.harvest.ipynb #af96aee5
+# %% ../../nbs/21_acts.harvest.ipynb #6152501f
 def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed):
     "Batch -> stream -> rows to keep"
     keys = {}
@@ -112,7 +113,7 @@ def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, s
         if balance and balance not in batch.rows: raise SteerlensError(f"balance '{balance}': no such column; there are {', '.join(batch.rows.columns)}")
         for site in sites:
             words = batch.words.get(site.split('.')[0], batch.words.get('*'))
-            types = subject.token_types(site) or (words and ('all',)*len(words[0]))
+            types = subject.token_types(site) or (('all',)*len(words[0]) if words is not None else None)
             if not types: continue # a conditioning site, all of whose rows are kept
             n = subject.calls(site)
             calls = range(n if denoise is None or n==1 else len(set(denoise)))
@@ -171,10 +172,11 @@ def harvest(
                 _check_space(w)
         return w.finish(seed=seed, **facts)
 
-# %% ../../nbs/21_acts.harvest.ipynb #effec3f9
+# %% ../../nbs/21_acts.harvest.ipynb #35352c41
 def _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard):
     if not len(batches): raise SteerlensError('batches: none given; expected at least one')
     if per_shard < 1: raise SteerlensError(f'per_shard={per_shard}: expected 1 or more batches')
+    if denoise==[]: raise SteerlensError('denoise: none given; expected at least one denoising step, or None for all')
     if not sites: raise SteerlensError('sites: none given; expected at least one, such as lm.2.out')
     if len(set(sites)) != len(sites): raise SteerlensError(f'sites: {", ".join(sites)}; expected each once')
     for s in sites:

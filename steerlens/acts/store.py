@@ -108,7 +108,7 @@ class Writer:
 
 CATALOG = 2 # Version of catalog.json
 
-# %% ../../nbs/20_acts.store.ipynb #ab3d2c3c
+# %% ../../nbs/20_acts.store.ipynb #8763b395
 @patch
 def __enter__(self:Writer):
     with self._open as stack:
@@ -120,8 +120,8 @@ def __enter__(self:Writer):
         n = len(self.catalog['shards'])
         self.damaged = sorted({i for i,_ in _problems(self.folder, self.catalog) if i is not None})
         self.todo = [*self.damaged, *range(n, self.catalog['shards_wanted'])]
-        self.sums = _read_sums(self.folder, self.catalog)
-        if n and not _whole(self.folder/self.catalog['stats']): _write_catalog(self.folder, self.catalog, self.sums)
+        self.sums = {}
+        if not self.damaged: self._sum_again()
         self.thread = stack.enter_context(ThreadPoolExecutor(1))
         self._begin()
         self._open = stack.pop_all()
@@ -167,7 +167,7 @@ def _writable(
         if e.filename and not Path(e.filename).is_relative_to(folder) and not folder.is_relative_to(e.filename): raise
         raise SteerlensError(f'{folder}: could not be written ({e.strerror or e}); free some space or choose another `out`; finished shards are kept') from e
 
-# %% ../../nbs/20_acts.store.ipynb #c5599455
+# %% ../../nbs/20_acts.store.ipynb #5ba69b63
 @patch
 def add(self:Writer,
     stream:str,        # Which tokens
@@ -196,7 +196,7 @@ def _check(self:Writer, stream, rows, xs):
     known = self.catalog['streams'].setdefault(stream, {site: x.shape[-1] for site,x in xs.items()})
     if set(known)!=set(xs): raise SteerlensError(f"stream '{stream}': sites {', '.join(xs)}; expected {', '.join(known)} as before")
     for site,x in xs.items():
-        if '/' in site+stream: raise SteerlensError(f"site '{site}', stream '{stream}': names of files, expected no slash")
+        if '/' in site+stream or site=='rows': raise SteerlensError(f"site '{site}', stream '{stream}': names of files, expected no slash, and not `rows`")
         if x.ndim!=2 or list(x.shape)!=[len(rows), known[site]]: raise SteerlensError(f"site '{site}', stream '{stream}': vectors {list(x.shape)}, expected [{len(rows)}, {known[site]}]: one per row")
 
 @patch
@@ -246,14 +246,16 @@ class _File:
         self.rows += len(x)
     def close(self): self.f and self.f.close()
 
-# %% ../../nbs/20_acts.store.ipynb #ed0101b6
+# %% ../../nbs/20_acts.store.ipynb #b0bab548
 @patch
 def commit(self:Writer):
     "End the current shard: all its files into place, then into the catalog"
     if not self.todo: raise SteerlensError(f'{self.folder}: all {self.catalog["shards_wanted"]} shards are there; expected no more')
     i,shards = self._shard, self.catalog['shards']
     entry = {s: self._commit_stream(s, sum(e[s]['rows'] for e in shards[:i] if s in e)) for s in self.tables}
-    if i in self.damaged and entry != shards[i]: raise SteerlensError(f'{self.folder}: shard {i} came out different from the one that was damaged; remove the folder and harvest again')
+    if i in self.damaged and entry != shards[i]:
+        for f in (f for s in entry for f in (self.folder/s).glob(f'*_{i:04d}.*')): f.unlink()
+        raise SteerlensError(f'{self.folder}: shard {i} came out different from the one that was damaged; remove the folder and harvest again')
     if i not in self.damaged:
         shards.append(entry)
         for (stream,site),s in self.shard_sums.items():
@@ -262,7 +264,14 @@ def commit(self:Writer):
             self.catalog['layers'][site] = layer_of(site)
         _write_catalog(self.folder, self.catalog, self.sums)
     self.todo.pop(0)
+    if i in self.damaged and not set(self.damaged) & set(self.todo): self._sum_again() # all of them are there again
     self._begin()
+
+@patch
+def _sum_again(self:Writer):
+    "The sums, anew where their file was lost"
+    self.sums = _read_sums(self.folder, self.catalog)
+    if self.catalog['shards'] and not _whole(self.folder/self.catalog['stats']): _write_catalog(self.folder, self.catalog, self.sums)
 
 # %% ../../nbs/20_acts.store.ipynb #d19f2972
 @patch
@@ -387,10 +396,10 @@ class Acts:
     def n_rows(self, stream): return sum(e.get(stream, {'rows': 0})['rows'] for e in self.catalog['shards'])
     def __repr__(self): return f'Acts({self.folder}, ' + ', '.join(f'{s}: {self.n_rows(s):,}' for s in self.streams) + ')'
 
-# %% ../../nbs/20_acts.store.ipynb #72f65d56
+# %% ../../nbs/20_acts.store.ipynb #b6631674
 @patch
 def _streams(self:Acts, site, streams):
-    streams = [streams] if isinstance(streams, str) else list(streams or self.streams_at(site))
+    streams = [streams] if isinstance(streams, str) else list(dict.fromkeys(streams or self.streams_at(site)))
     if wrong := set(streams) - set(self.streams_at(site)): raise SteerlensError(f"site '{site}': no tokens of stream '{wrong.pop()}' pass it; there are {', '.join(self.streams_at(site))}")
     return streams
 
@@ -467,20 +476,21 @@ def table(self:Acts)->pd.DataFrame: # One line per stream and site
                     spread=float(s['var'].sum()**.5), MB=s['n']*self.catalog['streams'][stream][site]*DTYPES[self.catalog['dtype']].itemsize/1e6)
     return pd.DataFrame([line(stream, site) for stream in self.streams for site in self.sites(stream)]).astype(dict(layer='Int64'))
 
-# %% ../../nbs/20_acts.store.ipynb #10727143
+# %% ../../nbs/20_acts.store.ipynb #faba4d34
 def split_episodes(
     groups:dict,         # Episode -> group
     validation:float=.1, # Share of the groups held out
     seed:int=0           # Which ones
 )->dict[str,list]: # `train` and `validation`: episode ids
     "Hold out whole groups of episodes"
+    if not 0 < validation < 1: raise SteerlensError(f'validation={validation}: expected a share between 0 and 1')
     ids = np.array(sorted(set(groups.values())))
     held = set(rng('split', seed).permutation(ids)[:round(len(ids)*validation)].tolist())
     if not 0 < len(held) < len(ids): raise SteerlensError(f'validation={validation}: holds out {len(held)} of {len(ids)} groups; expected some, but not all')
     side = lambda x: [int(e) for e,g in sorted(groups.items()) if (g in held)==x]
     return dict(train=side(False), validation=side(True))
 
-# %% ../../nbs/20_acts.store.ipynb #60093f7e
+# %% ../../nbs/20_acts.store.ipynb #5a4cfa17
 @patch
 def resplit(self:Acts,
     by:str='episode',    # Column whose values are held out together: `episode`, `seed`, `task`, ...
@@ -489,9 +499,10 @@ def resplit(self:Acts,
 )->Acts: # The same dataset under the new split
     "Split by another column, share or seed"
     groups = pd.concat([self.rows(s, ['episode', by] if by!='episode' else ['episode']) for s in self.streams]).drop_duplicates()
+    if groups[by].isna().any(): raise SteerlensError(f"split by '{by}': some episodes have no value of it; choose another column")
     if groups.episode.duplicated().any(): raise SteerlensError(f"split by '{by}': an episode has several values of it; choose a column that is the same in a whole episode")
     splits = split_episodes(dict(zip(groups.episode, groups[by])), validation, seed)
-    with lock(self.folder/'.lock', str(self.folder)): _write_catalog(self.folder, self.catalog | dict(splits=splits), _resum(self, splits))
+    with lock(self.folder/'.lock', str(self.folder)): _write_catalog(self.folder, self.catalog | dict(splits=splits, split=dict(by=by, validation=validation, seed=seed)), _resum(self, splits))
     return Acts(self.folder)
 
 def _resum(acts, splits):
@@ -506,7 +517,7 @@ def _resum(acts, splits):
         out |= {f'{stream}/{site}/{k}': v for k,v in s.items()} | {f'{stream}/{site}/shift': shift.float().double()}
     return out
 
-# %% ../../nbs/20_acts.store.ipynb #2fad9bf2
+# %% ../../nbs/20_acts.store.ipynb #e562485b
 @patch
 def verify(self:Acts,
     deep:bool=False # Read every byte: checksums, and that all values are finite
@@ -514,7 +525,7 @@ def verify(self:Acts,
     "What is wrong with a dataset"
     return [line for _,line in _problems(self.folder, self.catalog, deep)]
 
-# %% ../../nbs/20_acts.store.ipynb #feb4aaec
+# %% ../../nbs/20_acts.store.ipynb #4096b8f1
 def effective_dimension(
     x:Tensor # [rows, D]
 )->float: # Between 1 and D
