@@ -435,7 +435,18 @@ def x(self:Acts,
         at += f.rows
     return out
 
-# %% ../../nbs/20_acts.store.ipynb #641fa972
+# %% ../../nbs/20_acts.store.ipynb #81ac9147
+@patch
+def sample(self:Acts,
+    site:str,                   # A harvested site
+    streams:str|list|None=None, # One stream, or several
+    n:int=50_000                # Rows, about
+)->Tensor: # [rows, d_in] float32
+    "Rows all over a dataset; reads these alone"
+    files = self.files(site, streams)
+    return torch.cat([f.map()[::max(1, sum(f.rows for f in files)//n)].float() for f in files])
+
+# %% ../../nbs/20_acts.store.ipynb #26d6bf66
 @patch
 def split(self:Acts,
     rows:pd.DataFrame, # From `rows`
@@ -444,7 +455,7 @@ def split(self:Acts,
     if name not in self.catalog['splits']: raise SteerlensError(f"split '{name}': not in {self.folder}; there are {', '.join(self.catalog['splits'])}")
     return rows.episode.isin(self.catalog['splits'][name]).to_numpy(copy=True)
 
-# %% ../../nbs/20_acts.store.ipynb #5cab5d7e
+# %% ../../nbs/20_acts.store.ipynb #0273bea7
 @patch
 def stats(self:Acts,
     site:str,                   # A harvested site
@@ -466,7 +477,7 @@ def stats(self:Acts,
     mean = s['sum']/n
     return dict(n=n, mean=shift+mean, var=(s['square']/n-mean**2).clamp_min(0), norm=float(s['norm']/n), longest=float(s['longest']))
 
-# %% ../../nbs/20_acts.store.ipynb #1bd82f69
+# %% ../../nbs/20_acts.store.ipynb #f1978bae
 @patch
 def table(self:Acts)->pd.DataFrame: # One line per stream and site
     "What is in a dataset: site, layer, stream, rows, width and the length of its vectors"
@@ -476,7 +487,7 @@ def table(self:Acts)->pd.DataFrame: # One line per stream and site
                     spread=float(s['var'].sum()**.5), MB=s['n']*self.catalog['streams'][stream][site]*DTYPES[self.catalog['dtype']].itemsize/1e6)
     return pd.DataFrame([line(stream, site) for stream in self.streams for site in self.sites(stream)]).astype(dict(layer='Int64'))
 
-# %% ../../nbs/20_acts.store.ipynb #faba4d34
+# %% ../../nbs/20_acts.store.ipynb #bbebfa29
 def split_episodes(
     groups:dict,         # Episode -> group
     validation:float=.1, # Share of the groups held out
@@ -490,7 +501,7 @@ def split_episodes(
     side = lambda x: [int(e) for e,g in sorted(groups.items()) if (g in held)==x]
     return dict(train=side(False), validation=side(True))
 
-# %% ../../nbs/20_acts.store.ipynb #5a4cfa17
+# %% ../../nbs/20_acts.store.ipynb #253ee508
 @patch
 def resplit(self:Acts,
     by:str='episode',    # Column whose values are held out together: `episode`, `seed`, `task`, ...
@@ -517,7 +528,7 @@ def _resum(acts, splits):
         out |= {f'{stream}/{site}/{k}': v for k,v in s.items()} | {f'{stream}/{site}/shift': shift.float().double()}
     return out
 
-# %% ../../nbs/20_acts.store.ipynb #e562485b
+# %% ../../nbs/20_acts.store.ipynb #bf04e938
 @patch
 def verify(self:Acts,
     deep:bool=False # Read every byte: checksums, and that all values are finite
@@ -525,7 +536,7 @@ def verify(self:Acts,
     "What is wrong with a dataset"
     return [line for _,line in _problems(self.folder, self.catalog, deep)]
 
-# %% ../../nbs/20_acts.store.ipynb #4096b8f1
+# %% ../../nbs/20_acts.store.ipynb #49f33210
 def effective_dimension(
     x:Tensor # [rows, D]
 )->float: # Between 1 and D

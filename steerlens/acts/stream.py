@@ -433,7 +433,7 @@ def _same(self:Stream, of):
     if wrong := [f'{k}={v!r} where it was saved with {of.get(k)!r}' for k,v in self._settled().items() if v != of.get(k)]:
         raise SteerlensError(f"stream of site '{self.site}': can't continue with {', '.join(wrong)}; make the stream as it was, or start anew")
 
-# %% ../../nbs/22_acts.stream.ipynb #9b199322
+# %% ../../nbs/22_acts.stream.ipynb #686ea7bd
 def _entropy(ids):
     "Of the distribution of `ids`, in bits"
     p = np.unique(ids, return_counts=True)[1]/len(ids)
@@ -449,7 +449,7 @@ def shuffle_quality(
     ids = stream.acts.rows(stream.streams, [column])[column].to_numpy()
     every,gen = stream._rows_at(stream.pieces.pos[:-1], stream.pieces.pos[1:]), rng('shuffle quality', seed)
     df = pd.DataFrame([dict(batch=b, entropy=_entropy(ids[i]), uniform=_entropy(ids[gen.choice(every, len(i), replace=False)])) for b,i in enumerate(islice(stream.indices(), batches))])
-    return df.assign(ratio=df.entropy/df.uniform)
+    return df.assign(ratio=(df.entropy/df.uniform).where(df.uniform>0, 1.)) # of a single episode, nothing can be mixed
 
 def plot_quality(
     df:pd.DataFrame # From `shuffle_quality`

@@ -201,7 +201,7 @@ def _progress(model, step, steps, l, held, n, seconds):
     if held is not None: out += f'  held out {loss(model, *next(_windows(held, 64, generator("held", 0)))):.3f}'
     return f'{out}  {n/seconds:,.0f} tokens/s  {seconds:.0f} s'
 
-# %% ../../nbs/16_subjects.nano_lm.ipynb #242365e7
+# %% ../../nbs/16_subjects.nano_lm.ipynb #f221485f
 def save(
     model,                # From `train`
     tokenizer:str|Path,   # Folder of its tokenizer
@@ -216,12 +216,13 @@ def save(
     for n in tokenizer_hashes(tokenizer): (folder/n).write_bytes((Path(tokenizer)/n).read_bytes())
 
 def subject(
-    folder:str|Path|None=None # Weights; `weights/nano_lm` of the project by default
+    folder:str|Path|None=None, # Weights; `weights/nano_lm` of the project by default
+    **how # As for `subjects.lm.load`: dtype, device
 )->Subject: # Sites `blocks.0.hook_resid_post` ..., or `transformer.h.0.out` ...; raises `SteerlensError` where weights are missing or don't fit
     "The shipped language model"
     folder = Path(folder or root()/WEIGHTS)
     if not (folder/'model.safetensors').exists(): raise SteerlensError(f'{folder}: no weights; `make subject SUBJECT=nano_lm` trains them (about 10 minutes)')
-    try: return load(folder)
+    try: return load(folder, **how)
     except SteerlensError as e: raise SteerlensError(f'{e}; `make subject SUBJECT=nano_lm` retrains them') from None
 
 # %% ../../nbs/16_subjects.nano_lm.ipynb #4694e516
@@ -268,7 +269,7 @@ def samples(
         return dict(prompt=p, nano_lm=tok.decode(long[1:]), bigram=tok.decode(_bigram_text(two, ids, n, seed, temperature)[1:]))
     return pd.DataFrame([row(seed+i, p) for i,p in enumerate(prompts)])
 
-# %% ../../nbs/16_subjects.nano_lm.ipynb #7606b873
+# %% ../../nbs/16_subjects.nano_lm.ipynb #a2b9ead1
 def runs(
     subject:Subject,     # `nano_lm`
     folder:str|Path,     # Where text and token shards are kept
@@ -276,11 +277,13 @@ def runs(
     windows:int=512,     # Windows to harvest
     batch:int=16,        # Windows a batch
     seed:int=0,          # Which windows
+    model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones by default
     **others             # Parameters of other subjects
 )->Runs:
     "Read the running Python's standard library"
-    train,held = (tokens(folder, s) for s in SPLITS)
-    weights = root()/WEIGHTS
+    weights = Path(model or root()/WEIGHTS)
+    folder = Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
+    train,held = (tokens(folder, s, weights) for s in SPLITS)
     return reading(subject, train, weights, context, windows, batch, seed, batches(held, weights, context, batch_size=batch))
 
 # %% ../../nbs/16_subjects.nano_lm.ipynb #274db1e1

@@ -333,12 +333,13 @@ def _batch(rows, noise):
     words = [[*PREFIX_TYPES[:N_STATE], *(WORDS[i] if i else None for i in t), *PREFIX_TYPES[-N_PLAN:]] for t in tokens]
     return Batch(args, rows.drop(columns=['obs','decision']), dict(lm=words))
 
-# %% ../../nbs/13_subjects.nano_vla.ipynb #696a6835
+# %% ../../nbs/13_subjects.nano_vla.ipynb #c8ab8aae
 def runs(
     subject:Subject,      # The policy
     seed:int=0,           # Phrasings
     episodes:int=24,      # Rollouts per task
     first_seed:int=1_000, # Seeds count up from here
+    model:str|Path|None=None, # Folder of its weights; the shipped ones by default
     **others              # Parameters of other subjects
 )->Runs: # `able` is the success rate of each task
     "Roll out, and run every decision again"
@@ -347,10 +348,10 @@ def runs(
         for i in range(0, len(trials), 64):
             done += rollout(subject, trials[i:i+64])
             print(f'rollouts: {len(done)} of {len(trials)}', flush=True)
-    table,weights = decisions(trials, done), root()/'weights'/'nano_vla'/'model.safetensors'
+    table,weights = decisions(trials, done), Path(model or root()/'weights'/'nano_vla')/'model.safetensors'
     able = table.groupby('episode').first().groupby('task').success.mean().to_dict()
     return Runs(batches(table, seed), dict(zip(table.episode, table.seed)), able, f'The policy does what it is told in {sum(able.values())/len(able):.0%} of {len(trials)} training episodes', 'success rate',
-                dict(weights=sha256(weights), states=sha256([table.drop(columns='obs').to_dict('list'), table.obs.map(list).tolist()])), [weights], dict(decisions=table), dict(decisions=len(table)))
+                dict(weights=sha256(weights), states=sha256([table.drop(columns=['obs','event']).to_dict('list'), table.event.fillna('').tolist(), table.obs.map(list).tolist()])), [weights], dict(decisions=table), dict(decisions=len(table)))
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #9c381a4a
 def looks(
