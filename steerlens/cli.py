@@ -111,7 +111,7 @@ def _show(
     wide = console.Console(width=10**4).measure(t).maximum # Names stay whole, however narrow the terminal
     console.Console(width=max(console.Console().width, wide)).print(t)
 
-# %% ../nbs/99_cli.ipynb #d14d63f0
+# %% ../nbs/99_cli.ipynb #38279917
 @acts.command('ls')
 def acts_ls(
     folder:Annotated[str, typer.Argument(help='Where to look.')]='acts', # All datasets below it
@@ -121,9 +121,11 @@ def acts_ls(
     from steerlens.acts.store import DTYPES, Acts
     rows = []
     for f in sorted(Path(folder).rglob('catalog.json')):
-        try: d = Acts(f.parent, partial=True)
+        try:
+            if 'shards_wanted' not in read_json(f): continue # of tokens, or of another format
+            d = Acts(f.parent, partial=True)
         except SteerlensError as e:
-            print(e, file=sys.stderr) # Another format's catalog, or one of an older version
+            print(e, file=sys.stderr) # Not whole, or of an older version
             continue
         n,want,size = len(d.catalog['shards']), d.catalog['shards_wanted'], DTYPES[d.catalog['dtype']].itemsize
         gb = sum(d.n_rows(s)*sum(d.catalog['streams'][s].values())*size for s in d.streams)/1e9
@@ -131,7 +133,7 @@ def acts_ls(
     if not rows: raise SteerlensError(f'{folder}: no datasets below; expected a catalog.json somewhere; run phase 1_residuals')
     _show(['dataset', 'streams', 'rows', 'GB', 'dtype', 'state'], rows)
 
-# %% ../nbs/99_cli.ipynb #930e1173
+# %% ../nbs/99_cli.ipynb #40245062
 @acts.command('show')
 def acts_show(
     folder:Folder, # A dataset
@@ -143,6 +145,7 @@ def acts_show(
     _show(list(t.columns), [['' if x != x or x is None else x for x in row] for row in t.astype(object).where(t.notna(), None).values.tolist()])
     episodes = {s: d.rows(s, ['episode']) for s in d.streams}
     _show(['split', 'episodes', *d.streams], [[s, len(es), *(int(d.split(episodes[x], s).sum()) for x in d.streams)] for s,es in d.catalog['splits'].items()])
+    if how := d.catalog.get('split'): print(f"split by {how['by']}, a share of {how['validation']:g} held out, seed {how['seed']}")
     m = read_json(d.folder/'manifest.json')
     print(f"made {m['created']} at commit {m['git']['commit']}{' with changes' if m['git']['dirty'] else ''}, seed {m['seed']}, parameters {m['params_sha256'][:12]}")
     for path,sha in m['inputs'].items(): print(f'from {path} ({sha[:12]})')
@@ -174,7 +177,7 @@ def acts_split(
     from steerlens.acts.store import Acts
     print(', '.join(f'{s}: {len(es)} episodes' for s,es in Acts(folder).resplit(by, validation, seed).catalog['splits'].items()))
 
-# %% ../nbs/99_cli.ipynb #7fd734b7
+# %% ../nbs/99_cli.ipynb #c26755c9
 Kind = Annotated[str, typer.Argument(help='chunks, sae-lens or npy.')]
 Stream = Annotated[str|None, typer.Option(help='Which tokens; when exporting, all that pass the site by default.')]
 
@@ -227,7 +230,7 @@ def _call(f, kind, *args, **given):
     "Call a converter with the options that were given, if it has them"
     from inspect import signature
     given = {k: v for k,v in given.items() if v not in (None, [])}
-    if wrong := set(given) - set(signature(f).parameters): raise SteerlensError(f"{kind}: no option --{sorted(wrong)[0].removesuffix('s')} here; see steerlens acts --help")
+    if wrong := sorted(set(given) - set(signature(f).parameters)): raise SteerlensError(f"{kind}: no option --{dict(sites='site', streams='stream').get(wrong[0], wrong[0])} here; see steerlens acts --help")
     return f(*args, **given)
 
 # %% ../nbs/99_cli.ipynb #d65bb8da

@@ -23,7 +23,7 @@ PIECE = 4096 # Rows in memory at a time
 __all__ = ['PIECE', 'DIRS', 'SITES', 'COLUMNS', 'ARRAY2D', 'ARROW', 'BLOCK', 'import_chunks', 'export_chunks', 'import_sae_lens',
            'export_sae_lens', 'import_npy', 'export_npy']
 
-# %% ../../nbs/23_acts.convert.ipynb #51b3ee11
+# %% ../../nbs/23_acts.convert.ipynb #b7e7890f
 def _unnamed(
     n:int,       # Rows
     episode,     # Of all rows, or of each
@@ -34,6 +34,13 @@ def _unnamed(
     base = dict(episode=episode, step=0, denoise=np.int16(-1), position=np.arange(n, dtype='i4'), token=pd.Series([None]*n, dtype='str'), token_type=stream)
     return pd.DataFrame(base | columns, index=range(n))
 
+def _there(
+    path,    # A file or folder
+    expected # What should be there
+):
+    "One line where a source isn't there"
+    if not Path(path).exists(): raise SteerlensError(f'{path}: no such file or folder; expected {expected}')
+
 def _hold_out(
     episodes,                   # All of them
     validation:float|None=None, # Share to hold out, .1 by default
@@ -43,7 +50,7 @@ def _hold_out(
     if len(ids)<2: return dict(train=ids, validation=[])
     return split_episodes({e: e for e in ids}, max(.1, 1/len(ids)) if validation is None else validation)
 
-# %% ../../nbs/23_acts.convert.ipynb #e6785227
+# %% ../../nbs/23_acts.convert.ipynb #ca2dec84
 class _Table:
     "The parquet file that says who the rows are"
     def __init__(self,
@@ -51,11 +58,14 @@ class _Table:
         n:int      # Rows that it must have
     ):
         self.path = path
+        _there(path, 'a parquet file with a line per row')
         try: self.file = pq.ParquetFile(path, memory_map=True)
         except Exception as e: raise SteerlensError(f'{path}: not a whole parquet file ({str(e).splitlines()[0][:80]})') from None
         meta,schema = self.file.metadata, self.file.schema_arrow
         if meta.num_rows != n: raise SteerlensError(f'{path}: {meta.num_rows:,} rows for {n:,} vectors; expected one per vector')
         if 'episode' not in schema.names or not pa.types.is_integer(schema.field('episode').type): raise SteerlensError(f'{path}: columns {", ".join(schema.names)}; expected at least `episode`, whole numbers')
+        for c in {'episode','token_type'} & set(schema.names):
+            if any(b.column(0).null_count for b in self.file.iter_batches(columns=[c])): raise SteerlensError(f'{path}: column {c} is empty in some rows; expected a value in each')
         self.ends = np.cumsum([0]+[meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
 
     def __getitem__(self, ab):
@@ -179,11 +189,12 @@ def _load(
     if len(xs) > 1 and path.parent.name != 'adarms': raise SteerlensError(f'{path}: holds {len(xs)} tensors ({", ".join(xs)}); expected one')
     return {k if path.parent.name=='adarms' else None: v for k,v in xs.items()}
 
-# %% ../../nbs/23_acts.convert.ipynb #0c31780f
+# %% ../../nbs/23_acts.convert.ipynb #5360a7f6
 def _chunks(
     source:Path # The folder
 )->dict: # (folder, layer) -> {chunk: file}
     "The files of this layout, complete"
+    _there(source, 'a folder with decision/layer00_chunk0000.pt and so on')
     found = {}
     for f in sorted(f for d in DIRS for f in (source/d).glob('*.pt')):
         m = re.fullmatch(r'chunk(\d+)' if f.parent.name=='adarms' else r'(?:layer(\d+)_)chunk(\d+)', f.stem)
@@ -198,10 +209,10 @@ def _chunks(
 
 def _name(layer, c): return f'chunk{c:04d}.pt' if layer is None else f'layer{layer:02d}_chunk{c:04d}.pt'
 
-# %% ../../nbs/23_acts.convert.ipynb #96319d1d
+# %% ../../nbs/23_acts.convert.ipynb #1e7e7a23
 def _measure(
     found:dict # From `_chunks`
-)->tuple[str,dict]: # dtype, and (folder, chunk) -> rows
+)->tuple[str,dict,list]: # dtype, (folder, chunk) -> rows, and all (folder, layer, tensor)
     "What the chunks have in common, from their headers"
     rows,width,dtype = {}, {}, None
     for (d,layer),files in found.items():
@@ -212,9 +223,9 @@ def _measure(
                 for what,have,(want,as_in) in (('dtype', name, dtype := dtype or (name, path)), ('width', x.shape[1], width.setdefault((d,layer,key), (x.shape[1], path))), ('rows', len(x), rows.setdefault((d,c), (len(x), path)))):
                     if have != want: raise SteerlensError(f'{path}: {what} {have}, expected {want} as in {as_in.name}')
             if missing := {k for *dl,k in width if dl==[d,layer]} - set(_load(path)): raise SteerlensError(f'{path}: no tensor {missing.pop()}, which other chunks have')
-    return dtype[0], {k: n for k,(n,_) in rows.items()}
+    return dtype[0], {k: n for k,(n,_) in rows.items()}, list(width)
 
-# %% ../../nbs/23_acts.convert.ipynb #33adf95b
+# %% ../../nbs/23_acts.convert.ipynb #694c1376
 COLUMNS = ('episode','step','denoise','position','token','task','instruction','seed','event','success')
 
 def _told(meta, c, d):
@@ -238,7 +249,9 @@ def _who(
     told = _told(meta, c, d)
     for k,v in told.items():
         if isinstance(v, list) and len(v)!=n: raise SteerlensError(f'{source}/metadata.json: {len(v)} values of {k} for {n} rows of {d}/chunk{c:04d}; expected one for all, or one for each')
-    return _unnamed(n, told.pop('episode', c), DIRS[d], **told)
+    e = told.pop('episode', c)
+    if not pd.api.types.is_integer_dtype(np.asarray(e)): raise SteerlensError(f'{source}/metadata.json: episode {str(e)[:60]} of {d}/chunk{c:04d}; expected whole numbers')
+    return _unnamed(n, e, DIRS[d], **told)
 
 # %% ../../nbs/23_acts.convert.ipynb #b19f0e34
 def _json(path):
@@ -257,7 +270,23 @@ def _chunk_splits(source, who, validation):
     if wrong := set(sides)-chunks: raise SteerlensError(f'{source}/catalog.json: splits {str(splits)[:60]}; expected lists of chunks that are here ({min(chunks)} to {max(chunks)}); give `validation` to split anew')
     return _named_splits(pd.DataFrame([dict(episode=e, split=sides[c]) for c,es in who for e in sorted(es) if c in sides]), source/'catalog.json')
 
-# %% ../../nbs/23_acts.convert.ipynb #a1460f55
+# %% ../../nbs/23_acts.convert.ipynb #a6a1021b
+def _names(
+    parts:list, # (folder, layer, tensor)
+    sites:dict, # Folder -> template
+    meta:dict,  # Its metadata.json
+)->dict: # (folder, layer, tensor) -> site
+    "What the sites are called; no two in a folder alike"
+    if wrong := set(sites)-(here := {d for d,*_ in parts}): raise SteerlensError(f"sites '{wrong.pop()}': no such folder; expected {' or '.join(sorted(here))}")
+    names = {}
+    for d,layer,key in parts:
+        text = sites.get(d, meta.get('sites', {}).get(d, {}).get(str(layer)) or SITES.get(d, key or d))
+        try: name = text.format(layer=layer)
+        except (LookupError, ValueError, AttributeError, TypeError): raise SteerlensError(f"sites {d}='{text}': not a template; expected one such as lm.{{layer}}.out") from None
+        if twice := [l for (e,l,_),s in names.items() if (e,s)==(d,name)]: raise SteerlensError(f"sites {d}='{text}': '{name}' would be layer {twice[0]} as well as {layer}; expected a name for each, such as lm.{{layer}}.out")
+        names[d,layer,key] = name
+    return names
+
 def import_chunks(
     source:str|Path,            # Folder with `decision/`, `instructions/`, `adarms/`
     folder:str|Path,            # The dataset to make
@@ -267,14 +296,14 @@ def import_chunks(
     "Import chunked `.pt` files, one chunk to a shard"
     source,folder = Path(source), Path(folder)
     found = _chunks(source)
-    dtype,n = _measure(found)
+    dtype,n,parts = _measure(found)
     meta = _json(source/'metadata.json')
+    names = _names(parts, sites or {}, meta)
     who = lambda d,c: _who(source, meta, d, c, n[d,c])
     splits = _chunk_splits(source, [(c, set(who(d,c).episode)) for d,c in n], validation)
-    def name(d, layer, key): return (sites or {}).get(d, meta.get('sites', {}).get(d, {}).get(str(layer)) or SITES.get(d, key or d)).format(layer=layer)
     def pieces(c):
         for d in dict.fromkeys(d for d,_ in found):
-            xs,rows = {name(d, layer, k): x for (e,layer),files in found.items() if e==d for k,x in _load(files[c]).items()}, who(d,c)
+            xs,rows = {names[d,layer,k]: x for (e,layer),files in found.items() if e==d for k,x in _load(files[c]).items()}, who(d,c)
             for a,b in _cut(len(rows)): yield DIRS[d], rows[a:b], {s: x[a:b] for s,x in xs.items()}
     chunks,files = sorted({c for _,c in n}), [f for x in found.values() for f in x.values()]
     params = dict(source=_identity([*files, *source.glob('*/rows_chunk*.parquet'), *source.glob('[mc]*.json')]), sites=sites, validation=validation)
@@ -347,11 +376,12 @@ def _flat(
     if len(x) != n*int(np.prod(shape)): raise SteerlensError(f'{len(x):,} numbers in {n} entries of {list(shape)}; expected them all whole')
     return x.to_numpy(zero_copy_only=True).reshape(n, *shape)
 
-# %% ../../nbs/23_acts.convert.ipynb #f31656ca
+# %% ../../nbs/23_acts.convert.ipynb #d03cf3f0
 def _sae_lens(
     source:Path # The folder
 )->tuple[dict,int,str,bool,list]: # {hook: d_in}, context, dtype, has token_ids?, [(file, contexts)]
     "What is in a cache, checked as far as that costs nothing"
+    for f in (source, source/'dataset_info.json', source/'state.json'): _there(f, 'a folder as CacheActivationsRunner writes it, with dataset_info.json, state.json and Arrow files')
     features,state = read_json(source/'dataset_info.json').get('features', {}), read_json(source/'state.json')
     hooks = {k: f for k,f in features.items() if f.get('_type')=='Array2D'}
     if not hooks: raise SteerlensError(f'{source}: columns {", ".join(features)}; expected one of matrices [context, d_in], as CacheActivationsRunner writes')
@@ -360,6 +390,7 @@ def _sae_lens(
     (context,_),dtype = next(iter(hooks.values()))['shape'], next(iter(hooks.values()))['dtype']
     if dtype not in ARROW: raise SteerlensError(f'{source}: {dtype}; expected one of {", ".join(ARROW)}')
     files = [source/f['filename'] for f in state['_data_files']]
+    if not files: raise SteerlensError(f"{source/'state.json'}: lists no files; expected some")
     for f in files:
         if not f.exists(): raise SteerlensError(f'{f}: missing, and state.json lists it')
     return {k: f['shape'][1] for k,f in hooks.items()}, context, dtype, 'token_ids' in features, [(f, _contexts(f, hooks)) for f in files]
@@ -378,7 +409,7 @@ def _contexts(path, hooks):
         n += len(batch)
     return n
 
-# %% ../../nbs/23_acts.convert.ipynb #059cbf43
+# %% ../../nbs/23_acts.convert.ipynb #74f736f5
 def import_sae_lens(
     source:str|Path,            # Folder with `dataset_info.json`, `state.json` and Arrow files
     folder:str|Path,            # The dataset to make
@@ -398,15 +429,16 @@ def import_sae_lens(
                 part,c = batch.slice(a, b-a), np.arange(first+a, first+b)
                 extra = dict(token_id=_flat(part.column('token_ids'), context).reshape(-1)) if ids else {}
                 rows = table[int(c[0])*context:(int(c[-1])+1)*context] if table else _unnamed(len(c)*context, np.repeat(c//block, context), stream, step=np.repeat(c%block, context), position=np.tile(np.arange(context, dtype='i4'), len(c)), **extra)
-                yield from _by_stream(rows, {h: torch.from_numpy(_flat(part.column(h), context, d).reshape(-1, d).copy()) for h,d in hooks.items()})
+                yield from _by_stream(rows, stream, {h: torch.from_numpy(_flat(part.column(h), context, d).reshape(-1, d).copy()) for h,d in hooks.items()})
             first += len(batch)
     cfg = source/'cache_activations_runner_cfg.json'
     params = dict(source=_identity([f for f,_ in files] + [side]*side.exists()), stream=stream, validation=validation, cfg=read_json(cfg) if cfg.exists() else None)
     splits = table.splits(validation) if table else _hold_out(range(-(-total//block)), validation)
     return _fill(folder, 'sae-lens', params, splits, dtype, [(str(f), lambda f=f, first=first: pieces(f, int(first))) for (f,_),first in zip(files, firsts)], [source])
 
-def _by_stream(rows, xs):
-    "Rows of several streams one after the other, as (stream, rows, vectors)"
+def _by_stream(rows, stream, xs):
+    "Rows of several streams one after the other, as (stream, rows, vectors); of `stream` where they don't say it"
+    if 'token_type' not in rows: rows = rows.assign(token_type=stream)
     streams = rows.token_type.unique()
     if len(streams)==1: yield streams[0], rows, xs
     else: yield from ((s, rows[of], {k: x[torch.from_numpy(of)] for k,x in xs.items()}) for s in streams for of in [(rows.token_type==s).to_numpy(copy=True)])
@@ -459,13 +491,14 @@ def export_sae_lens(
         write_json(out/'cache_activations_runner_cfg.json', cfg)
     return cfg
 
-# %% ../../nbs/23_acts.convert.ipynb #8a050ab5
+# %% ../../nbs/23_acts.convert.ipynb #cb883748
 BLOCK = 65536 # Rows in a shard of an import from npy
 
 def _npy(
     path:Path # The file
 )->np.ndarray: # [n, d], mapped
     "A matrix in a file, not read yet"
+    _there(path, 'a .npy file, or a folder of them')
     try: x = np.load(path, mmap_mode='r', allow_pickle=False)
     except Exception as e: raise SteerlensError(f'{path}: damaged, or no plain array ({str(e).splitlines()[0][:80]}); expected float32 or float16 [n, d]') from None
     if x.ndim!=2 or x.dtype not in (np.float32, np.float16): raise SteerlensError(f'{path}: {x.dtype.str} {list(x.shape)}; expected float32 or float16 [n, d]')
@@ -491,7 +524,7 @@ def import_npy(
         for a,b in _cut(last-first):
             a,b = first+a, first+b
             who = table[a:b] if table else _unnamed(b-a, first//BLOCK, stream, position=np.arange(a-first, b-first, dtype='i4'))
-            yield from _by_stream(who if 'token_type' in who else who.assign(token_type=stream), {s: torch.from_numpy(np.array(x[a:b])) for s,x in xs.items()})
+            yield from _by_stream(who, stream, {s: torch.from_numpy(np.array(x[a:b])) for s,x in xs.items()})
     inputs = [*files, *[rows]*bool(rows)]
     splits = table.splits(validation) if table else _hold_out(range(-(-n//BLOCK)), validation)
     return _fill(Path(folder), 'npy', dict(source=_identity(inputs), sites=list(xs), stream=stream, validation=validation), splits, dtype.name, [(f'rows {a:,} to {b:,} of {files[0].parent}', lambda a=a, b=b: pieces(a, b)) for a,b in _cut(n, BLOCK)], inputs)
