@@ -1,5 +1,6 @@
 "What the benchmarks share: timing, memory, the machine's name, and one table of ours beside a peer"
 import argparse, ctypes, gc, os, platform, resource, threading, time
+from pathlib import Path
 
 
 def args(doc):
@@ -50,7 +51,7 @@ class Peak:
 
 def machine(**more):
     import torch
-    cpu = next((l.split(': ')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.processor())
+    cpu = next((l.split(': ')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor())
     gpu = dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
     return dict(processor=cpu, cores=len(os.sched_getaffinity(0)), **gpu, torch=torch.__version__, python=platform.python_version(), **more)
 
