@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from ..core import SteerlensError, atomic, lock, manifest, read_json, read_manifest, sha256, write_json
 
 # %% auto #0
-__all__ = ['TOKENIZER_FILES', 'documents', 'tokenizer_hashes', 'load_tokenizer', 'tokenize', 'Tokens']
+__all__ = ['TOKENIZER_FILES', 'PER_SHARD', 'documents', 'tokenizer_hashes', 'load_tokenizer', 'tokenize', 'Tokens']
 
 # %% ../../nbs/14_subjects.text.ipynb #332f1ce8
 _PLAIN,_TABLES = ('.txt', '.md', '.py'), ('.jsonl', '.parquet')
@@ -106,12 +106,13 @@ def load_tokenizer(
     if tok.eos_token_id is None: raise SteerlensError(f'{folder}: its tokenizer names no eos_token, which goes between documents; set it in tokenizer_config.json')
     return tok
 
-# %% ../../nbs/14_subjects.text.ipynb #be18561b
+# %% ../../nbs/14_subjects.text.ipynb #93888815
 def _encoder(tok):
     "texts -> lists of ids, without special tokens"
     back = getattr(tok, 'backend_tokenizer', None)
     if back is None: return lambda texts: [tok.encode(t, add_special_tokens=False) for t in texts]
     back.encode_special_tokens = True
+    back.no_truncation(); back.no_padding()
     return lambda texts: [e.ids for e in back.encode_batch_fast(texts, add_special_tokens=False)]
 
 def _encoded(docs, encode, chars=2**21):
@@ -160,7 +161,14 @@ def write(self:_Shards,
 
 _SCHEMA = pa.schema(dict(document=pa.int64(), name=pa.string(), task=pa.string(), first=pa.int64(), n=pa.int64())) # `first` is the place in the whole sequence; `n` leaves out the end-of-text token
 
-# %% ../../nbs/14_subjects.text.ipynb #56ccb8ab
+# %% ../../nbs/14_subjects.text.ipynb #77d76c53
+PER_SHARD = 2_097_152
+
+def _identity(files, tokenizer, text='text', per_shard=PER_SHARD):
+    "Parameters and inputs: everything that decides the ids"
+    params = dict(text=text, per_shard=per_shard, tokenizer=tokenizer_hashes(tokenizer))
+    return params, [(name, sha256(f)) for name,f in files]
+
 def tokenize(
     paths:str|Path|list,    # Local text: files and folders, see `documents`
     tokenizer:str|Path,     # Local folder of the tokenizer
@@ -168,17 +176,18 @@ def tokenize(
     source:str,             # Where the text is from, for the manifest
     licence:str,            # Under which terms, for the manifest
     text:str='text',        # JSONL field or parquet column
-    per_shard:int=2_097_152 # Tokens in a shard
+    per_shard:int=PER_SHARD # Tokens in a shard
 )->Tokens: # The finished dataset
     "Write token shards; resumes where it was stopped, and prints tokens/s"
     if not (source.strip() and licence.strip()): raise SteerlensError(f'source={source!r}, licence={licence!r}: expected where the text is from and its terms; they go into the manifest')
     folder,files = Path(folder), _files(paths)
     for _,f in files: f.suffix=='.parquet' and _column(f, text)
-    params = dict(text=text, per_shard=per_shard, tokenizer=tokenizer_hashes(tokenizer))
+    if next(documents(paths, text), None) is None: raise SteerlensError(f'{", ".join(str(f) for _,f in files[:3])}: no documents; expected at least one line or row of text')
+    params,inputs = _identity(files, tokenizer, text, per_shard)
     with lock(folder/'.lock', f'tokens {folder}'):
         for left in folder.glob('.tmp-*'): left.unlink() # of a run that was killed
         tok = load_tokenizer(tokenizer)
-        catalog = _catalog(folder, params | dict(inputs=[(name, sha256(f)) for name,f in files]), tok, params)
+        catalog = _catalog(folder, params | dict(inputs=inputs), tok, params)
         if not catalog['done']:
             rate = _fill(_Shards(folder, catalog), documents(paths, text), tok)
             manifest(folder, 'tokens', params, [f for _,f in files], source=source, licence=licence, n_tokens=catalog['n_tokens'], tokens_per_s=rate)
@@ -209,7 +218,7 @@ def _fill(shards, docs, tok):
     print(f'{c["n_tokens"]:,} tokens in {len(c["shards"])} shards, {rate():,.0f} tokens/s', flush=True)
     return rate()
 
-# %% ../../nbs/14_subjects.text.ipynb #11fc1b64
+# %% ../../nbs/14_subjects.text.ipynb #f39d68c6
 class Tokens:
     "A dataset of token ids"
     def __init__(self,
@@ -221,6 +230,7 @@ class Tokens:
         if not (self.folder/'catalog.json').exists(): raise SteerlensError(f'{folder}: no catalog.json, so no tokens here; make them with tokenize')
         self.catalog = c = read_json(self.folder/'catalog.json')
         if not c['done']: raise SteerlensError(f'{folder}: tokenizing stopped after {len(c["shards"])} shards; run it again to continue')
+        if not c['shards']: raise SteerlensError(f'{folder}: holds no documents; remove it, and tokenize text that has some')
         read_manifest(folder, 'tokens')
         if tokenizer: self._same(tokenizer)
         for i in range(len(c['shards'])): self._check(i, deep)
