@@ -21,16 +21,16 @@ def rate(f, n, repeat=3):
 
 
 def race(n, ours, *peers, repeat=3, before=lambda: None):
-    "Best rates of ours and of each peer, taking turns, and the memory ours took in MB; `before` each run, untimed; `n` units of work, or what a run returns"
-    best,mb = [0.]*(1+len(peers)), 0.
+    "Best rates of ours and of each peer, taking turns, and the memory ours took in MB, in a run of its own; `before` each run, untimed; `n` units of work, or what a run returns"
+    best = [0.]*(1+len(peers))
     for _ in range(repeat):
         for i,f in enumerate((ours, *peers)):
             before()
-            with Peak() as peak:
-                t = time.perf_counter(); done = f(); t = time.perf_counter()-t
+            t = time.perf_counter(); done = f(); t = time.perf_counter()-t
             best[i] = max(best[i], (n or done)/t)
-            if not i: mb = max(mb, peak.mb)
-    return *best, mb
+    before()
+    with Peak() as peak: ours()
+    return *best, peak.mb
 
 
 def resident(): # MB

@@ -72,7 +72,7 @@ def map(self:Shard)->Tensor: # [rows, d_in] of its dtype
     raw = np.memmap(self.path, 'u1', 'c', self.offset, (self.rows*self.width*DTYPES[self.dtype].itemsize,))
     return torch.from_numpy(raw).view(DTYPES[self.dtype]).view(self.rows, self.width)
 
-# %% ../../nbs/20_acts.store.ipynb #3d3db660
+# %% ../../nbs/20_acts.store.ipynb #d00261be
 def _sums(
     x:Tensor,          # Vectors, [rows, d_in]
     rows:pd.DataFrame, # Whose they are, with `episode`
@@ -81,13 +81,16 @@ def _sums(
 )->dict[str,Tensor]: # `all/n`, `all/sum`, `train/sum`, ... in float64
     "What adds up to the statistics of a dataset"
     of = torch.from_numpy(np.stack([np.ones(len(rows), 'f4'), *(rows['episode'].isin(s).to_numpy('f4') for s in splits.values())])).to(shift.dtype)
-    parts = []
+    n,d = x.shape
+    room,norm = torch.empty(256, d, dtype=shift.dtype), torch.empty(n, dtype=shift.dtype)
+    total,square = torch.zeros(2, len(of), d, dtype=torch.float64)
     with threads(1): # small pieces, which stay in the processor's cache, take longer to hand out than to sum up
-        for w,x in zip(of.split(128, 1), x.split(128)):
-            y,norm = x-shift, torch.linalg.vector_norm(x.to(shift.dtype), dim=1)
-            parts.append((w.sum(1), w@y, w@y.square_(), w@norm, (w*norm).amax(1)))
-    n,total,square,norm,longest = (torch.stack(p).double() for p in zip(*parts))
-    found = dict(n=n.sum(0), sum=total.sum(0), square=square.sum(0), norm=norm.sum(0), longest=longest.amax(0))
+        for w,x,length in zip(of.split(256, 1), x.split(256), norm.split(256)):
+            torch.linalg.vector_norm(x.to(shift.dtype), dim=1, out=length)
+            y = torch.sub(x, shift, out=room[:len(x)])
+            total += w@y
+            square += w@y.square_()
+    found = dict(n=of.sum(1).double(), sum=total, square=square, norm=(of.double()@norm.double()), longest=(of*norm).amax(1).double())
     return {f'{s}/{k}': v[i].clone() for i,s in enumerate(('all', *splits)) for k,v in found.items()}
 
 def _add(a, b): return {k: torch.maximum(a[k], v) if k.endswith('longest') else a[k]+v for k,v in b.items()} if a else b
@@ -108,7 +111,7 @@ class Writer:
 
 CATALOG = 2 # Version of catalog.json
 
-# %% ../../nbs/20_acts.store.ipynb #8763b395
+# %% ../../nbs/20_acts.store.ipynb #6dc13b50
 @patch
 def __enter__(self:Writer):
     with self._open as stack:
@@ -122,7 +125,7 @@ def __enter__(self:Writer):
         self.todo = [*self.damaged, *range(n, self.catalog['shards_wanted'])]
         self.sums = {}
         if not self.damaged: self._sum_again()
-        self.thread = stack.enter_context(ThreadPoolExecutor(1))
+        self.thread,self.hasher,self.rooms = stack.enter_context(ThreadPoolExecutor(1)), stack.enter_context(ThreadPoolExecutor(1)), []
         self._begin()
         self._open = stack.pop_all()
     return self
@@ -167,7 +170,7 @@ def _writable(
         if e.filename and not Path(e.filename).is_relative_to(folder) and not folder.is_relative_to(e.filename): raise
         raise SteerlensError(f'{folder}: could not be written ({e.strerror or e}); free some space or choose another `out`; finished shards are kept') from e
 
-# %% ../../nbs/20_acts.store.ipynb #5ba69b63
+# %% ../../nbs/20_acts.store.ipynb #8a24960b
 @patch
 def add(self:Writer,
     stream:str,        # Which tokens
@@ -179,13 +182,20 @@ def add(self:Writer,
     self._check(stream, rows, xs)
     kept,sums = {}, {}
     for site,x in xs.items():
-        kept[site] = x.detach().to('cpu', DTYPES[self.dtype]).contiguous()
-        if kept[site].data_ptr()==x.data_ptr(): kept[site] = x.detach().clone()
-        sums[site] = self._sum(stream, site, kept[site], rows)
+        own = x.detach().to('cpu', DTYPES[self.dtype]).contiguous()
+        sums[site] = self._sum(stream, site, own, rows)
+        kept[site] = self._copy(own) if own.data_ptr()==x.data_ptr() else (own, None)
     self.tables.setdefault(stream, []).append(rows)
-    for site,x in kept.items():
+    for site,(x,room) in kept.items():
         self.shard_sums[stream,site] = _add(self.shard_sums.get((stream,site)), sums[site])
-        self._write(stream, site, x)
+        self._write(stream, site, x, room)
+
+@patch
+def _copy(self:Writer, x):
+    "`x` in memory of our own, which is used again: new memory is slow to touch"
+    room = next((self.rooms.pop(i) for i,r in enumerate(self.rooms) if len(r) >= x.nbytes), None)
+    if room is None: room = torch.empty(x.nbytes, dtype=torch.uint8)
+    return room[:x.nbytes].view(x.dtype).view(x.shape).copy_(x), room
 
 @patch
 def _check(self:Writer, stream, rows, xs):
@@ -202,23 +212,28 @@ def _check(self:Writer, stream, rows, xs):
 @patch
 def _sum(self:Writer, stream, site, x, rows):
     "Sums for the statistics; says where numbers aren't finite"
-    shift = self.shifts.setdefault((stream,site), self.sums.get(f'{stream}/{site}/shift', x[:512].double().mean(0))).float()
+    if (stream,site) not in self.shifts: self.shifts[stream,site] = self.sums.get(f'{stream}/{site}/shift', x[:512].double().mean(0))
+    shift = self.shifts[stream,site].float()
     sums = _sums(x, rows, self.catalog['splits'], shift)
     if sums['all/square'].isfinite().all(): return sums
     if not x.isfinite().all(): raise SteerlensError(f"site '{site}', stream '{stream}', shard {self._shard}: not all values are finite as {self.dtype}; look at the inputs, or choose another dtype")
     return _sums(x, rows, self.catalog['splits'], shift.double()) # too large for float32's squares
 
-# %% ../../nbs/20_acts.store.ipynb #f4382cdd
+# %% ../../nbs/20_acts.store.ipynb #e4fcdc43
 @patch
-def _write(self:Writer, stream, site, x):
+def _write(self:Writer, stream, site, x, room):
     if (stream,site) not in self.files: self.files[stream,site] = _File(self._temporary(stream, site), x.shape[1])
     if len(self.waiting) > 1: self._wait(1)
-    self.waiting.append(self.thread.submit(self.files[stream,site].write, x))
+    f,data = self.files[stream,site], memoryview(x.view(torch.uint8).numpy()).cast('B')
+    self.waiting.append((self.thread.submit(f.write, data, len(x)), self.hasher.submit(f.hash.update, data), room))
 
 @patch
 def _wait(self:Writer, left=0):
     with _writable(self.folder):
-        while len(self.waiting) > left: self.waiting.popleft().result()
+        while len(self.waiting) > left:
+            written,hashed,room = self.waiting.popleft()
+            written.result(), hashed.result()
+            if room is not None: self.rooms.append(room)
 
 @patch(as_prop=True)
 def _shard(self:Writer): return self.todo[0]
@@ -235,15 +250,13 @@ if _begin_writing: _begin_writing.argtypes = [ctypes.c_int, ctypes.c_int64, ctyp
 class _File:
     "A shard's file while it is written"
     def __init__(self, path, width): self.path,self.width,self.rows,self.hash,self.f = path, width, 0, xxhash.xxh3_128(), None
-    def write(self, x):
+    def write(self, data, rows):
         if not self.f:
             self.f = open(self.path, 'wb', buffering=0)
             self.f.write(bytes(_HEAD))
-        data = memoryview(x.view(torch.uint8).numpy()).cast('B') if x.numel() else b''
-        self.hash.update(data)
         while len(data): data = data[self.f.write(data):]
         if _begin_writing: _begin_writing(self.f.fileno(), 0, 0, 2)
-        self.rows += len(x)
+        self.rows += rows
     def close(self): self.f and self.f.close()
 
 # %% ../../nbs/20_acts.store.ipynb #b0bab548
