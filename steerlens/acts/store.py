@@ -219,7 +219,7 @@ def _sum(self:Writer, stream, site, x, rows):
     if not x.isfinite().all(): raise SteerlensError(f"site '{site}', stream '{stream}', shard {self._shard}: not all values are finite as {self.dtype}; look at the inputs, or choose another dtype")
     return _sums(x, rows, self.catalog['splits'], shift.double()) # too large for float32's squares
 
-# %% ../../nbs/20_acts.store.ipynb #e4fcdc43
+# %% ../../nbs/20_acts.store.ipynb #24fea296
 @patch
 def _write(self:Writer, stream, site, x, room):
     if (stream,site) not in self.files: self.files[stream,site] = _File(self._temporary(stream, site), x.shape[1])
@@ -244,6 +244,7 @@ def _temporary(self:Writer, stream, stem):
     with _writable(self.folder): path.parent.mkdir(exist_ok=True)
     return path
 
+_forget = getattr(os, 'posix_fadvise', None)
 _begin_writing = getattr(ctypes.CDLL(None), 'sync_file_range', None)
 if _begin_writing: _begin_writing.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
@@ -286,7 +287,7 @@ def _sum_again(self:Writer):
     self.sums = _read_sums(self.folder, self.catalog)
     if self.catalog['shards'] and not _whole(self.folder/self.catalog['stats']): _write_catalog(self.folder, self.catalog, self.sums)
 
-# %% ../../nbs/20_acts.store.ipynb #d19f2972
+# %% ../../nbs/20_acts.store.ipynb #31053e38
 @patch
 def _commit_stream(self:Writer, stream, first):
     "A stream's files of this shard into place; what the catalog says of them"
@@ -301,6 +302,7 @@ def _commit_stream(self:Writer, stream, first):
             f.f.seek(0)
             f.f.write(_header(self.dtype, f.rows, f.width, stream=stream, site=site, shard=i))
             os.fsync(f.f.fileno())
+            if _forget: _forget(f.f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             f.close()
             os.replace(f.path, folder/f'{site}_{i:04d}.safetensors')
         files[site] = f.hash.hexdigest()
