@@ -109,9 +109,10 @@ def benchmarks():
     tables = [json.loads(p.read_text()) | dict(stem=p.stem) for p in sorted((ROOT/'benchmarks/results').glob('*.json'))]
     if not tables: return []
     def table(t):
-        rows = [f"| {r['name']} | {r['ours']:,.4g} | {r['peer']:,.4g} | {r['unit']} | **{r['ratio']:.2f}** | {r['memory_mb']:,.0f} | {r['peer_name']} |" for r in t['rows']]
+        num = lambda x: f'{x:,.0f}' if x >= 1000 else f'{x:.4g}'
+        rows = [f"| {r['name']}<small class=peer>beside {r['peer_name']}</small> | {num(r['ours'])} | {num(r['peer'])} | {r['unit']} | **{r['ratio']:.2f}** | {r['memory_mb']:,.0f} |" for r in t['rows']]
         ran = ', '.join(f'{k} {v}' for k,v in t['machine'].items() if k!='quick')
-        return '\n\n'.join([f"## {t['title']}", t['about'], '\n'.join(['| | ours | peer | unit | ours / peer | MB | peer |', '|---|--:|--:|---|--:|--:|---|', *rows]), f"`benchmarks/{t['stem']}.py` on {ran}."])
+        return '\n\n'.join([f"## {t['title']}", t['about'], '\n'.join(['| | ours | peer | unit | ours / peer | MB |', '|---|--:|--:|---|--:|--:|', *rows]), f"`benchmarks/{t['stem']}.py` on {ran}."])
     head = header('Benchmarks', 'Ours beside a peer, on the same work in the same run')
     note = 'Machines are noisy, so read the ratios. Where the unit is a rate, more is better; where it is seconds or MB, less is. `make bench` makes these tables anew.'
     return [('benchmarks', 'Benchmarks', '\n\n'.join([head, note, *map(table, tables)]))]
