@@ -228,8 +228,8 @@ def indices(self:Stream):
         rows = {w.key: rows[w.key] if w.key in rows else self._rows_at(w.lo, w.hi) for w,_ in picks}
         yield np.concatenate([rows[w.key][k] for w,k in picks])
 
-# %% ../../nbs/22_acts.stream.ipynb #a4d1949b
-CHUNK,AHEAD,READERS = 2**19, 32, 2 # Bytes read at a time; how many times as much the system is told of in advance; threads
+# %% ../../nbs/22_acts.stream.ipynb #d44ba072
+CHUNK,AHEAD,READERS = 2**22, 4, 2 # Bytes read at a time; how many times as much the system is told of in advance; threads
 
 @patch
 def _extents(self:Stream, lo, hi):
@@ -285,13 +285,14 @@ def _read(self:Stream, lo, hi, out, check=True):
             except OSError as e: raise SteerlensError(f'{self.files[f].path}: could not be read ({e.strerror}), though it was whole when the stream was made; run `steerlens acts verify`') from None
             if check: self._finite(out[begin//size:at//size], file[a:b], row[a:b], n[a:b])
 
-# %% ../../nbs/22_acts.stream.ipynb #37cc6e9c
+# %% ../../nbs/22_acts.stream.ipynb #6c07e934
 _INF = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80} # Infinity's bits
 
 @patch
 def _finite(self:Stream, x, file, row, n):
     "Refuse numbers that are not finite, and say where they are"
     bits,size,inf = x.view(torch.uint8).numpy(), x.itemsize, _INF[x.dtype]
+    if size==4 and np.isfinite(np.vdot(v := bits.view('f4'), v)): return
     if bits.view(f'i{size}').max() < inf and bits.view(f'u{size}').max() < inf | 1 << 8*size-1: return
     e = np.searchsorted(np.cumsum(n), int((~x.isfinite().all(1)).nonzero()[0]), 'right')
     raise SteerlensError(f"{self.files[file[e]].path}: site '{self.site}': not all values are finite in rows {row[e]} to {row[e]+n[e]-1} of this file; remove it and harvest again, which makes just this shard anew")
