@@ -1,5 +1,5 @@
 "Harvests that are killed, crowded, starved of disk, or damaged afterwards: nothing is lost, and the bytes come out the same"
-import json, os, random, re, shutil, signal, subprocess, sys, time
+import errno, fcntl, json, os, random, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file, save_file
@@ -139,6 +139,21 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, whole, harvests):
     assert not list(folder.rglob('.tmp-*'))
     work(folder)
     assert contents(folder)==contents(whole)
+
+
+@pytest.mark.parametrize('call', ['open', 'pwrite'])
+def test_a_disk_that_takes_no_direct_writes(tmp_path, whole, monkeypatch, call):
+    refused,real = [], getattr(os, call)
+    def picky(target, what, *rest):
+        direct = what if call=='open' else fcntl.fcntl(target, fcntl.F_GETFL)
+        if direct & getattr(os, 'O_DIRECT', 0):
+            refused.append(target)
+            raise OSError(errno.EINVAL, 'Invalid argument')
+        return real(target, what, *rest)
+    monkeypatch.setattr(os, call, picky)
+    work(tmp_path/'acts')
+    assert refused or not hasattr(os, 'O_DIRECT')
+    assert contents(tmp_path/'acts')==contents(whole)
 
 
 def test_a_full_file_system(tmp_path, whole, harvests):
