@@ -4,7 +4,7 @@
 """
 import multiprocessing, os, resource, shutil, sys, tempfile, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -231,18 +231,18 @@ def read_rows(root):
     held = int(SMALL*2**20/(D*4))
     count(copies()), count(Stream(acts, SITE, batch=B, shuffle=False, epochs=1)) # all in the page cache
     whole,random,mb = race(None, lambda: stream(9*N, memory_mb=fits), lambda: count(gather(), 9*N)) # nine tenths are for training
-    windows,random2,mb2 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(gather()))
-    first,copy,mb3 = race(None, lambda: count(Stream(acts, SITE, batch=B, shuffle=False, epochs=1), N), lambda: count(copies(), N))
-    later = iter(Stream(acts, SITE, batch=B, shuffle=False))
-    count(later, N) # the first epoch, in which every number is looked at
-    order,copy2,mb5 = race(None, lambda: count(later), lambda: count(copies()))
-    later.close()
+    def later(peer, **kw):
+        it = iter(Stream(acts, SITE, batch=B, **kw))
+        count(it, N) # the first epoch, in which memory is new and every number is looked at
+        with closing(it): return race(None, lambda: count(it), lambda: count(peer()))
+    def first(peer, **kw): return race(None, lambda: count(Stream(acts, SITE, batch=B, epochs=1, **kw), N), lambda: count(peer(), N))
+    windows,order = dict(memory_mb=SMALL), dict(shuffle=False)
     again,sae,same,mb4 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(sae_store(root, 2*B), READ//10), lambda: count(sae_store(root, held), READ//10))
-    name = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB'
-    return [row('read shuffled, all fits, 10 epochs', 'rows/s', whole, random, 'numpy.memmap, random rows', mb), row(name, 'rows/s', windows, random2, 'numpy.memmap, random rows', mb2),
-            row(name, 'rows/s', again, sae, f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows', mb4), row(name, 'rows/s', again, same, 'sae-lens cached activations, buffer of as many MB as ours, rate over a tenth of the rows', mb4),
-            row('read in order, first epoch (numbers checked)', 'rows/s', first, copy, 'numpy.memmap, batches copied in order', mb3),
-            row('read in order, later epochs', 'rows/s', order, copy2, 'numpy.memmap, batches copied in order', mb5)]
+    name,random_rows,copied = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB', 'numpy.memmap, random rows', 'numpy.memmap, batches copied in order'
+    rows = [('read shuffled, all fits, 10 epochs', (whole, random, mb), random_rows), (f'{name}, first epoch (numbers checked)', first(gather, **windows), random_rows), (f'{name}, later epochs', later(gather, **windows), random_rows),
+            (name, (again, sae, mb4), f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows'), (name, (again, same, mb4), 'sae-lens cached activations, buffer of as many MB as ours, rate over a tenth of the rows'),
+            ('read in order, first epoch (numbers checked)', first(copies, **order), copied), ('read in order, later epochs', later(copies, **order), copied)]
+    return [row(what, 'rows/s', ours, peer, of, mb) for what,(ours,peer,mb),of in rows]
 
 
 # Larger than memory, from the disk
