@@ -240,7 +240,7 @@ def read_rows(root):
     again,sae,same,mb4 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(sae_store(root, 2*B), READ//10), lambda: count(sae_store(root, held), READ//10))
     name,random_rows,copied = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB', 'numpy.memmap, random rows', 'numpy.memmap, batches copied in order'
     rows = [('read shuffled, all fits, 10 epochs', (whole, random, mb), random_rows), (f'{name}, first epoch (numbers checked)', first(gather, **windows), random_rows), (f'{name}, later epochs', later(gather, **windows), random_rows),
-            (name, (again, sae, mb4), f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows'), (name, (again, same, mb4), 'sae-lens cached activations, buffer of as many MB as ours, rate over a tenth of the rows'),
+            (name, (again, sae, mb4), f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows'), (name, (again, same, mb4), 'sae-lens cached activations, buffer of as many MB as ours, as its default of 20 batches of 32 x 128 rows has, rate over a tenth of the rows'),
             ('read in order, first epoch (numbers checked)', first(copies, **order), copied), ('read in order, later epochs', later(copies, **order), copied)]
     return [row(what, 'rows/s', ours, peer, of, mb) for what,(ours,peer,mb),of in rows]
 
