@@ -84,7 +84,7 @@ def _start(parent):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../../nbs/51_steer.trials.ipynb #58ec8b48
+# %% ../../nbs/51_steer.trials.ipynb #de95a95b
 _subjects = {}
 def _subject(name):
     if name not in _subjects: _subjects[name] = import_module(f'steerlens.subjects.{name}').subject()
@@ -95,7 +95,7 @@ def _run_chunk(job):
     s = _subject(name)
     with threads(1), ExitStack() as stack:
         if splice:
-            from steerlens.sae.train import load_sae
+            from steerlens.sae.models import load_sae
             stack.enter_context(spliced(s, splice[0], load_sae(splice[1], splice[0])))
         stack.enter_context(intervened(s, interventions))
         return rollout(s, trials, limit=limit)
