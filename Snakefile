@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
-SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:1]}  # steering is for policies so far
+SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:2]}  # steering is for policies so far
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
 
 OUT = config.get("out", ".")

@@ -194,17 +194,18 @@ def short(
     "A number as a label"
     return f'{v:{fmt}}' if fmt else f'{v:,.0f}' if abs(v)>=1000 else f'{v:.3g}'
 
-# %% ../nbs/02_plot.ipynb #3fd4195c
+# %% ../nbs/02_plot.ipynb #1c1d3fed
 @mpl.rc_context(STYLE)
 def bars(
     values:dict, # Name to value
     title:str, # The answer
     xlabel:str='', # What the values are, with the unit
     fmt:str='', # Format of the value labels; three digits without it
+    looks:dict|None=None, # Name to that of its colour in `COLORS`; its own by default, else the SAE's
 )->Plot:
     "One horizontal bar per name, with its value"
     fig, (ax,) = sheet(title, .9 + .27*len(values))
-    b = ax.barh([LABELS.get(k, k) for k in values], list(values.values()), .66, color=[COLORS.get(k, COLORS['sae']) for k in values])
+    b = ax.barh([LABELS.get(k, k) for k in values], list(values.values()), .66, color=[COLORS.get((looks or {}).get(k, k), COLORS['sae']) for k in values])
     ax.bar_label(b, [short(v, fmt) for v in values.values()], padding=4, fontsize=9)
     ax.grid(False)
     ax.invert_yaxis()

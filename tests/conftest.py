@@ -7,7 +7,7 @@ from steerlens import params
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
-RUNS = [*[(phase, SUBJECT) for phase in params.phases()], (params.phases()[0], 'nano_lm')] # as in the Snakefile
+RUNS = [*[(phase, SUBJECT) for phase in params.phases()], *[(phase, 'nano_lm') for phase in params.phases()[:2]]] # as in the Snakefile
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
