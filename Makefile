@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test docs lab subject showcase bench tables clean
+.PHONY: help run test docs lab subject sweep showcase bench tables clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +61,10 @@ lab: $(HERE) ## JupyterLab
 SUBJECT ?= nano_vla nano_lm
 subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them
 	@for s in $(SUBJECT); do "$(BIN)"/python -m steerlens.subjects.$$s || exit 1; done
+
+SWEEP ?= params/sweeps/nano_lm.yaml
+sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in sweeps/; SWEEP=FILE for another set
+	@flock .run.lock $(SNAKEMAKE) --config sweep=$(SWEEP) -- sweep
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py

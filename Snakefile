@@ -4,7 +4,9 @@
 to make everything elsewhere and smaller.
 """
 import re
+from itertools import product
 from pathlib import Path
+import yaml
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:2]}  # steering is for policies so far
@@ -63,3 +65,30 @@ for before, phase in zip([None] + PHASES, PHASES):
             extra=[f"--params {p}" for p in EXTRA],
         threads: 2
         shell: "steerlens run {params.phase} {wildcards.subject} out={params.out:q} {params.extra}"
+
+
+# A sweep: phase 2 for each combination of the values listed in a file, `--config sweep=params/sweeps/nano_lm.yaml`
+if "sweep" in config:
+    ASKED = yaml.safe_load(Path(config["sweep"]).read_text())
+    SWEPT = ASKED.pop("subject")
+    FIXED = " ".join(f"{k}={v}" for k, v in ASKED.items() if not isinstance(v, list))
+    LISTS = {k: v for k, v in ASKED.items() if isinstance(v, list)}
+    VARIANTS = [",".join(f"{k}={v}" for k, v in zip(LISTS, values)) for values in product(*LISTS.values())]
+    FOLDER = Path(OUT) / "sweeps" / SWEPT
+
+    rule sweep:
+        input: [str(FOLDER / v / "reports/2_sae" / SWEPT / "metrics.json") for v in VARIANTS]
+        output: str(FOLDER / "compare.svg")
+        params: folder=str(FOLDER)
+        shell: "steerlens compare {params.folder:q}"
+
+    rule variant:
+        input: reports(f"1_residuals/{SWEPT}/metrics.json"), settings("2_sae"), config["sweep"], library=list(library(BELOW["2"]))
+        output: str(FOLDER / "{variant}/reports/2_sae/{subject}/metrics.json")
+        params:
+            out=lambda w: FOLDER / w.variant,
+            harvest=OUT,
+            values=lambda w: FIXED + " " + w.variant.replace(",", " "),
+            extra=[f"--params {p}" for p in EXTRA],
+        threads: 2
+        shell: "steerlens run 2_sae {wildcards.subject} out={params.out:q} harvest={params.harvest:q} {params.values} {params.extra}"

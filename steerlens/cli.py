@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Phase', 'Subject', 'Values', 'Files', 'acts', 'Folder', 'Kind', 'Stream', 'run', 'params', 'phases', 'report',
-           'acts_ls', 'acts_show', 'acts_verify', 'acts_split', 'acts_import', 'acts_export', 'main']
+           'compare', 'acts_ls', 'acts_show', 'acts_verify', 'acts_split', 'acts_import', 'acts_export', 'main']
 
 # %% ../nbs/99_cli.ipynb #be90381b
 import sys
@@ -95,7 +95,24 @@ def report(
     from steerlens.explore.report import build
     print(f'report: {build(out)}')
 
-# %% ../nbs/99_cli.ipynb #9dc5669b
+# %% ../nbs/99_cli.ipynb #45844103
+@app.command()
+def compare(
+    folder:Annotated[str, typer.Argument(help='A sweep, such as sweeps/nano_lm.')], # A sweep
+    score:Annotated[str, typer.Option(help='What the figure shows: fvu, dead, kl, recovered, action_r2, ...')]='fvu', # A column
+):
+    "Compare the autoencoders of a sweep."
+    from pathlib import Path
+    from steerlens import plot
+    from steerlens.core import atomic
+    from steerlens.sae.scores import compared, show_compared
+    df = compared(folder)
+    if score not in df.select_dtypes('number'): raise SteerlensError(f"compare: no score '{score}'; expected one of {', '.join(df.select_dtypes('number'))}")
+    with atomic(Path(folder)/'compare.parquet') as tmp: df.to_parquet(tmp, index=False)
+    plot.save(show_compared(df, score), Path(folder)/'compare.svg')
+    print(df.dropna(axis=1).round(4).to_string(index=False))
+
+# %% ../nbs/99_cli.ipynb #efa1f0de
 acts = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(acts, name='acts', help='Look at datasets of activations, check, split and convert them.')
 Folder = Annotated[str, typer.Argument(help='A dataset, such as acts/nano_vla/main.')]
@@ -111,7 +128,7 @@ def _show(
     wide = console.Console(width=10**4).measure(t).maximum # Names stay whole, however narrow the terminal
     console.Console(width=max(console.Console().width, wide)).print(t)
 
-# %% ../nbs/99_cli.ipynb #38279917
+# %% ../nbs/99_cli.ipynb #74813eed
 @acts.command('ls')
 def acts_ls(
     folder:Annotated[str, typer.Argument(help='Where to look.')]='acts', # All datasets below it
@@ -133,7 +150,7 @@ def acts_ls(
     if not rows: raise SteerlensError(f'{folder}: no datasets below; expected a catalog.json somewhere; run phase 1_residuals')
     _show(['dataset', 'streams', 'rows', 'GB', 'dtype', 'state'], rows)
 
-# %% ../nbs/99_cli.ipynb #40245062
+# %% ../nbs/99_cli.ipynb #e2dda7b5
 @acts.command('show')
 def acts_show(
     folder:Folder, # A dataset
@@ -150,7 +167,7 @@ def acts_show(
     print(f"made {m['created']} at commit {m['git']['commit']}{' with changes' if m['git']['dirty'] else ''}, seed {m['seed']}, parameters {m['params_sha256'][:12]}")
     for path,sha in m['inputs'].items(): print(f'from {path} ({sha[:12]})')
 
-# %% ../nbs/99_cli.ipynb #8be38c25
+# %% ../nbs/99_cli.ipynb #055ec12d
 @acts.command('verify')
 def acts_verify(
     folder:Folder, # A dataset
@@ -177,7 +194,7 @@ def acts_split(
     from steerlens.acts.store import Acts
     print(', '.join(f'{s}: {len(es)} episodes' for s,es in Acts(folder).resplit(by, validation, seed).catalog['splits'].items()))
 
-# %% ../nbs/99_cli.ipynb #c26755c9
+# %% ../nbs/99_cli.ipynb #da0cc19d
 Kind = Annotated[str, typer.Argument(help='chunks, sae-lens or npy.')]
 Stream = Annotated[str|None, typer.Option(help='Which tokens; when exporting, all that pass the site by default.')]
 
@@ -233,7 +250,7 @@ def _call(f, kind, *args, **given):
     if wrong := sorted(set(given) - set(signature(f).parameters)): raise SteerlensError(f"{kind}: no option --{dict(sites='site', streams='stream').get(wrong[0], wrong[0])} here; see steerlens acts --help")
     return f(*args, **given)
 
-# %% ../nbs/99_cli.ipynb #d65bb8da
+# %% ../nbs/99_cli.ipynb #80b847bd
 def main():
     "The command line"
     try: app()
