@@ -2,7 +2,7 @@
 
     python benchmarks/sae_train.py [--quick] [--json FILE] [--only steps,batchtopk,loss,memory,disk]
 """
-import multiprocessing, os, resource, sys, tempfile, time, warnings
+import multiprocessing, os, sys, tempfile, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1', WANDB_MODE='disabled')
 from contextlib import redirect_stdout
 from functools import cache, partial
@@ -16,7 +16,7 @@ from steerlens.sae.models import new_sae
 from steerlens.sae.scores import Superposition
 from steerlens.sae.step import FastStep
 from steerlens.sae.train import Rows, Training, train
-from table import args, finish
+from table import Peak, args, finish
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
@@ -25,7 +25,7 @@ if QUICK: SHAPES = [(256, 8192, 32, 2048), (128, 2048, 16, 4096)]
 TURNS = 3 if QUICK else 6           # Timed updates of each, taking turns
 LATE = 100 if QUICK else 2000       # Updates before the second look
 DEAD = 20 if QUICK else 1000        # Updates without firing after which a latent is dead
-EQUAL = 60 if QUICK else 300        # Updates after which losses are compared
+EQUAL = 20 if QUICK else 300        # Updates after which losses are compared
 LR = 3e-4
 
 
@@ -79,7 +79,7 @@ class Sparsify:
         self.sae.remove_gradient_parallel_to_decoder_directions()
         self.opt.step()
         self.opt.zero_grad()
-        return float(out.fvu)
+        return float(out.fvu.detach())
 
 
 class Bare:
@@ -181,17 +181,17 @@ def _peak(make, shape):
     "MB that three updates take beyond what was there, in a process of its own"
     warnings.simplefilter('ignore')
     torch.set_num_threads(2)
-    import sae_lens, sparsify # what a peer imports is not what it takes
-    with redirect_stdout(StringIO()): xs = data(*shape, n=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    f = make()
-    for _ in range(3): f(xs[0])
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1e3
+    with redirect_stdout(StringIO()): import sae_lens, sparsify.sparse_coder # what a peer imports is not what it takes
+    xs = data(*shape, n=1)
+    with Peak() as peak:
+        f = make()
+        for _ in range(3): f(xs[0])
+    return peak.mb
 
 
 def memory_rows(root):
     rows = []
-    for shape in SHAPES[:2]:
+    for shape in SHAPES[:1 if QUICK else 2]:
         d,F,k,B = shape
         who = dict(ours=partial(Ours, d, F, k, torch.bfloat16), fp32=partial(Ours, d, F, k, torch.float32), lens=partial(SaeLens, d, F, k), sparsify=partial(Sparsify, d, F, k))
         mb = {}

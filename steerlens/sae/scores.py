@@ -303,7 +303,7 @@ def write_qa(
     write_json(Path(folder)/'qa.json', out)
     return out
 
-# %% ../../nbs/34_sae.scores.ipynb #0281568b
+# %% ../../nbs/34_sae.scores.ipynb #1f29d7f4
 def compared(
     folder:str|Path, # Of a sweep
 )->pd.DataFrame: # A row per autoencoder: its parameters, site and scores
@@ -324,7 +324,8 @@ def show_compared(
     "A score by `k`, a line per site and width, from the lowest to the highest seed"
     from steerlens import plot
     g = df.groupby(['site','d_sae','k'])[y].agg(['mean','min','max']).reset_index()
-    g = g.assign(of=g.site+', '+g.d_sae.map('{:,} latents'.format)).rename(columns=dict(mean=y, min='lo', max='hi'))
+    many = g.site.nunique()>1
+    g = g.assign(of=(g.site+', ' if many else '')+g.d_sae.map('{:,} latents'.format)).rename(columns=dict(mean=y, min='lo', max='hi'))
     best,seeds = df.loc[df[y].idxmin() if BARS.get(y, '<')[0]=='<' else df[y].idxmax()], df.groupby(['site','d_sae','k']).seed.nunique().max()
     return plot.curves(g, 'k', y, 'of', f'Best {y} {best[y]:.4g} at k={best.k:g} of {best.d_sae:,} latents; over {seeds} seeds, {y} spreads by {(g.hi-g.lo).max():.2g} at most',
-                       'k, active latents per row', f'{y}, held out; mean of the seeds, from lowest to highest', xscale='log')
+                       'k, active latents per row', f'{y}, held out; mean of the seeds, from lowest to highest', xticks=sorted(df.k.unique()))

@@ -357,12 +357,12 @@ def _latents(self:FastStep, fn, *args):
 def _share(self:FastStep, fn, cuts, *args):
     for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]: job.result()
 
-# %% ../../nbs/31_sae.step.ipynb #8b3a8f71
+# %% ../../nbs/31_sae.step.ipynb #60309b25
 @patch
 def _codes(self:FastStep, x):
     "Entries of a batch, chosen"
     k,B,batch = self.sae.cfg.k, len(x), type(self.sae).__name__=='BatchTopKTrainingSAE'
-    want = math.ceil(k*(1+self.margin))
+    want = math.ceil(k*(1+self.margin)) if self.encode!=self.dtype else math.ceil(k) # the exact product needs no others
     self._room(B, want)
     self.x[:,:self.D] = x
     torch.mm(self.x, self.screen.t(), out=self.pre)
