@@ -6,12 +6,13 @@
 __all__ = ['FORMAT', 'SteerlensError', 'root', 'atomic', 'lock', 'write_json', 'read_json', 'sha256', 'manifest', 'read_manifest',
            'check_inputs', 'seed_of', 'rng', 'generator', 'device', 'threads']
 
-# %% ../nbs/00_core.ipynb #f0f349db
+# %% ../nbs/00_core.ipynb #d256e50b
 import json, hashlib, math, os, platform, shutil, subprocess, sys
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from safetensors import SafetensorError
 
 # %% ../nbs/00_core.ipynb #ff2c5f56
 class SteerlensError(Exception):
@@ -52,7 +53,7 @@ def _remove(
     "Remove whatever is at `path`"
     with suppress(OSError): shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-# %% ../nbs/00_core.ipynb #aca6c9ff
+# %% ../nbs/00_core.ipynb #f4f00b10
 @contextmanager
 def atomic(
     path:Path|str, # The file or folder to make
@@ -65,9 +66,10 @@ def atomic(
         yield tmp
         _sync(tmp)
         _into_place(tmp, path)
-    except OSError as e:
-        if e.filename and Path(e.filename) not in (tmp, path, *path.parents): raise
-        raise SteerlensError(f'{path}: could not be written ({e.strerror or e}); free some space or choose another `out`') from e
+    except (OSError, SafetensorError) as e: # safetensors wraps what the disk says when it writes
+        if isinstance(e, SafetensorError) and 'serializ' not in str(e): raise
+        if (at := getattr(e, 'filename', None)) and Path(at) not in (tmp, path, *path.parents): raise
+        raise SteerlensError(f"{path}: could not be written ({getattr(e, 'strerror', None) or e}); free some space or choose another `out`") from e
     finally: _remove(tmp)
 
 # %% ../nbs/00_core.ipynb #f7f07abe

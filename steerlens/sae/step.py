@@ -101,7 +101,7 @@ def _by_latent(at, n, off, ent):
         for j in range(n[r]):
             f = at[r,j]; ent[pos[f]] = r*at.shape[1]+j; pos[f] += 1
 
-# %% ../../nbs/31_sae.step.ipynb #50cdab36
+# %% ../../nbs/31_sae.step.ipynb #567b94d8
 @_jit
 def _rescore(x, W_enc, b_enc, norm, e, s, a, b):
     "Pre-activations of the candidates, and what they are chosen by"
@@ -122,9 +122,10 @@ def _choose(s, k, t, e, a, b):
         if e.n[r] == 0: continue
         row,m = s[r,:e.n[r]],0
         least = max(_kth(row, k), one) if t == 0 else s.dtype.type(t)
+        for j in range(e.n[r]): m += row[j] > least
         for j in range(e.n[r]):
-            if row[j] < least or t == 0 and m == k: e.c[r,j] = 0
-            else: m += 1
+            if row[j] < least or row[j] == least and t == 0 and m >= k: e.c[r,j] = 0
+            elif row[j] == least: m += 1 # of equal ones, the first
 
 # %% ../../nbs/31_sae.step.ipynb #72d316c5
 @_jit
@@ -384,7 +385,7 @@ def _codes(self:FastStep, x):
     self._rows(_choose, bits, int(k), t, e)
     return e
 
-# %% ../../nbs/31_sae.step.ipynb #53ecf270
+# %% ../../nbs/31_sae.step.ipynb #9a82ee41
 @dataclass
 class Step:
     "What an update reports"
@@ -397,7 +398,7 @@ class Step:
 @patch
 @torch.no_grad()
 def _gradients(self:FastStep, x, dead):
-    if list(x.shape)[1:]!=[self.D] or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
+    if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
     centred,B,W_dec = x-self.sae.b_dec, len(x), _numpy(self.sae.W_dec)
     e,f = self._codes(centred), self.loss.dtype.type
     self._rows(_decode, _numpy(centred), f(-1), f(2/B), W_dec, e, self.loss)
@@ -414,12 +415,13 @@ def _aux(self:FastStep, dead):
     cfg,B,e = self.sae.cfg, len(self.loss), self.room['main']
     n = 0 if dead is None else int(dead.sum())
     if not n or not cfg.aux_loss_coefficient: return 0., self.room['none']
-    k = min(self.D//2, n)
+    most = max(1, self.D//2)
+    k = min(most, n)
     if (more := self.room.get('aux')) is None or more.at.shape!=(B, k): more = self.room['aux'] = self._entries(B, k)
     bits,f = self.pre.view(_BITS[self.encode][1]).numpy(), self.loss.dtype.type
     self._rows(_revive, bits, _numpy(dead.nonzero()[:,0]), k, self.norm, self.q, self.shift, more)
     _by_latent(more.at, more.n, more.off, more.ent)
-    by = cfg.aux_loss_coefficient*min(n/(self.D//2), 1.)
+    by = cfg.aux_loss_coefficient*min(n/most, 1.)
     self._rows(_decode, e.g, f(B/2), f(2/B*by), _numpy(self.sae.W_dec), more, self.loss)
     return by*float(self.loss.mean(dtype='f8')), more
 
@@ -430,8 +432,8 @@ def gradients(self:FastStep,
 )->tuple[Step,dict]: # And the gradient of each parameter, in sae-lens's shapes
     "A step without its update"
     step,b_dec = self._gradients(x, dead)
-    g,some = self.out, torch.from_numpy(self.out.n>0)[:,None]
-    return step, dict(W_dec=some*torch.from_numpy(g.W_dec), W_enc=(some*torch.from_numpy(g.W_enc)).t(), b_enc=torch.from_numpy(g.b_enc), b_dec=b_dec)
+    some = lambda g: torch.where(torch.from_numpy(self.out.n>0)[:,None], torch.from_numpy(g), 0.)
+    return step, dict(W_dec=some(self.out.W_dec), W_enc=some(self.out.W_enc).t(), b_enc=torch.from_numpy(self.out.b_enc.copy()), b_dec=b_dec)
 
 # %% ../../nbs/31_sae.step.ipynb #4e1dbd6b
 @patch

@@ -33,7 +33,7 @@ def scheduled(
         step -= updates
     return value
 
-# %% ../../nbs/33_sae.train.ipynb #c2aa1c93
+# %% ../../nbs/33_sae.train.ipynb #2c311af7
 class Rows:
     "Batches of a tensor, shuffled, without end"
     epochs,site = None, 'rows'
@@ -44,6 +44,7 @@ class Rows:
         normalise:str|None='expected_average_only_in', # Or None
     ):
         if x_BD.ndim!=2 or len(x_BD)<batch: raise SteerlensError(f'Rows: activations {list(x_BD.shape)}, expected [rows, d_in] with at least one batch of {batch}; lower `batch`')
+        if not x_BD.any(): raise SteerlensError('Rows: all values are zero; harvest again')
         if not x_BD.isfinite().all(): raise SteerlensError(f'Rows: rows {(~x_BD.isfinite().all(1)).nonzero()[:3,0].tolist()} ... are not finite; harvest again')
         self.x,self.batch,self.seed,self.normalise,self.d_in = x_BD, batch, seed, normalise, x_BD.shape[1]
         self.scale = x_BD.shape[1]**.5/x_BD.norm(dim=1).mean().item() if normalise else None
@@ -58,7 +59,9 @@ class Rows:
                 yield x*self.scale if self.scale else x
     def state_dict(self): return dict(done=self.done)
     def load_state_dict(self, state): self.done = state['done']
-    def _settled(self): return dict(rows=list(self.x.shape), batch=self.batch, seed=self.seed, normalise=self.normalise, first=self.x[0].tolist())
+    def _settled(self): return dict(rows=_hash(self.x), batch=self.batch, seed=self.seed, normalise=self.normalise)
+
+def _hash(x): return xxhash.xxh3_128_hexdigest(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 # %% ../../nbs/33_sae.train.ipynb #09963c26
 @dataclass
@@ -92,13 +95,13 @@ def _lr(t, step):
     base = scheduled(t.lr, step) * (1 if isinstance(t.lr, (list,tuple)) else .55+.45*math.cos(math.pi*step/t.steps))
     return base*min(1, (step+1)/max(1, t.warmup*t.steps))
 
-# %% ../../nbs/33_sae.train.ipynb #a7aeb80a
+# %% ../../nbs/33_sae.train.ipynb #de0734be
 _MEASURED = ('explained_variance', 'fvu', 'mse', 'l0', 'dead', 'cosine', 'grad_norm')
 
 def _check(sae, stream, held, t):
     d = sae.cfg.d_in
     if stream.d_in!=d: raise SteerlensError(f"train: the stream of site '{stream.site}' has vectors of width {stream.d_in}, the autoencoder takes {d}; make it with d_in={stream.d_in}")
-    if held.ndim!=2 or held.shape[1]!=d or not len(held): raise SteerlensError(f'train: held-out rows {list(held.shape)}, expected [rows, {d}], at least one')
+    if held.ndim!=2 or held.shape[1]!=d or len(held)<2: raise SteerlensError(f'train: held-out rows {list(held.shape)}, expected [rows, {d}], at least two')
     if not held.isfinite().all(): raise SteerlensError(f'train: held-out rows {(~held.isfinite().all(1)).nonzero()[:3,0].tolist()} ... are not finite; harvest again')
     if stream.normalise not in (None, 'expected_average_only_in'): raise SteerlensError(f"train: stream with normalise='{stream.normalise}', which can't be folded into the weights; expected None or expected_average_only_in")
     if stream.epochs is not None and len(stream) < t.steps: raise SteerlensError(f'train: the stream ends after {len(stream)} batches, expected {t.steps}; leave `epochs` out')
@@ -107,7 +110,7 @@ def _check(sae, stream, held, t):
     if odd := set(t.coefficients)-set(sae.get_coefficients()): raise SteerlensError(f'train: {type(sae).__name__} has no coefficient {", ".join(sorted(odd))}; it has {", ".join(sae.get_coefficients()) or "none"}')
     if odd := set(t.drift)-set(_MEASURED): raise SteerlensError(f'train: drift of {", ".join(sorted(odd))}; expected some of {", ".join(_MEASURED)}')
 
-# %% ../../nbs/33_sae.train.ipynb #70db885b
+# %% ../../nbs/33_sae.train.ipynb #85682813
 class _Run:
     "What a run knows, and a checkpoint keeps"
     def __init__(self, sae, stream, held, t):
@@ -119,7 +122,7 @@ class _Run:
         self.silent,self.done,self.log,self.best = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device), 0, [], {}
         self.start = sae.W_dec.detach().clone()
         self.scale = 1. if stream.scale is None else float(stream.scale)
-        self.key = sha256(dict(training=asdict(t), sae=sae.cfg.to_dict(), start=xxhash.xxh3_128_hexdigest(self.start.cpu().numpy().tobytes()), stream=stream._settled(), held=list(held.shape)))
+        self.key = sha256(dict(training=asdict(t), sae=sae.cfg.to_dict(), start=_hash(self.start), stream=stream._settled(), held=_hash(held)))
 
 def _coefficients(sae, t, step):
     "Of the class's own losses, warmed up as it wants them"
@@ -165,41 +168,51 @@ def _resample(run, x):
     run.stepper.reset(dead)
     return len(dead)
 
-# %% ../../nbs/33_sae.train.ipynb #5f63ea9b
+# %% ../../nbs/33_sae.train.ipynb #4bffddec
 def _save(run, folder, row):
     "A checkpoint; what isn't the latest, the one before or the best is removed"
     if not run.best or row['explained_variance']>run.best['explained_variance']: run.best = {k: row[k] for k in ('step','explained_variance')}
     if folder is None: return
     at = folder/'checkpoints'/f'{run.done:07d}'
+    state = dict(key=run.key, done=run.done, kind=run.kind, threads=torch.get_num_threads(), stream=run.stream.state_dict(), log=run.log, best=run.best)
     with atomic(at) as tmp:
         tmp.mkdir()
         save_file({k: v.contiguous() for k,v in run.sae.state_dict().items()}, tmp/'sae_weights.safetensors')
         write_json(tmp/'cfg.json', run.sae.cfg.to_dict())
         save_file(run.stepper.state_dict() | dict(silent=run.silent), tmp/'training.safetensors')
-        write_json(tmp/'state.json', dict(key=run.key, done=run.done, stream=run.stream.state_dict(), log=run.log, best=run.best, files=_digests(tmp)))
+        write_json(tmp/'state.json', dict(state=state, files=_digests(tmp, state)))
+    _tidy(run, folder)
+
+def _digests(folder, state): return dict(state=sha256(state)) | {n: sha256(folder/n) for n in ('cfg.json','sae_weights.safetensors','training.safetensors')}
+
+def _checkpoints(folder): return sorted((folder/'checkpoints').glob('[0-9]'*7))
+
+def _tidy(run, folder):
+    "The best is named, others go (out of sight first), and so does what a killed run left unfinished"
     write_json(folder/'checkpoints'/'best.json', run.best)
-    found = _checkpoints(folder)
-    for p in found[:-2]:
-        if int(p.name)!=run.best['step']: shutil.rmtree(p)
-
-def _digests(folder): return {n: xxhash.xxh3_128_hexdigest((folder/n).read_bytes()) for n in ('sae_weights.safetensors','training.safetensors')}
-
-def _checkpoints(folder): return sorted((folder/'checkpoints').glob('[0-9]*'))
+    for p in _checkpoints(folder)[:-2]:
+        if int(p.name)!=run.best['step']: p.rename(p.with_name(f'.old-{p.name}'))
+    for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.[to][ml][pd]-*')]: shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 def _resume(run, folder):
     "Back to the latest checkpoint, if there is one"
     if folder is None or not (found := _checkpoints(folder)): return
-    at,state = found[-1], read_json(found[-1]/'state.json')
-    if state['key']!=run.key: raise SteerlensError(f'{at}: of a run with other settings or data; remove {folder}/checkpoints, or choose another folder')
+    at = found[-1]
     try:
-        if state['files']!=_digests(at): raise SafetensorError('checksum')
+        saved = read_json(at/'state.json')
+        state = saved['state']
+        if saved['files']!=_digests(at, state): raise ValueError('checksums differ')
         weights,training = load_file(at/'sae_weights.safetensors'), load_file(at/'training.safetensors')
-    except (OSError, SafetensorError) as e: raise SteerlensError(f'{at}: damaged ({e}); remove it, and training goes on from {found[-2].name if len(found)>1 else "the start"}') from None
+    except (SteerlensError, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise SteerlensError(f'{at}: damaged ({str(e).partition(";")[0]}); remove it, and training goes on from {found[-2].name if len(found)>1 else "the start"}') from None
+    if state['key']!=run.key: raise SteerlensError(f'{at}: of a run with other settings or data; remove {folder}/checkpoints, or choose another folder')
+    if (was := (state['kind'], state['threads']))!=(now := (run.kind, torch.get_num_threads())): print(f'{at}: made by {was[0]} in {was[1]} threads, now {now[0]} in {now[1]}: the last bits will differ', flush=True)
     run.sae.load_state_dict(weights)
     run.silent = training.pop('silent').to(run.sae.device)
     run.stepper.load_state_dict(training)
     run.stream.load_state_dict(state['stream'])
     run.done,run.log,run.best = state['done'], state['log'], state['best']
+    _tidy(run, folder)
 
 # %% ../../nbs/33_sae.train.ipynb #3283cae6
 def train(
