@@ -69,9 +69,10 @@ class Sparsify:
     "Its trainer's update of one batch: unit decoder, forward, backward, Adam, in bfloat16 as its forward pass is on a GPU"
     def __init__(self, d, F, k, device='cpu'):
         with redirect_stdout(StringIO()):
+            from sparsify import sparse_coder, utils
             from sparsify.config import SparseCoderConfig
-            from sparsify.sparse_coder import SparseCoder
-            self.sae = SparseCoder(d, SparseCoderConfig(num_latents=F, k=k), device)
+        sparse_coder.decoder_impl = utils.eager_decode if device=='cpu' else utils.decoder_impl # its kernel, where Triton is installed, is for GPUs
+        self.sae = sparse_coder.SparseCoder(d, SparseCoderConfig(num_latents=F, k=k), device)
         self.opt = torch.optim.Adam(self.sae.parameters(), lr=LR)
     def __call__(self, x):
         self.sae.set_decoder_norm_to_unit_norm()
