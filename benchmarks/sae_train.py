@@ -12,9 +12,9 @@ import numpy as np, pandas as pd
 import torch
 from steerlens.acts.store import Writer
 from steerlens.acts.stream import Stream
+from steerlens.sae.gpu import fast_step
 from steerlens.sae.models import new_sae
 from steerlens.sae.scores import Superposition
-from steerlens.sae.step import FastStep
 from steerlens.sae.train import Rows, Training, train
 from table import Peak, args, finish
 
@@ -22,6 +22,7 @@ ARGS = args(__doc__)
 QUICK = ARGS.quick
 SHAPES = [(768, 24576, 32, 2048), (2048, 16384, 64, 1024), (128, 2048, 16, 4096)] # d_in, latents, k, batch
 if QUICK: SHAPES = [(256, 8192, 32, 2048), (128, 2048, 16, 4096)]
+GPU = [(768, 24576, 32, 8192)] if torch.cuda.is_available() else []
 TURNS = 3 if QUICK else 6           # Timed updates of each, taking turns
 LATE = 100 if QUICK else 2000       # Updates before the second look
 DEAD = 20 if QUICK else 1000        # Updates without firing after which a latent is dead
@@ -43,9 +44,9 @@ def data(d, F, k, B, n=16):
 # Contestants: a function that updates once
 
 class Ours:
-    def __init__(self, d, F, k, encode, architecture='topk'):
-        self.sae = new_sae(d, F, k, architecture)
-        self.step,self.silent = FastStep(self.sae, encode=encode), torch.zeros(F)
+    def __init__(self, d, F, k, encode, architecture='topk', device='cpu'):
+        self.sae = new_sae(d, F, k, architecture).to(device)
+        self.step,self.silent = fast_step(self.sae, encode=encode), torch.zeros(F, device=device)
     def __call__(self, x):
         done = self.step.step(x, LR, self.silent>DEAD)
         self.silent = torch.where(done.fired>0, 0., self.silent+1)
@@ -53,11 +54,11 @@ class Ours:
 
 
 class SaeLens:
-    def __init__(self, d, F, k, architecture='topk'):
+    def __init__(self, d, F, k, architecture='topk', device='cpu'):
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
-        self.sae = new_sae(d, F, k, architecture)
-        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=DEAD), self.sae, iter([]))
+        self.sae = new_sae(d, F, k, architecture).to(device)
+        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=DEAD, device=device), self.sae, iter([]))
     def __call__(self, x):
         out = self.trainer.step(x)
         self.trainer.n_training_steps += 1
@@ -66,15 +67,16 @@ class SaeLens:
 
 class Sparsify:
     "Its trainer's update of one batch: unit decoder, forward, backward, Adam, in bfloat16 as its forward pass is on a GPU"
-    def __init__(self, d, F, k):
+    def __init__(self, d, F, k, device='cpu'):
         with redirect_stdout(StringIO()):
+            from sparsify import sparse_coder, utils
             from sparsify.config import SparseCoderConfig
-            from sparsify.sparse_coder import SparseCoder
-            self.sae = SparseCoder(d, SparseCoderConfig(num_latents=F, k=k))
+        sparse_coder.decoder_impl = utils.eager_decode if device=='cpu' else utils.decoder_impl # its kernel, where Triton is installed, is for GPUs
+        self.sae = sparse_coder.SparseCoder(d, SparseCoderConfig(num_latents=F, k=k), device)
         self.opt = torch.optim.Adam(self.sae.parameters(), lr=LR)
     def __call__(self, x):
         self.sae.set_decoder_norm_to_unit_norm()
-        with torch.autocast('cpu', torch.bfloat16): out = self.sae(x)
+        with torch.autocast(x.device.type, torch.bfloat16): out = self.sae(x)
         out.fvu.backward()
         self.sae.remove_gradient_parallel_to_decoder_directions()
         self.opt.step()
@@ -84,43 +86,46 @@ class Sparsify:
 
 class Bare:
     "The encoder's product alone"
-    def __init__(self, d, F, dtype): self.W,self.dtype = torch.randn(F, d).to(dtype), dtype
-    def __call__(self, x):
-        t = time.perf_counter()
-        x.to(self.dtype) @ self.W.t()
-        return time.perf_counter()-t
+    def __init__(self, d, F, dtype, device='cpu'): self.W,self.dtype = torch.randn(F, d).to(device, dtype), dtype
+    def __call__(self, x): x.to(self.dtype) @ self.W.t()
 
 
-def turns(shape, who):
+def wait():
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+
+
+def turns(shape, who, device='cpu'):
     "Median seconds of an update of each, taking turns"
-    xs,seconds = data(*shape), {n: [] for n in who}
+    xs,seconds = [x.to(device) for x in data(*shape)], {n: [] for n in who}
     for i in range(TURNS+1):
         for n,f in who.items():
+            wait()
             t = time.perf_counter()
             f(xs[i%len(xs)])
+            wait()
             if i: seconds[n].append(time.perf_counter()-t)
     return {n: float(np.median(s)) for n,s in seconds.items()}
 
 
-def limit(shape, product):
+def limit(shape, product, device):
     "Seconds of the product and of Adam's reads and writes (weights and two moments of two matrices) at the rate at which memory is copied"
     d,F,*_ = shape
-    a,b = torch.zeros(6, F, d), torch.zeros(6, F, d)
+    a,b = torch.zeros(2, 6, F, d, device=device)
     times = []
     for _ in range(3):
-        t = time.perf_counter(); b.copy_(a); times.append(time.perf_counter()-t)
+        wait(); t = time.perf_counter(); b.copy_(a); wait(); times.append(time.perf_counter()-t)
     return product+min(times)
 
 
-def compare(shape, who, when):
+def compare(shape, who, when, device):
     d,F,k,B = shape
-    s,name = turns(shape, who), f'{d} -> {F:,}, k={k}, batch {B:,}, {when}'
+    s,name = turns(shape, who, device), f"{'GPU, '*(device=='cuda')}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
     rate = lambda n: B/s[n]
     return [row(f'{name}, float32', 'rows/s', rate('fp32'), rate('sae-lens'), 'sae-lens SAETrainer.step, float32'),
             row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('sae-lens'), 'sae-lens SAETrainer.step, float32'),
             row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('sparsify'), 'eai-sparsify, bf16 autocast'),
             row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('bare'), 'bare encoder product in bf16'),
-            row(f'{name}, bf16', 'rows/s', rate('bf16'), B/limit(shape, s['bare']), "limit: that product, and Adam's memory at the rate of a copy")]
+            row(f'{name}, bf16', 'rows/s', rate('bf16'), B/limit(shape, s['bare'], device), "limit: that product, and Adam's memory at the rate of a copy")]
 
 
 def alike(who):
@@ -138,16 +143,16 @@ def alike(who):
 
 def steps_rows(root):
     rows = []
-    for shape in SHAPES:
+    for shape,on in [*((s, 'cpu') for s in SHAPES), *((s, 'cuda') for s in GPU)]:
         d,F,k,B = shape
-        who = {'bf16': Ours(d, F, k, torch.bfloat16), 'fp32': Ours(d, F, k, torch.float32), 'sae-lens': SaeLens(d, F, k), 'sparsify': Sparsify(d, F, k), 'bare': Bare(d, F, torch.bfloat16)}
-        rows += compare(shape, who, 'at the start')
-        xs = data(*shape)
+        who = {'bf16': Ours(d, F, k, torch.bfloat16, device=on), 'fp32': Ours(d, F, k, torch.float32, device=on), 'sae-lens': SaeLens(d, F, k, device=on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
+        rows += compare(shape, who, 'at the start', on)
+        xs = [x.to(on) for x in data(*shape)]
         for i in range(LATE): who['bf16'](xs[i%len(xs)])
         alike(who)
         recall = who['bf16'].step.recall(xs[0])
-        rows += compare(shape, who, f'after {LATE:,} updates ({int((who["bf16"].silent>DEAD).sum()):,} dead)')
-        rows.append(row(f'{d} -> {F:,}, k={k}: latents chosen in bf16 among the true ones, after {LATE:,} updates', 'share', recall, 1., 'the choice of dense float32'))
+        rows += compare(shape, who, f'after {LATE:,} updates ({int((who["bf16"].silent>DEAD).sum()):,} dead)', on)
+        rows.append(row(f"{'GPU, '*(on=='cuda')}{d} -> {F:,}, k={k}: latents chosen in bf16 among the true ones, after {LATE:,} updates", 'share', recall, 1., 'the choice of dense float32'))
         del who
     return rows
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fastcore.basics import patch
+from importlib.util import find_spec
 from typing import NamedTuple
 import math
 import numpy as np
@@ -280,7 +281,7 @@ class FastStep:
         encode:torch.dtype|None=None, # Of the screening product: bfloat16 by default where the processor has units for it, else the weights' own
         margin:float=.25,      # Candidates beyond `k` that are judged by exact values, as a share of k
     ):
-        if why := unsupported(sae): raise SteerlensError(f'fast step: {why}; train it with the dense step')
+        if why := unsupported(sae, ('cpu',)): raise SteerlensError(f'fast step: {why}; train it with the dense step')
         self.sae,self.betas,self.eps,self.clip,self.margin = sae, betas, eps, clip, margin
         self.F,self.D,self.dtype = sae.cfg.d_sae, sae.cfg.d_in, sae.W_dec.dtype
         self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and bf16_units() else self.dtype)
@@ -290,12 +291,14 @@ class FastStep:
         self._begin()
 
 def unsupported(
-    sae # A training class of sae-lens
+    sae, # A training class of sae-lens
+    devices:tuple=('cpu','cuda') # Where its weights may be
 )->str|None: # What the fast step can't do, or None
     "Why a fast step can't train this"
     c,name = sae.cfg, type(sae).__name__
     if name not in ('TopKTrainingSAE', 'BatchTopKTrainingSAE'): return f'{name} is neither TopK nor BatchTopK'
-    if sae.W_dec.device.type!='cpu' or sae.W_dec.dtype not in (torch.float32, torch.float64): return f'weights are {sae.W_dec.dtype} on {sae.W_dec.device}, expected float32 on the CPU'
+    if sae.W_dec.device.type not in devices or sae.W_dec.dtype not in (torch.float32, torch.float64): return f'weights are {sae.W_dec.dtype} on {sae.W_dec.device}, expected float32 or float64 on {" or ".join(devices)}'
+    if sae.W_dec.is_cuda and find_spec('triton') is None: return 'Triton is not installed'
     if not c.apply_b_dec_to_input or c.normalize_activations!='none' or c.reshape_activations!='none': return 'apply_b_dec_to_input=False, normalize_activations and reshape_activations are not covered'
 
 def bf16_units()->bool:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from ..core import SteerlensError, atomic, generator, lock, read_json, sha256, write_json
 from ..acts.stream import Stream
-from .step import DenseStep, FastStep, unsupported
+from .gpu import fast_step
+from .step import DenseStep, unsupported
 
 # %% auto #0
 __all__ = ['scheduled', 'Rows', 'Training', 'Trained', 'train', 'live', 'to_wandb']
@@ -117,7 +118,7 @@ class _Run:
         self.sae,self.stream,self.held,self.t = sae, stream, held, t
         self.why = 'asked for' if t.dense else unsupported(sae)
         bf16 = {None: None, True: torch.bfloat16, False: torch.float32}[t.bf16]
-        self.stepper = DenseStep(sae, clip=t.clip, autocast=bool(t.bf16)) if self.why else FastStep(sae, clip=t.clip, encode=bf16)
+        self.stepper = DenseStep(sae, clip=t.clip, autocast=bool(t.bf16)) if self.why else fast_step(sae, clip=t.clip, encode=bf16)
         self.kind = f'dense step: {self.why}' if self.why else f"fast step, screened in {str(self.stepper.encode).split('.')[1]}"
         self.silent,self.done,self.log,self.best = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device), 0, [], {}
         self.start = sae.W_dec.detach().clone()
@@ -237,7 +238,7 @@ def _train(run, folder, looks):
     print(f"{'from update '+format(run.done, ',')+', ' if run.done else ''}{run.kind}", flush=True)
     ended = bool(run.log and t.stop and run.log[-1]['drift'])
     while run.done < t.steps and not ended:
-        x = next(batches)
+        x = next(batches).to(run.sae.device)
         step = run.stepper.step(x, _lr(t, run.done), run.silent>t.dead_after, **(dict(coefficients=_coefficients(run.sae, t, run.done)) if run.why else {}))
         run.silent = torch.where(step.fired>0, 0, run.silent+len(x))
         run.done += 1
