@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LABELS', 'STYLE', 'WIDTH', 'Plot', 'svg', 'save', 'balanced', 'sheet', 'tidy', 'rates', 'spread', 'curves',
-           'short', 'bars', 'hists', 'heatmap']
+           'short', 'span', 'bars', 'hists', 'heatmap']
 
 # %% ../nbs/02_plot.ipynb #db8c779e
 import io, re, textwrap
@@ -194,7 +194,15 @@ def short(
     "A number as a label"
     return f'{v:{fmt}}' if fmt else f'{v:,.0f}' if abs(v)>=1000 else f'{v:.3g}'
 
-# %% ../nbs/02_plot.ipynb #1c1d3fed
+# %% ../nbs/02_plot.ipynb #b2b2ecac
+def span(
+    values, # Numbers
+    fmt:str='', # Their format
+)->str: # Such as '98.6% to 99.7%'
+    "From the smallest to the largest, in words"
+    return ' to '.join(dict.fromkeys(short(v, fmt) for v in (min(values), max(values))))
+
+# %% ../nbs/02_plot.ipynb #ff7d28ae
 @mpl.rc_context(STYLE)
 def bars(
     values:dict, # Name to value
@@ -213,7 +221,7 @@ def bars(
     ax.margins(x=.1)
     return fig
 
-# %% ../nbs/02_plot.ipynb #f445d010
+# %% ../nbs/02_plot.ipynb #f3b0b74b
 @mpl.rc_context(STYLE)
 def hists(
     arrays:dict, # Name to values
@@ -238,7 +246,7 @@ def hists(
     axs[-1].set_xlabel(xlabel)
     return fig
 
-# %% ../nbs/02_plot.ipynb #95133911
+# %% ../nbs/02_plot.ipynb #2a704714
 @mpl.rc_context(STYLE)
 def heatmap(
     df, # `DataFrame` of numbers; its index and columns are the labels

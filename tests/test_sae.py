@@ -2,7 +2,7 @@
 import json, os, random, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch, xxhash
-from safetensors.torch import load_file
+
 from steerlens.acts.store import Acts, Writer
 from steerlens.acts.stream import Stream
 from steerlens.core import SteerlensError, rng, sha256, threads
