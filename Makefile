@@ -36,11 +36,15 @@ $(HERE): $(DEPS)
 # One run at a time. What a killed run left working holds the lock until it ends; then the next one goes on from there
 SNAKEMAKE = "$(BIN)"/snakemake --nolock --rerun-incomplete --profile profiles/local
 
+define locked
+if command -v flock >/dev/null; then \
+  flock -n .run.lock true || echo "an earlier run is still at work in this folder: waiting for it to end"; \
+  flock .run.lock $(1); \
+else $(1); fi
+endef
+
 run: $(HERE) ## the main job on the embedded subject, all phases; the report is reports/index.html
-	@if command -v flock >/dev/null; then \
-	  flock -n .run.lock true || echo "an earlier run is still at work in this folder: waiting for it to end"; \
-	  flock .run.lock $(SNAKEMAKE); \
-	else $(SNAKEMAKE); fi
+	@$(call locked,$(SNAKEMAKE))
 	@echo "report: $(CURDIR)/reports/index.html"
 
 test: $(HERE) ## every check: the notebooks, the tests, the docs
@@ -64,7 +68,7 @@ subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SU
 
 SWEEP ?= params/sweeps/nano_lm.yaml
 sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in sweeps/; SWEEP=FILE for another set
-	@flock .run.lock $(SNAKEMAKE) --config sweep=$(SWEEP) -- sweep
+	@$(call locked,$(SNAKEMAKE) --config sweep=$(SWEEP) -- sweep)
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py
