@@ -110,7 +110,8 @@ def refresh(self:GPUStep):
     if self.sae.cfg.rescale_acts_by_decoder_norm: torch.linalg.vector_norm(w['W_dec'], dim=1, out=self.norm)
     torch.mul(w['W_enc'], self.norm[:,None], out=self.screen), torch.mul(w['b_enc'], self.norm, out=self.bias)
 
-# %% ../../nbs/32_sae.gpu.ipynb #574c98ba
+# %% ../../nbs/32_sae.gpu.ipynb #37217a58
+@cache
 def _width(F, want):
     "A divisor of F; with as many columns, columns and candidates together are fewest"
     return min((s for s in range(want, F+1) if F%s==0), key=lambda s: s+want*F//s)
@@ -178,11 +179,11 @@ def _codes(self:GPUStep, x):
     else: best = (s.view(B, want).topk(int(k), sorted=False).indices + want*torch.arange(B, device=s.device)[:,None]).flatten()
     return e, torch.zeros_like(c).index_copy(0, best, torch.where(s[best]!=0, c[best], 0)) # relu keeps NaN, and so does this
 
-# %% ../../nbs/32_sae.gpu.ipynb #acfa3d7b
+# %% ../../nbs/32_sae.gpu.ipynb #2aa7fc28
 @patch
 def _aux(self:GPUStep, dead, left):
     "Entries of dead latents, their values, what they leave of the residual, and the weight of this loss"
-    k,by = min(self.D//2, len(dead)), self.sae.cfg.aux_loss_coefficient*min(len(dead)/(self.D//2), 1.)
+    k,by = min(max(1, self.D//2), len(dead)), self.sae.cfg.aux_loss_coefficient*min(len(dead)/max(1, self.D//2), 1.)
     value,i = self.pre[:,dead].topk(k, sorted=False)
     e = self._entries(torch.arange(len(left), device=left.device).repeat_interleave(k), dead[i].flatten(), len(left))
     c,more = value.flatten().to(self.dtype)/self.norm[e.at], torch.empty_like(left)
