@@ -322,7 +322,7 @@ OTHERS = dict(data=None, order=dict(seed=1), weights=dict(start=1), settings=dic
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, copy, data, what):
     before = contents(copy)
     write_acts(tmp_path/'other', seed=1)
-    with pytest.raises(SteerlensError, match='^.*/0000120: of a run with other settings or data; .*$') as e: work('fp32', tmp_path/'other' if what=='data' else data, copy, **OTHERS[what] or {})
+    with pytest.raises(SteerlensError, match='^.*/0000120: of a run with other settings or data, or made by other code; .*$') as e: work('fp32', tmp_path/'other' if what=='data' else data, copy, **OTHERS[what] or {})
     assert '\n' not in str(e.value) and contents(copy)==before
 
 
