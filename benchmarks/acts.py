@@ -2,7 +2,7 @@
 
     python benchmarks/acts.py [--quick] [--json FILE] [--only harvest,write,read,cold,mixing,tokens]
 """
-import multiprocessing, os, resource, shutil, sys, tempfile, time, warnings
+import multiprocessing, os, resource, shutil, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1')
 from contextlib import closing, redirect_stderr, redirect_stdout
 from functools import cache
@@ -17,7 +17,7 @@ from steerlens.acts.store import Acts, Writer
 from steerlens.acts.stream import Stream, shuffle_quality
 from steerlens.subjects.lm import as_subject, batches
 from steerlens.subjects.text import documents, load_tokenizer, tokenize
-from table import Peak, args, finish, race
+from table import Peak, args, race, run
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
@@ -305,14 +305,7 @@ def mixing_rows(root):
 PARTS = dict(harvest=harvest_rows, write=write_rows, read=read_rows, cold=cold_rows, mixing=mixing_rows, tokens=tokens_rows)
 
 def main():
-    with tempfile.TemporaryDirectory(prefix='.bench-', dir='.') as tmp:
-        rows = []
-        for name,part in PARTS.items():
-            if name not in (ARGS.only or name).split(','): continue
-            t = time.perf_counter()
-            rows += part(Path(tmp).resolve())
-            print(f'{name}: {time.perf_counter()-t:.0f} s', file=sys.stderr)
-    finish(rows, ARGS, title='Datasets of activations', about=f'N = {N:,} rows in E = {N//EPISODE:,} episodes of {EPISODE}, d = {D} float32, one site, {SHARDS} shards of {SHARD:,} rows written {ADD:,} at a time, batches of {B:,} rows read. '
+    run(PARTS, ARGS, title='Datasets of activations', about=f'N = {N:,} rows in E = {N//EPISODE:,} episodes of {EPISODE}, d = {D} float32, one site, {SHARDS} shards of {SHARD:,} rows written {ADD:,} at a time, batches of {B:,} rows read. '
            f'Harvest: GPT-2 small in shape, random weights, {BATCHES} batches of {W} x {T} tokens on the CPU. Best of 3, taking turns. Memory is what ours took beyond what was there.')
 
 

@@ -2,12 +2,11 @@
 
     python benchmarks/sae_train.py [--quick] [--json FILE] [--only steps,batchtopk,loss,memory,disk]
 """
-import multiprocessing, os, sys, tempfile, time, warnings
+import multiprocessing, os, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1', WANDB_MODE='disabled')
 from contextlib import redirect_stdout
 from functools import cache, partial
 from io import StringIO
-from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from steerlens.acts.store import Writer
@@ -16,7 +15,7 @@ from steerlens.sae.gpu import fast_step
 from steerlens.sae.models import new_sae
 from steerlens.sae.scores import Superposition
 from steerlens.sae.train import Rows, Training, train
-from table import Peak, args, finish
+from table import Peak, args, run
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
@@ -230,14 +229,7 @@ PARTS = dict(steps=steps_rows, batchtopk=batchtopk_rows, loss=loss_rows, memory=
 
 def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
-    with tempfile.TemporaryDirectory(prefix='.bench-', dir='.') as tmp:
-        rows = []
-        for name,part in PARTS.items():
-            if name not in (ARGS.only or name).split(','): continue
-            t = time.perf_counter()
-            rows += part(Path(tmp).resolve())
-            print(f'{name}: {time.perf_counter()-t:.0f} s', file=sys.stderr)
-    finish(rows, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do. Median of {TURNS} updates, taking turns. '
+    run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do. Median of {TURNS} updates, taking turns. '
            f'Late rows: with the weights that {LATE:,} of our updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of sae-lens; eai-sparsify has none by default. Memory is what three updates took beyond what was there, each in a process of its own.')
 
 

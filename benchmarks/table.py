@@ -1,5 +1,5 @@
 "What the benchmarks share: timing, memory, the machine's name, and one table of ours beside a peer"
-import argparse, ctypes, gc, os, platform, resource, threading, time
+import argparse, ctypes, gc, os, platform, resource, sys, tempfile, threading, time
 from pathlib import Path
 
 
@@ -54,6 +54,18 @@ def machine(**more):
     cpu = next((l.split(': ')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor())
     gpu = dict(gpu=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
     return dict(processor=cpu, cores=len(os.sched_getaffinity(0)), **gpu, torch=torch.__version__, python=platform.python_version(), **more)
+
+
+def run(parts, a, **about):
+    "Those parts (name -> function of a folder, giving rows) that were asked for, and their table"
+    with tempfile.TemporaryDirectory(prefix='.bench-', dir='.') as tmp:
+        rows = []
+        for name,part in parts.items():
+            if name not in (a.only or name).split(','): continue
+            t = time.perf_counter()
+            rows += part(Path(tmp).resolve())
+            print(f'{name}: {time.perf_counter()-t:.0f} s', file=sys.stderr)
+    finish(rows, a, **about)
 
 
 def finish(rows, a, **about):
