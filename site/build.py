@@ -106,11 +106,12 @@ def showcase():
 def benchmarks():
     "The page of the committed tables, made from nothing but `benchmarks/results/`"
     import json
+    from textwrap import wrap
     tables = [json.loads(p.read_text()) | dict(stem=p.stem) for p in sorted((ROOT/'benchmarks/results').glob('*.json'))]
     if not tables: return []
     def table(t):
         num = lambda x: f'{x:,.0f}' if x >= 1000 else f'{x:.4g}'
-        rows = [f"| {r['name']}<small class=peer>beside {r['peer_name']}</small> | {num(r['ours'])} | {num(r['peer'])} | {r['unit']} | **{r['ratio']:.2f}** | {r['memory_mb']:,.0f} |" for r in t['rows']]
+        rows = [f"| {'<br>'.join(wrap(r['name'], 44))}<small class=peer>beside {r['peer_name']}</small> | {num(r['ours'])} | {num(r['peer'])} | {r['unit']} | **{r['ratio']:.2f}** | {num(round(r['memory_mb'])) if r['memory_mb'] else ''} |" for r in t['rows']]
         ran = ', '.join(f'{k} {v}' for k,v in t['machine'].items() if k!='quick')
         return '\n\n'.join([f"## {t['title']}", t['about'], '\n'.join(['| | ours | peer | unit | ours / peer | MB |', '|---|--:|--:|---|--:|--:|', *rows]), f"`benchmarks/{t['stem']}.py` on {ran}."])
     head = header('Benchmarks', 'Ours beside a peer, on the same work in the same run')
