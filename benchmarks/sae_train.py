@@ -1,6 +1,6 @@
 """Updates of TopK and BatchTopK autoencoders: ours beside sae-lens, eai-sparsify and the bare encoder product, in one run
 
-    python benchmarks/sae_train.py [--quick] [--json FILE] [--only steps,batchtopk,loss,memory,disk]
+    python benchmarks/sae_train.py [--quick] [--json FILE] [--only steps,loss,memory,disk]
 """
 import multiprocessing, os, time, warnings
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1', WANDB_MODE='disabled')
@@ -25,7 +25,7 @@ GPU = [(768, 24576, 32, 8192)] if torch.cuda.is_available() else []
 TURNS = 3 if QUICK else 6           # Timed updates of each, taking turns
 LATE = 100 if QUICK else 2000       # Updates before the second look
 DEAD = 20 if QUICK else 1000        # Updates without firing after which a latent is dead
-EQUAL = 20 if QUICK else 300        # Updates after which losses are compared
+EQUAL = 20 if QUICK else 300        # Updates after which losses are compared, with latents dead after a sixth as many
 LR = 3e-4
 
 
@@ -40,47 +40,61 @@ def data(d, F, k, B, n=16):
     return [x*d**.5/x.norm(dim=1).mean() for x in xs]
 
 
-# Contestants: a function that updates once
+# Contestants: a function that updates once, with or without the auxiliary loss of dead latents; `take` makes one start where ours is
 
 class Ours:
-    def __init__(self, d, F, k, encode, architecture='topk', device='cpu'):
+    def __init__(self, d, F, k, encode, architecture='topk', device='cpu', dead=DEAD):
         self.sae = new_sae(d, F, k, architecture).to(device)
-        self.step,self.silent = fast_step(self.sae, encode=encode), torch.zeros(F, device=device)
-    def __call__(self, x):
-        done = self.step.step(x, LR, self.silent>DEAD)
+        self.step,self.silent,self.dead = fast_step(self.sae, encode=encode), torch.zeros(F, device=device), dead
+    def __call__(self, x, aux=True):
+        done = self.step.step(x, LR, self.silent>self.dead if aux else None)
         self.silent = torch.where(done.fired>0, 0., self.silent+1)
-        return done.mse
+    def take(self, ours):
+        self.sae.load_state_dict(ours.sae.state_dict(), strict=False)
+        self.step.load_state_dict(ours.step.state_dict())
+        self.silent = ours.silent.clone()
+    def loss(self, x): return self.sae.decode(self.sae.encode(x))-x
 
 
 class SaeLens:
-    def __init__(self, d, F, k, architecture='topk', device='cpu'):
+    def __init__(self, d, F, k, architecture='topk', device='cpu', dead=DEAD):
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
         self.sae = new_sae(d, F, k, architecture).to(device)
-        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=DEAD, device=device), self.sae, iter([]))
+        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=dead, device=device), self.sae, iter([]))
     def __call__(self, x):
-        out = self.trainer.step(x)
+        self.trainer.step(x)
         self.trainer.n_training_steps += 1
-        return out.losses['mse_loss'].item()
+    def take(self, ours):
+        self.sae.load_state_dict(ours.sae.state_dict(), strict=False)
+        self.trainer.n_forward_passes_since_fired = ours.silent.clone()
+    loss = Ours.loss
 
 
 class Sparsify:
     "Its trainer's update of one batch: unit decoder, forward, backward, Adam, in bfloat16 as its forward pass is on a GPU"
-    def __init__(self, d, F, k, device='cpu'):
+    def __init__(self, d, F, k, device='cpu', dead=DEAD):
         with redirect_stdout(StringIO()):
             from sparsify import sparse_coder, utils
             from sparsify.config import SparseCoderConfig
         sparse_coder.decoder_impl = utils.eager_decode if device=='cpu' else utils.decoder_impl # its kernel, where Triton is installed, is for GPUs
         self.sae = sparse_coder.SparseCoder(d, SparseCoderConfig(num_latents=F, k=k), device)
-        self.opt = torch.optim.Adam(self.sae.parameters(), lr=LR)
-    def __call__(self, x):
+        self.opt,self.silent,self.dead = torch.optim.Adam(self.sae.parameters(), lr=LR), torch.zeros(F, device=device), dead
+    def __call__(self, x, aux=True):
         self.sae.set_decoder_norm_to_unit_norm()
-        with torch.autocast(x.device.type, torch.bfloat16): out = self.sae(x)
-        out.fvu.backward()
+        with torch.autocast(x.device.type, torch.bfloat16): out = self.sae(x, dead_mask=self.silent>self.dead if aux else None)
+        (out.fvu+out.auxk_loss/32).backward() # the weight that Gao et al. (2024) give it
         self.sae.remove_gradient_parallel_to_decoder_directions()
         self.opt.step()
         self.opt.zero_grad()
-        return float(out.fvu.detach())
+        self.silent += 1
+        self.silent[out.latent_indices.flatten()] = 0
+    @torch.no_grad()
+    def take(self, ours):
+        w,norm = ours.sae, ours.sae.W_dec.norm(dim=1)
+        for to,v in ((self.sae.encoder.weight, w.W_enc.T*norm[:,None]), (self.sae.encoder.bias, w.b_enc*norm), (self.sae.W_dec, w.W_dec/norm[:,None]), (self.sae.b_dec, w.b_dec)): to.copy_(v)
+        self.silent = ours.silent.clone()
+    def loss(self, x): return self.sae(x).sae_out-x
 
 
 class Bare:
@@ -119,83 +133,67 @@ def limit(shape, product, device):
 def compare(shape, who, when, device):
     d,F,k,B = shape
     s,name = turns(shape, who, device), f"{'GPU, '*(device=='cuda')}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
-    rate = lambda n: B/s[n]
-    return [row(f'{name}, float32', 'rows/s', rate('fp32'), rate('sae-lens'), 'sae-lens SAETrainer.step, float32'),
-            row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('sae-lens'), 'sae-lens SAETrainer.step, float32'),
-            row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('sparsify'), 'eai-sparsify, bf16 autocast'),
-            row(f'{name}, bf16', 'rows/s', rate('bf16'), rate('bare'), 'bare encoder product in bf16'),
-            row(f'{name}, bf16', 'rows/s', rate('bf16'), B/limit(shape, s['bare'], device), "limit: that product, and Adam's memory at the rate of a copy")]
-
-
-def alike(who):
-    "The peers take over the weights, and what is dead, of ours"
-    from_,silent = who['bf16'].sae, who['bf16'].silent
-    who['fp32'].sae.load_state_dict(from_.state_dict())
-    who['fp32'].step.load_state_dict(who['bf16'].step.state_dict())
-    who['fp32'].silent = silent.clone()
-    who['sae-lens'].sae.load_state_dict(from_.state_dict())
-    who['sae-lens'].trainer.n_forward_passes_since_fired = silent.clone()
-    with torch.no_grad():
-        p = who['sparsify'].sae
-        p.encoder.weight.copy_(from_.W_enc.T*from_.W_dec.norm(dim=1)[:,None]), p.encoder.bias.copy_(from_.b_enc*from_.W_dec.norm(dim=1)), p.W_dec.copy_(from_.W_dec), p.b_dec.copy_(from_.b_dec)
+    s['limit'] = limit(shape, s['bare'], device)
+    pairs = dict(fp32=('float32', 'lens'), bf16=('bf16', 'lens', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
+    names = dict(lens='sae-lens SAETrainer.step, float32', sparsify='eai-sparsify, bf16 autocast', bare='bare encoder product in bf16', limit="limit: that product, and Adam's memory at the rate of a copy")
+    return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p.split(',')[0]]) for w,(how,*peers) in pairs.items() if w in s for p in peers]
 
 
 def steps_rows(root):
     rows = []
     for shape,on in [*((s, 'cpu') for s in SHAPES), *((s, 'cuda') for s in GPU)]:
         d,F,k,B = shape
-        who = {'bf16': Ours(d, F, k, torch.bfloat16, device=on), 'fp32': Ours(d, F, k, torch.float32, device=on), 'sae-lens': SaeLens(d, F, k, device=on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
+        ours = Ours(d, F, k, torch.bfloat16, device=on)
+        who = {'bf16': ours, 'fp32': Ours(d, F, k, torch.float32, device=on), 'batch': Ours(d, F, k, torch.bfloat16, 'batchtopk', on),
+               'lens': SaeLens(d, F, k, device=on), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
         rows += compare(shape, who, 'at the start', on)
         xs = [x.to(on) for x in data(*shape)]
-        for i in range(LATE): who['bf16'](xs[i%len(xs)])
-        alike(who)
-        recall = who['bf16'].step.recall(xs[0])
-        rows += compare(shape, who, f'after {LATE:,} updates ({int((who["bf16"].silent>DEAD).sum()):,} dead)', on)
+        for i in range(LATE): ours(xs[i%len(xs)])
+        for f in who.values():
+            if hasattr(f, 'take'): f.take(ours)
+        recall,dead = ours.step.recall(xs[0]), int((ours.silent>DEAD).sum())
+        who |= {'plain': partial(ours, aux=False), 'sparsify, plain': partial(who['sparsify'], aux=False)}
+        rows += compare(shape, who, f'after {LATE:,} updates ({dead:,} dead)', on)
         rows.append(row(f"{'GPU, '*(on=='cuda')}{d} -> {F:,}, k={k}: latents chosen in bf16 among the true ones, after {LATE:,} updates", 'share', recall, 1., 'the choice of dense float32'))
-        del who
-    return rows
-
-
-def batchtopk_rows(root):
-    rows = []
-    for shape in SHAPES:
-        d,F,k,B = shape
-        who = {'bf16': Ours(d, F, k, torch.bfloat16, 'batchtopk'), 'sae-lens': SaeLens(d, F, k, 'batchtopk')}
-        s = turns(shape, who)
-        rows.append(row(f'BatchTopK {d} -> {F:,}, k={k}, batch {B:,}, bf16', 'rows/s', B/s['bf16'], B/s['sae-lens'], 'sae-lens SAETrainer.step, float32'))
+        del who, ours
     return rows
 
 
 def loss_rows(root):
     "The same weights, batches, learning rate and number of updates"
-    shape,rows = SHAPES[-1], []
+    shape,rows,dead = SHAPES[-1], [], EQUAL//6
     d,F,k,B = shape
     xs,test = data(*shape), Superposition(F//4, d, k).rows(B, 999)
     test = test*d**.5/test.norm(dim=1).mean()
     for name in ('topk','batchtopk'):
-        who = {'bf16': Ours(d, F, k, torch.bfloat16, name), 'float32': Ours(d, F, k, torch.float32, name), 'sae-lens': SaeLens(d, F, k, name)}
-        for n,f in who.items():
+        who = {'bf16': Ours(d, F, k, torch.bfloat16, name, dead=dead), 'float32': Ours(d, F, k, torch.float32, name, dead=dead), 'sae-lens, float32': SaeLens(d, F, k, name, dead=dead)}
+        if name=='topk': who['eai-sparsify, bf16, its own normalisation of loss and weights'] = Sparsify(d, F, k, dead=dead)
+        for f in [*who.values()][1:]: f.take(who['bf16'])
+        for f in who.values():
             for i in range(EQUAL): f(xs[i%len(xs)])
-        with torch.no_grad(): loss = {n: float((f.sae.decode(f.sae.encode(test))-test).pow(2).sum(1).mean()) for n,f in who.items()}
-        rows += [row(f'{name} {d} -> {F:,}: loss on fresh rows after {EQUAL} equal updates, {n}', 'squared error', loss[n], loss['sae-lens'], 'sae-lens, float32') for n in ('float32','bf16')]
+        with torch.no_grad(): loss = {n: float(f.loss(test).pow(2).sum(1).mean()) for n,f in who.items()}
+        n = int((who['float32'].silent>dead).sum())
+        rows += [row(f'{name} {d} -> {F:,}: loss on fresh rows after {EQUAL} equal updates ({n:,} dead), {w}', 'squared error', loss[w], loss[p], p) for w in ('float32','bf16') for p in [*who][2:]]
     return rows
 
 
 def _peak(make, shape):
-    "MB that three updates take beyond what was there, in a process of its own"
+    "MB that three updates with a quarter of the latents dead take beyond what was there, in a process of its own"
     warnings.simplefilter('ignore')
     torch.set_num_threads(2)
     with redirect_stdout(StringIO()): import sae_lens, sparsify.sparse_coder # what a peer imports is not what it takes
     xs = data(*shape, n=1)
     with Peak() as peak:
-        f = make()
+        f,dead = make(), (torch.arange(shape[1])%4==0)*2.*DEAD
+        if hasattr(f, 'trainer'): f.trainer.n_forward_passes_since_fired = dead
+        else: f.silent = dead
         for _ in range(3): f(xs[0])
     return peak.mb
 
 
 def memory_rows(root):
     rows = []
-    for shape in SHAPES[:1 if QUICK else 2]:
+    for shape in SHAPES[:1 if QUICK else 3]:
         d,F,k,B = shape
         who = dict(ours=partial(Ours, d, F, k, torch.bfloat16), fp32=partial(Ours, d, F, k, torch.float32), lens=partial(SaeLens, d, F, k), sparsify=partial(Sparsify, d, F, k))
         mb = {}
@@ -207,30 +205,33 @@ def memory_rows(root):
 
 def disk_rows(root):
     "The whole loop, fed from shards of four times the memory it may use, and from a tensor"
-    d,F,k,B = SHAPES[0]
-    n,steps = 32*B, 10 if QUICK else 40
-    x = torch.cat(data(*SHAPES[0]))
-    with Writer(root/'acts', {}, dict(train=list(range(n//256)), validation=[]), 4) as w:
-        for i in range(4):
-            at = i*n//4+np.arange(n//4)
-            w.add('all', pd.DataFrame(dict(episode=at//256, step=at%256, task='a')), {'l.out': x[at%len(x)]})
-            w.commit()
-        acts = w.finish()
-    how = Training(steps=steps, lr=LR, measure=steps, checkpoint=steps)
-    def loop(batches):
-        with redirect_stdout(StringIO()): return train(new_sae(d, F, k), batches, x[:B], None, how).log.rows_per_s.iloc[-1]
-    best = [0., 0.]
-    for _ in range(2):
-        best = [max(best[0], loop(Stream(acts, 'l.out', batch=B, memory_mb=n*d/2**20, normalise='expected_average_only_in'))), max(best[1], loop(Rows(x, B)))]
-    return [row(f'training loop from disk, {d} -> {F:,}, batch {B:,}', 'rows/s', *best, 'the same loop from a tensor in memory')]
+    rows = []
+    for d,F,k,B in (SHAPES[0], SHAPES[-1]):
+        n,steps = 32*B, (10 if QUICK else 40)*(1 if F==SHAPES[0][1] else 5)
+        x,at = torch.cat(data(d, F, k, B)), root/f'acts{d}'
+        with Writer(at, {}, dict(train=list(range(n//256)), validation=[]), 4) as w:
+            for i in range(4):
+                r = i*n//4+np.arange(n//4)
+                w.add('all', pd.DataFrame(dict(episode=r//256, step=r%256, task='a')), {'l.out': x[r%len(x)]})
+                w.commit()
+            acts = w.finish()
+        how = Training(steps=steps, lr=LR, measure=steps, checkpoint=steps)
+        def loop(batches):
+            with redirect_stdout(StringIO()): return train(new_sae(d, F, k), batches, x[:B], None, how).log.rows_per_s.iloc[-1]
+        best = [0., 0.]
+        for _ in range(3):
+            best = [max(best[0], loop(Stream(acts, 'l.out', batch=B, memory_mb=n*d/2**20, normalise='expected_average_only_in'))), max(best[1], loop(Rows(x, B)))]
+        rows.append(row(f'training loop from disk, {d} -> {F:,}, batch {B:,}', 'rows/s', *best, 'the same loop from a tensor in memory'))
+    return rows
 
 
-PARTS = dict(steps=steps_rows, batchtopk=batchtopk_rows, loss=loss_rows, memory=memory_rows, disk=disk_rows)
+PARTS = dict(steps=steps_rows, loss=loss_rows, memory=memory_rows, disk=disk_rows)
 
 def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
     run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do. Median of {TURNS} updates, taking turns. '
-           f'Late rows: with the weights that {LATE:,} of our updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of sae-lens; eai-sparsify has none by default. Memory is what three updates took beyond what was there, each in a process of its own.')
+           f'Late rows: with the weights that {LATE:,} of our TopK updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of both peers, or of none, as eai-sparsify does by default. '
+           f'Memory is what three updates took beyond what was there with a quarter of the latents dead, each in a process of its own.')
 
 
 if __name__=='__main__': main()
