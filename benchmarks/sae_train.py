@@ -73,16 +73,16 @@ class SaeLens:
 
 class Sparsify:
     "Its trainer's update of one batch: unit decoder, forward, backward, Adam, in bfloat16 as its forward pass is on a GPU"
-    def __init__(self, d, F, k, device='cpu', dead=DEAD):
+    def __init__(self, d, F, k, device='cpu', dead=DEAD, bf16=True):
         with redirect_stdout(StringIO()):
             from sparsify import sparse_coder, utils
             from sparsify.config import SparseCoderConfig
         sparse_coder.decoder_impl = utils.eager_decode if device=='cpu' else utils.decoder_impl # its kernel, where Triton is installed, is for GPUs
         self.sae = sparse_coder.SparseCoder(d, SparseCoderConfig(num_latents=F, k=k), device)
-        self.opt,self.silent,self.dead = torch.optim.Adam(self.sae.parameters(), lr=LR), torch.zeros(F, device=device), dead
+        self.opt,self.silent,self.dead,self.bf16 = torch.optim.Adam(self.sae.parameters(), lr=LR), torch.zeros(F, device=device), dead, bf16
     def __call__(self, x, aux=True):
         self.sae.set_decoder_norm_to_unit_norm()
-        with torch.autocast(x.device.type, torch.bfloat16): out = self.sae(x, dead_mask=self.silent>self.dead if aux else None)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): out = self.sae(x, dead_mask=self.silent>self.dead if aux else None)
         (out.fvu+out.auxk_loss/32).backward() # the weight that Gao et al. (2024) give it
         self.sae.remove_gradient_parallel_to_decoder_directions()
         self.opt.step()
@@ -178,13 +178,14 @@ def loss_rows(root):
 
 
 def _peak(make, shape):
-    "MB that three updates with a quarter of the latents dead take beyond what was there, in a process of its own"
+    "MB that three updates with a quarter of the latents dead take beyond what was there after one of a tiny autoencoder, in a process of its own"
     warnings.simplefilter('ignore')
     torch.set_num_threads(2)
-    with redirect_stdout(StringIO()): import sae_lens, sparsify.sparse_coder # what a peer imports is not what it takes
+    with redirect_stdout(StringIO()): make(16, 64, 4)(torch.randn(8, 16)) # what is loaded is not what is taken
+    d,F,k,_ = shape
     xs = data(*shape, n=1)
     with Peak() as peak:
-        f,dead = make(), (torch.arange(shape[1])%4==0)*2.*DEAD
+        f,dead = make(d, F, k), (torch.arange(F)%4==0)*2.*DEAD
         if hasattr(f, 'trainer'): f.trainer.n_forward_passes_since_fired = dead
         else: f.silent = dead
         for _ in range(3): f(xs[0])
@@ -193,13 +194,13 @@ def _peak(make, shape):
 
 def memory_rows(root):
     rows = []
-    for shape in SHAPES[:1 if QUICK else 3]:
+    for shape in SHAPES[:1] if QUICK else SHAPES:
         d,F,k,B = shape
-        who = dict(ours=partial(Ours, d, F, k, torch.bfloat16), fp32=partial(Ours, d, F, k, torch.float32), lens=partial(SaeLens, d, F, k), sparsify=partial(Sparsify, d, F, k))
+        who = {'bf16': partial(Ours, encode=torch.bfloat16), 'float32': partial(Ours, encode=torch.float32), 'sae-lens, float32': SaeLens, 'eai-sparsify, bf16': Sparsify, 'eai-sparsify, float32': partial(Sparsify, bf16=False)}
         mb = {}
         for n,make in who.items():
             with multiprocessing.get_context('spawn').Pool(1) as pool: mb[n] = pool.apply(_peak, (make, shape))
-        rows += [row(f'memory, {d} -> {F:,}, batch {B:,}, {o}', 'MB', mb[w], mb[p], who_, mb[w]) for o,w in (('bf16','ours'),('float32','fp32')) for p,who_ in (('lens','sae-lens'),('sparsify','eai-sparsify'))]
+        rows += [row(f'memory, {d} -> {F:,}, batch {B:,}, {o}', 'MB', mb[o], mb[p], p, mb[o]) for o in ('bf16','float32') for p in ('sae-lens, float32', f'eai-sparsify, {o}')]
     return rows
 
 
@@ -207,7 +208,7 @@ def disk_rows(root):
     "The whole loop, fed from shards of four times the memory it may use, and from a tensor"
     rows = []
     for d,F,k,B in (SHAPES[0], SHAPES[-1]):
-        n,steps = 32*B, (10 if QUICK else 40)*(1 if F==SHAPES[0][1] else 5)
+        n,steps = 32*B, (10 if QUICK else 40)*(1 if F==SHAPES[0][1] else 10)
         x,at = torch.cat(data(d, F, k, B)), root/f'acts{d}'
         with Writer(at, {}, dict(train=list(range(n//256)), validation=[]), 4) as w:
             for i in range(4):
@@ -231,7 +232,7 @@ def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
     run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do. Median of {TURNS} updates, taking turns. '
            f'Late rows: with the weights that {LATE:,} of our TopK updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of both peers, or of none, as eai-sparsify does by default. '
-           f'Memory is what three updates took beyond what was there with a quarter of the latents dead, each in a process of its own.')
+           f'Memory is what three updates with a quarter of the latents dead took beyond what was there after one of a tiny autoencoder, each in a process of its own.')
 
 
 if __name__=='__main__': main()
