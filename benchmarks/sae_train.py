@@ -205,10 +205,10 @@ def memory_rows(root):
 
 
 def disk_rows(root):
-    "The whole loop, fed from shards of four times the memory it may use, and from a tensor"
+    "The whole loop, fed from half a gigabyte of shards with a quarter of that as memory, and from a tensor"
     rows = []
     for d,F,k,B in (SHAPES[0], SHAPES[-1]):
-        n,steps = 32*B, (10 if QUICK else 40)*(1 if F==SHAPES[0][1] else 10)
+        n,steps = 2**(24 if QUICK else 27)//d//1024*1024, (10 if QUICK else 40)*(1 if F==SHAPES[0][1] else 10)
         x,at = torch.cat(data(d, F, k, B)), root/f'acts{d}'
         with Writer(at, {}, dict(train=list(range(n//256)), validation=[]), 4) as w:
             for i in range(4):

@@ -152,7 +152,7 @@ def _decode(start, by, scale, W_dec, e, loss, a, b):
         loss[r] = z
     return total
 
-# %% ../../nbs/31_sae.step.ipynb #6b398c07
+# %% ../../nbs/31_sae.step.ipynb #f16a88b7
 class _Grads(NamedTuple):
     "By parameter, and what else a pass over the latents finds"
     W_dec:np.ndarray # [F, D]; rows of latents without entries are not written
@@ -161,6 +161,7 @@ class _Grads(NamedTuple):
     n:np.ndarray     # Entries of each latent, and one for a part in the auxiliary loss, [F]
     square:np.ndarray # Sum of the squares of a latent's gradients, [F]
 
+# %% ../../nbs/31_sae.step.ipynb #d4a2f042
 @_jit
 def _grads(e, x, W_dec, W_enc, out, a, b):
     "Added to those of the aux loss, where `n` says that there are some; what they take from the decoder's bias, through `x`"
@@ -185,14 +186,7 @@ def _grads(e, x, W_dec, W_enc, out, a, b):
         out.b_enc[f],out.square[f] = t,z
     return total
 
-# %% ../../nbs/31_sae.step.ipynb #950394bb
-class _Adam(NamedTuple):
-    "Moments; first and second"
-    W_dec:tuple
-    W_enc:tuple
-    b_enc:tuple
-    age:np.ndarray # Steps since a latent had a gradient, [F]
-
+# %% ../../nbs/31_sae.step.ipynb #ca83e24e
 @_jit
 def _adam(w, g, m, v, coef, lr, b1, b2, c2, eps):
     o1,o2 = (w.dtype.type(1)-b1)*coef,(w.dtype.type(1)-b2)*coef*coef
@@ -201,6 +195,7 @@ def _adam(w, g, m, v, coef, lr, b1, b2, c2, eps):
         v[d] = b2*v[d]+o2*g[d]*g[d]
         w[d] -= lr*m[d]/(math.sqrt(v[d])*c2+eps)
 
+# %% ../../nbs/31_sae.step.ipynb #f06e1a76
 @_jit
 def _bits(w, z, q, shift, out):
     "Bits of w*z but the last `shift`, rounded to nearest even"
@@ -227,6 +222,14 @@ def _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
 def _prepare(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
     for f in range(len(W_dec)): _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
+# %% ../../nbs/31_sae.step.ipynb #0535cdc5
+class _Adam(NamedTuple):
+    "Moments; first and second"
+    W_dec:tuple
+    W_enc:tuple
+    b_enc:tuple
+    age:np.ndarray # Steps since a latent had a gradient, [F]
+
 @_jit
 def _update(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr, b1, b2, c2, eps, rest, a, b):
     none,q = np.zeros_like(W_dec[0]),np.empty_like(q)
@@ -245,7 +248,7 @@ def _update(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr
         _adam(b_enc[f:f+1], g.b_enc[f:f+1], s.b_enc[0][f:f+1], s.b_enc[1][f:f+1], coef, lr, b1, b2, c2, eps)
         _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
-# %% ../../nbs/31_sae.step.ipynb #95aeaf7a
+# %% ../../nbs/31_sae.step.ipynb #404c69f8
 @_jit
 def _strongest(pre, dead, k, out, a, b):
     "The dead latents of each row, all but the k strongest set to 0"
@@ -263,6 +266,7 @@ def _strongest(pre, dead, k, out, a, b):
             if m >= k: break
             if key[j] == t: best[j] = row[dead[j]]; m += 1 # of equal ones, the first
 
+# %% ../../nbs/31_sae.step.ipynb #e1847b39
 @_jit
 def _mask(x, by, a, b):
     for r in range(a, b):
@@ -281,9 +285,9 @@ def _revival(c, W_dec, norm, x, left, coefficient, mask, room=None):
     enc = (back.t()@x)[:n]*norm[:,None]
     return by/B*torch.dot(y.view(-1), y.view(-1)), (c.t()@g)[:n]/norm[:,None], enc[:,:D], enc[:,D]
 
-# %% ../../nbs/31_sae.step.ipynb #87c5f75a
+# %% ../../nbs/31_sae.step.ipynb #ac26a475
 _PAD = 32 # Columns after the weights, the first of which is the bias
-_SHAPES = 512 # Dead latents are filled up to a multiple: torch keeps some memory for every shape of a product
+_SHAPES = 512 # Columns that dead latents are filled up to a multiple of
 
 def _numpy(x): return x.detach().numpy()
 
@@ -295,6 +299,7 @@ def _workers(n):
     torch.set_num_threads(n) # as before, also for threads that begin from now on
     return pool
 
+# %% ../../nbs/31_sae.step.ipynb #9efc8451
 class FastStep:
     "Updates a sae-lens TopK or BatchTopK training class in place, with Adam, on the CPU"
     def __init__(self,
@@ -314,6 +319,7 @@ class FastStep:
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t() # the same numbers, a latent's together
         self._begin()
 
+# %% ../../nbs/31_sae.step.ipynb #d92d0d40
 def unsupported(
     sae, # A training class of sae-lens
     devices:tuple=('cpu','cuda') # Where its weights may be
@@ -325,12 +331,13 @@ def unsupported(
     if sae.W_dec.is_cuda and find_spec('triton') is None: return 'Triton is not installed'
     if not c.apply_b_dec_to_input or c.normalize_activations!='none' or c.reshape_activations!='none': return 'apply_b_dec_to_input=False, normalize_activations and reshape_activations are not covered'
 
+# %% ../../nbs/31_sae.step.ipynb #92b3ec69
 def bf16_units()->bool:
     "Whether this processor multiplies bfloat16 in hardware; if not, the screening is in float32"
     has = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(has.get(k) for k in ('amx_bf16', 'avx512_bf16', 'bf16'))
 
-# %% ../../nbs/31_sae.step.ipynb #6ad26fb2
+# %% ../../nbs/31_sae.step.ipynb #0b156122
 _BITS = {torch.bfloat16: ('i2', torch.int16), torch.float32: ('i4', torch.int32), torch.float64: ('i8', torch.int64)}
 
 @patch
@@ -356,7 +363,7 @@ def _weights(self:FastStep):
     sae,bits = self.sae, self.screen.view(_BITS[self.encode][1]).numpy().view(f'u{self.encode.itemsize}')
     return _numpy(sae.W_dec), _numpy(sae.W_enc.t()), _numpy(sae.b_enc), self.norm, sae.cfg.rescale_acts_by_decoder_norm, bits, self.q, self.shift
 
-# %% ../../nbs/31_sae.step.ipynb #0edbbd56
+# %% ../../nbs/31_sae.step.ipynb #cc98ced2
 @patch
 def _room(self:FastStep, B, want):
     "Arrays for a batch of B rows"
@@ -385,7 +392,7 @@ def _latents(self:FastStep, fn, *args):
 def _share(self:FastStep, fn, cuts, *args):
     return [job.result() for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]]
 
-# %% ../../nbs/31_sae.step.ipynb #085e871f
+# %% ../../nbs/31_sae.step.ipynb #8330e65f
 @patch
 def _codes(self:FastStep, x):
     "Entries of a batch, chosen, and its rows without the decoder's bias"
@@ -415,29 +422,7 @@ def _codes(self:FastStep, x):
     _by_latent(e)
     return e, centred
 
-# %% ../../nbs/31_sae.step.ipynb #0164d094
-@dataclass
-class Step:
-    "What an update reports"
-    mse:float       # Squared error of a row, summed over dimensions, mean over rows
-    aux:float       # The auxiliary loss; `mse+aux` is what was differentiated
-    l0:float        # Active latents per row
-    grad_norm:float # Before clipping
-    fired:Tensor    # Rows in which each latent was active, [F]
-
-@patch
-@torch.no_grad()
-def _gradients(self:FastStep, x, dead):
-    if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
-    W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
-    e,x = self._codes(x)
-    b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
-    mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
-    b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
-    norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
-    if not math.isfinite(norm): raise SteerlensError('fast step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
-    return Step(mse, aux, int(e.off[-1])/B, norm, torch.from_numpy(np.diff(e.off))), b_dec
-
+# %% ../../nbs/31_sae.step.ipynb #3686cc43
 @patch
 def _aux(self:FastStep, dead):
     "The auxiliary loss; its gradients go to `out`"
@@ -456,6 +441,30 @@ def _aux(self:FastStep, dead):
     self.out.n[at] = 1
     return float(loss)
 
+# %% ../../nbs/31_sae.step.ipynb #00fd2d63
+@dataclass
+class Step:
+    "What an update reports"
+    mse:float       # Squared error of a row, summed over dimensions, mean over rows
+    aux:float       # The auxiliary loss; `mse+aux` is what was differentiated
+    l0:float        # Active latents per row
+    grad_norm:float # Before clipping
+    fired:Tensor    # Rows in which each latent was active, [F]
+
+# %% ../../nbs/31_sae.step.ipynb #0eec2eb3
+@patch
+@torch.no_grad()
+def _gradients(self:FastStep, x, dead):
+    if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
+    W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
+    e,x = self._codes(x)
+    b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
+    mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
+    b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
+    norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
+    if not math.isfinite(norm): raise SteerlensError('fast step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
+    return Step(mse, aux, int(e.off[-1])/B, norm, torch.from_numpy(np.diff(e.off))), b_dec
+
 @patch
 def gradients(self:FastStep,
     x:Tensor,               # Activations [B, d_in]
@@ -466,7 +475,7 @@ def gradients(self:FastStep,
     some = lambda g: torch.where(torch.from_numpy(self.out.n>0)[:,None], torch.from_numpy(g), 0.)
     return step, dict(W_dec=some(self.out.W_dec), W_enc=some(self.out.W_enc).t(), b_enc=torch.from_numpy(self.out.b_enc.copy()), b_dec=torch.from_numpy(b_dec))
 
-# %% ../../nbs/31_sae.step.ipynb #c9003057
+# %% ../../nbs/31_sae.step.ipynb #46221d26
 @patch
 @torch.no_grad()
 def step(self:FastStep,
@@ -484,7 +493,7 @@ def step(self:FastStep,
     _adam(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
     return done
 
-# %% ../../nbs/31_sae.step.ipynb #998c693f
+# %% ../../nbs/31_sae.step.ipynb #5d164e7d
 @patch
 @torch.no_grad()
 def recall(self:FastStep,
@@ -496,24 +505,27 @@ def recall(self:FastStep,
     on = (torch.from_numpy(e.c)!=0) & (torch.arange(at.shape[1]) < torch.from_numpy(e.n)[:,None])
     return float((true.gather(1, at) & on).sum()/true.sum())
 
-# %% ../../nbs/31_sae.step.ipynb #4f7cea3d
+# %% ../../nbs/31_sae.step.ipynb #2e467878
 @patch
 def state_dict(self:FastStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"
     m = {f'{k}.{i}': v for k,pair in dict(W_dec=self.moments.W_dec, W_enc=self.moments.W_enc, b_enc=self.moments.b_enc, b_dec=self.b_dec).items() for i,v in zip('mv', pair)}
     return {k: torch.from_numpy(v) for k,v in (m | dict(age=self.moments.age, t=np.array([self.t]))).items()}
 
+def _load(step, state):
+    mine = step.state_dict()
+    if wrong := sorted(k for k in {*mine, *state} if k not in mine or k not in state or (state[k].shape, state[k].dtype)!=(mine[k].shape, mine[k].dtype)):
+        raise SteerlensError(f'fast step: state of another autoencoder or kind of step ({", ".join(wrong[:3])}); start anew')
+    for k,v in mine.items(): v.copy_(state[k])
+    step.t = int(state['t'])
+    step.refresh()
+
 @patch
 def load_state_dict(self:FastStep,
     state:dict # From `state_dict`, with the weights already as they were
 ):
     "Go on from there"
-    mine = self.state_dict()
-    if wrong := [k for k in mine if k not in state or state[k].shape!=mine[k].shape or state[k].dtype!=mine[k].dtype]:
-        raise SteerlensError(f'fast step: state of another autoencoder or kind of step ({", ".join(wrong[:3])}); start anew')
-    for k,v in mine.items(): v.copy_(state[k])
-    self.t = int(state['t'])
-    self.refresh()
+    _load(self, state)
 
 @patch
 def reset(self:FastStep,
@@ -524,7 +536,7 @@ def reset(self:FastStep,
         for v in pair: v[latents.numpy()] = 0
     self.refresh()
 
-# %% ../../nbs/31_sae.step.ipynb #e1b7b921
+# %% ../../nbs/31_sae.step.ipynb #9d335be1
 class DenseStep:
     "Updates any sae-lens training class in place"
     def __init__(self,
@@ -560,7 +572,7 @@ def t(self:DenseStep):
     state = self.opt.state.get(self.opt.param_groups[0]['params'][0])
     return int(state['step']) if state else 0
 
-# %% ../../nbs/31_sae.step.ipynb #87bec837
+# %% ../../nbs/31_sae.step.ipynb #a5edf53f
 @patch
 def state_dict(self:DenseStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"

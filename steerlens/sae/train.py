@@ -185,7 +185,7 @@ def _resample(run, x):
     run.stepper.reset(dead)
     return len(dead)
 
-# %% ../../nbs/33_sae.train.ipynb #0b0f0c08
+# %% ../../nbs/33_sae.train.ipynb #a66c140d
 def _save(run, folder, row):
     "A checkpoint; what isn't the latest, the one before or the best is removed"
     if not run.best or row['explained_variance']>run.best['explained_variance']: run.best = {k: row[k] for k in ('step','explained_variance')}
@@ -213,6 +213,7 @@ def _tidy(run, folder):
         if int(p.name)!=run.best['step']: p.rename(p.with_name(f'.old-{p.name}'))
     for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.[to][ml][pd]-*')]: shutil.rmtree(p) if p.is_dir() else p.unlink()
 
+# %% ../../nbs/33_sae.train.ipynb #fad66584
 def _resume(run, folder):
     "Back to the latest checkpoint, if there is one"
     if folder is None or not (found := _checkpoints(folder)): return
@@ -236,7 +237,7 @@ def _resume(run, folder):
     run.done,run.log,run.best = state['done'], state['log'], state['best']
     _tidy(run, folder)
 
-# %% ../../nbs/33_sae.train.ipynb #b3763879
+# %% ../../nbs/33_sae.train.ipynb #c2977f41
 @contextmanager
 def _bar(t):
     "What shows the updates done: a bar on a terminal"
@@ -249,6 +250,7 @@ def _bar(t):
             task = bar.add_task('train', total=t.steps)
             yield lambda done: bar.update(task, completed=done)
 
+# %% ../../nbs/33_sae.train.ipynb #3e89fe9c
 def train(
     sae,             # A sae-lens training class, from `new_sae`; changed in place
     stream:Stream,   # Training batches, without end; or `Rows`
@@ -266,6 +268,18 @@ def train(
         _train(run, folder, looks, show)
     return Trained(pd.DataFrame(run.log), run.best['step'], run.scale)
 
+# %% ../../nbs/33_sae.train.ipynb #f33d8b60
+def _note(run, folder, row):
+    row['drift'] = _drift(run, row)
+    run.log.append(row)
+    print('{step:6,d}/{steps:,}  explained variance {explained_variance:.4f}  L0 {l0:.1f}  dead {dead:.1%}  {rows_per_s:,.0f} rows/s'.format(steps=run.t.steps, **row), flush=True)
+    if row['drift']: print(f"drift: {row['drift']}", flush=True)
+    log = pd.DataFrame(run.log)
+    if folder:
+        with atomic(folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
+    return log
+
+# %% ../../nbs/33_sae.train.ipynb #8a5f6497
 def _train(run, folder, looks, show):
     t,batches,clock,since = run.t, iter(run.stream), time.perf_counter(), run.done
     print(f"{'from update '+format(run.done, ',')+', ' if run.done else ''}{run.kind}", flush=True)
@@ -279,22 +293,15 @@ def _train(run, folder, looks, show):
         if t.resample and run.done%t.resample==0 and run.done<t.steps: _resample(run, x)
         last = run.done==t.steps
         if last or run.done%t.measure==0 or run.done%t.checkpoint==0:
-            rate = (run.done-since)*len(x)/(time.perf_counter()-clock)
-            row = _measure(run, step, rate)
-            row['drift'] = _drift(run, row)
-            run.log.append(row)
-            print('{step:6,d}/{steps:,}  explained variance {explained_variance:.4f}  L0 {l0:.1f}  dead {dead:.1%}  {rows_per_s:,.0f} rows/s'.format(steps=t.steps, **row), flush=True)
-            if row['drift']: print(f"drift: {row['drift']}", flush=True)
+            row = _measure(run, step, (run.done-since)*len(x)/(time.perf_counter()-clock))
+            log = _note(run, folder, row)
             ended = bool(t.stop and row['drift'])
-            log = pd.DataFrame(run.log)
-            if folder:
-                with atomic(folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
             if last or ended or run.done%t.checkpoint==0: _save(run, folder, row)
             for look in looks: look(log)
             clock,since = time.perf_counter(), run.done
     batches.close()
 
-# %% ../../nbs/33_sae.train.ipynb #68a3f956
+# %% ../../nbs/33_sae.train.ipynb #b2d329f3
 def live(
     y:str='fvu', # A measurement
     **kw         # For the axes, such as `yscale='log'`
