@@ -1,6 +1,6 @@
 """Copy the small committed set, `reports/showcase/`, from a finished run, and write the front page anew
 
-    python site/showcase.py [SUBJECT] [FIGURE ...]     without figures all of 3_steering and 4_tokens
+    python site/showcase.py [SUBJECT] [FIGURE ...]     without figures all of 3_steering and 4_tokens, and of sweeps
 """
 import shutil, subprocess, sys
 from pathlib import Path
@@ -17,6 +17,7 @@ def main(subject='nano_vla', *figures):
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
     for p in (run/'metrics.json', *svgs, *run.glob('*.mp4'), *run.glob('*.png')): shutil.copy(p, dest)
+    for p in ROOT.glob('sweeps/*/compare.svg'): shutil.copy(p, dest/f'sweep_{p.parent.name}.svg')
     if (tokens := base/'4_tokens'/subject/'metrics.json').exists(): shutil.copy(tokens, dest/'tokens.json')
     size = sum(p.stat().st_size for p in dest.iterdir())
     if size>LIMIT: sys.exit(f'{dest}: {size/1e6:.1f} MB, at most {LIMIT/1e6:.0f} MB; name the figures to keep, or make the videos smaller')

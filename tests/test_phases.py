@@ -1,9 +1,10 @@
 "What a small run of all phases leaves behind"
-import json
+import re
+from itertools import product
 import pytest
 from steerlens import params
 from steerlens.core import read_json
-from conftest import RUNS
+from conftest import RUNS, sh
 
 
 @pytest.mark.parametrize('phase,subject', RUNS)
@@ -29,3 +30,10 @@ def test_manifests_lead_back(smoke):
 def test_figures_carry_no_date(smoke):
     "The same numbers give the same file"
     assert not [p for p in smoke.rglob('*.svg') if '<dc:date>' in p.read_text()]
+
+
+def test_a_sweep_plans_every_combination():
+    r = sh('snakemake', '--dry-run', '--printshellcmds', '--config', 'sweep=params/sweeps/nano_lm.yaml', '--', 'sweep')
+    assert r.rc==0, r.err
+    planned = {tuple(re.search(rf'\b{k}=(\d+)', line)[1] for k in ('k','d_sae','seed')) for line in re.findall(r'steerlens run 2_sae nano_lm .*', r.out+r.err)}
+    assert planned==set(product(('8','16','32','64'), ('1024','4096'), '01'))

@@ -22,18 +22,24 @@ _jit = njit(nogil=True, fastmath=True, error_model='numpy', cache='__file__' in 
 # %% auto #0
 __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'DenseStep']
 
-# %% ../../nbs/31_sae.step.ipynb #bb5140f6
+# %% ../../nbs/31_sae.step.ipynb #480ad97e
 @_jit
 def _kth(a, k):
     "The largest t that at least `k` of `a` reach (the smallest of them, if there are fewer)"
-    lo = hi = np.int64(a[0])
-    for i in range(len(a)): lo,hi = min(lo, np.int64(a[i])),max(hi, np.int64(a[i]))
-    hi += 1
+    least = most = a[0]
+    for i in range(len(a)): least,most = min(least, a[i]),max(most, a[i])
+    lo,hi = np.int64(least),np.int64(most)+1
     while lo+1 < hi:
         mid = (lo>>1)+(hi>>1)+(lo&hi&1) # never overflows
-        t,n = a.dtype.type(mid),np.int32(0)
-        for i in range(len(a)): n += np.int32(a[i] >= t)
-        if n >= k: lo = mid
+        t,n = a.dtype.type(mid),0
+        for o in range(0, len(a), 1<<14): # in pieces whose count is as narrow as the numbers, so that as many are counted at a time
+            part,m = a[o:o+(1<<14)],a.dtype.type(0)
+            for i in range(len(part)): m = a.dtype.type(m+a.dtype.type(part[i] >= t))
+            n += m
+        if n == k: # the least of these it is
+            for i in range(len(a)): most = min(most, a[i]) if a[i] >= t else most
+            return most
+        if n > k: lo = mid
         else: hi = mid
     return a.dtype.type(lo)
 
@@ -285,9 +291,8 @@ def _revival(c, W_dec, norm, x, left, coefficient, mask, room=None):
     enc = (back.t()@x)[:n]*norm[:,None]
     return by/B*torch.dot(y.view(-1), y.view(-1)), (c.t()@g)[:n]/norm[:,None], enc[:,:D], enc[:,D]
 
-# %% ../../nbs/31_sae.step.ipynb #ac26a475
+# %% ../../nbs/31_sae.step.ipynb #3c566ead
 _PAD = 32 # Columns after the weights, the first of which is the bias
-_SHAPES = 512 # Columns that dead latents are filled up to a multiple of
 
 def _numpy(x): return x.detach().numpy()
 
@@ -337,7 +342,7 @@ def bf16_units()->bool:
     has = getattr(torch.cpu, 'get_capabilities', dict)()
     return any(has.get(k) for k in ('amx_bf16', 'avx512_bf16', 'bf16'))
 
-# %% ../../nbs/31_sae.step.ipynb #0b156122
+# %% ../../nbs/31_sae.step.ipynb #e9166b34
 _BITS = {torch.bfloat16: ('i2', torch.int16), torch.float32: ('i4', torch.int32), torch.float64: ('i8', torch.int64)}
 
 @patch
@@ -350,6 +355,7 @@ def _begin(self:FastStep):
     self.out,self.norm = _Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F)), np.ones(F, f)
     self.screen,self.room = torch.zeros(F, D+_PAD, dtype=self.encode), {}
     self.q,self.shift = np.zeros(D, f'u{self.dtype.itemsize}'), 8*(self.dtype.itemsize-self.encode.itemsize)
+    self.round = max(1, self.F//64)
     self.refresh()
 
 @patch
@@ -363,7 +369,7 @@ def _weights(self:FastStep):
     sae,bits = self.sae, self.screen.view(_BITS[self.encode][1]).numpy().view(f'u{self.encode.itemsize}')
     return _numpy(sae.W_dec), _numpy(sae.W_enc.t()), _numpy(sae.b_enc), self.norm, sae.cfg.rescale_acts_by_decoder_norm, bits, self.q, self.shift
 
-# %% ../../nbs/31_sae.step.ipynb #cc98ced2
+# %% ../../nbs/31_sae.step.ipynb #7a2f6475
 @patch
 def _room(self:FastStep, B, want):
     "Arrays for a batch of B rows"
@@ -371,6 +377,7 @@ def _room(self:FastStep, B, want):
     f,S = str(self.dtype).split('.')[1], min(self.F, 1 << math.ceil(math.log2(6*want)))
     self.x = torch.zeros(B, self.D+_PAD, dtype=self.encode)
     self.x[:,self.D] = 1
+    self.centred = torch.zeros(B, self.D, dtype=self.dtype)
     self.pre,self.top,self.loss = torch.zeros(B, self.F, dtype=self.encode), np.zeros((B, S), _BITS[self.encode][0]), np.zeros(B, f)
     self.room,self.s = dict(main=self._entries(B, 2*want), aux=self.pre[0,:0]), np.zeros((B, 2*want), f)
 
@@ -392,15 +399,15 @@ def _latents(self:FastStep, fn, *args):
 def _share(self:FastStep, fn, cuts, *args):
     return [job.result() for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]]
 
-# %% ../../nbs/31_sae.step.ipynb #8330e65f
+# %% ../../nbs/31_sae.step.ipynb #ef427f0f
 @patch
 def _codes(self:FastStep, x):
-    "Entries of a batch, chosen, and its rows without the decoder's bias"
+    "Entries of a batch, chosen; they are not ordered by latent again"
     k,B,batch = self.sae.cfg.k, len(x), type(self.sae).__name__=='BatchTopKTrainingSAE'
     want = math.ceil(k*(1+self.margin)) if self.encode!=self.dtype else math.ceil(k) # the exact product needs no others
     self._room(B, want)
-    b_dec,centred = self.sae.b_dec.detach(), torch.empty_like(x)
-    self._rows(lambda a,b: self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=centred[a:b])))
+    b_dec = self.sae.b_dec.detach()
+    self._rows(lambda a,b: self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=self.centred[a:b])))
     self._share(lambda a,b: torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b]), np.linspace(0, self.F, 2*self.threads+1).astype(int))
     pre,t = self.pre.view(_BITS[self.encode][1]).numpy(), 0
     if batch:
@@ -415,21 +422,19 @@ def _codes(self:FastStep, x):
     _by_latent(e)
     if batch: self.s[:] = 0
     bits = self.s.view(f'i{self.s.itemsize}')
-    centred = centred.numpy()
-    self._latents(_rescore, centred, _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc), self.norm, e, self.s.reshape(-1))
+    self._latents(_rescore, self.centred.numpy(), _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc), self.norm, e, self.s.reshape(-1))
     if batch: t = max(int(_kth(bits.reshape(-1), int(k*B))), 1)
     self._rows(_choose, bits, int(k), t, e)
-    _by_latent(e)
-    return e, centred
+    return e
 
-# %% ../../nbs/31_sae.step.ipynb #3686cc43
+# %% ../../nbs/31_sae.step.ipynb #1420c92f
 @patch
 def _aux(self:FastStep, dead):
     "The auxiliary loss; its gradients go to `out`"
     coefficient,B,e = self.sae.cfg.aux_loss_coefficient, len(self.loss), self.room['main']
     self.out.n[:] = 0
     if dead is None or not coefficient or not len(at := dead.nonzero()[:,0]): return 0.
-    n,N = len(at), min(self.F, math.ceil(len(at)/_SHAPES)*_SHAPES)
+    n,N = len(at), min(self.F, math.ceil(len(at)/self.round)*self.round)
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
     c,spare = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
     bits = lambda x: x.view(_BITS[self.encode][1]).numpy()
@@ -451,15 +456,17 @@ class Step:
     grad_norm:float # Before clipping
     fired:Tensor    # Rows in which each latent was active, [F]
 
-# %% ../../nbs/31_sae.step.ipynb #0eec2eb3
+# %% ../../nbs/31_sae.step.ipynb #64f50b78
 @patch
 @torch.no_grad()
 def _gradients(self:FastStep, x, dead):
     if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
     W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
-    e,x = self._codes(x)
+    e,x = self._codes(x), self.centred.numpy()
+    order = self.pool.submit(_by_latent, e)
     b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
     mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
+    order.result()
     b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
     norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
     if not math.isfinite(norm): raise SteerlensError('fast step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
@@ -493,14 +500,14 @@ def step(self:FastStep,
     _adam(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
     return done
 
-# %% ../../nbs/31_sae.step.ipynb #5d164e7d
+# %% ../../nbs/31_sae.step.ipynb #3e44da4c
 @patch
 @torch.no_grad()
 def recall(self:FastStep,
     x:Tensor # Activations [B, d_in]
 )->float: # 1 if the screening missed none
     "Share of the dense float32 choice that is chosen here"
-    (e,_),true = self._codes(x), self.sae.encode(x)>0
+    e,true = self._codes(x), self.sae.encode(x)>0
     at = torch.from_numpy(e.at).long()
     on = (torch.from_numpy(e.c)!=0) & (torch.arange(at.shape[1]) < torch.from_numpy(e.n)[:,None])
     return float((true.gather(1, at) & on).sum()/true.sum())
