@@ -254,23 +254,23 @@ def _update(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr
         _adam(b_enc[f:f+1], g.b_enc[f:f+1], s.b_enc[0][f:f+1], s.b_enc[1][f:f+1], coef, lr, b1, b2, c2, eps)
         _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
-# %% ../../nbs/31_sae.step.ipynb #404c69f8
+# %% ../../nbs/31_sae.step.ipynb #c22aa2af
 @_jit
 def _strongest(pre, dead, k, out, a, b):
     "The dead latents of each row, all but the k strongest set to 0"
     key,most = np.empty(len(dead), pre.dtype),np.iinfo(pre.dtype).max
     for r in range(a, b):
-        row,best,m = pre[r],out[r],0
-        for j in range(len(dead)):
-            best[j] = row[dead[j]]
-            key[j] = best[j] if best[j] >= 0 else best[j] ^ most
+        row,best,m,j = pre[r],out[r],0,len(dead)
+        for i in range(len(dead)):
+            best[i] = row[dead[i]]
+            key[i] = best[i] if best[i] >= 0 else best[i] ^ most
         t = _kth(key, k)
-        for j in range(len(dead)):
-            m += key[j] > t
-            best[j] = best[j] if key[j] > t else 0
-        for j in range(len(dead)):
-            if m >= k: break
-            if key[j] == t: best[j] = row[dead[j]]; m += 1 # of equal ones, the first
+        for i in range(len(dead)):
+            m += key[i] >= t
+            best[i] = best[i] if key[i] >= t else 0
+        while m > k: # of equal ones, the first
+            j -= 1
+            if key[j] == t: best[j] = 0; m -= 1
 
 # %% ../../nbs/31_sae.step.ipynb #e1847b39
 @_jit
