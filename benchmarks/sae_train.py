@@ -57,11 +57,11 @@ class Ours:
 
 
 class SaeLens:
-    def __init__(self, d, F, k, architecture='topk', device='cpu', dead=DEAD):
+    def __init__(self, d, F, k, architecture='topk', device='cpu', dead=DEAD, autocast=False):
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
         self.sae = new_sae(d, F, k, architecture).to(device)
-        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=dead, device=device), self.sae, iter([]))
+        self.trainer = SAETrainer(SAETrainerConfig(10**9, 1024, lr=LR, lr_end=LR, lr_scheduler_name='constant', dead_feature_window=dead, device=device, autocast=autocast), self.sae, iter([]))
     def __call__(self, x):
         self.trainer.step(x)
         self.trainer.n_training_steps += 1
@@ -72,7 +72,7 @@ class SaeLens:
 
 
 class Sparsify:
-    "Its trainer's update of one batch: unit decoder, forward, backward, Adam, in bfloat16 as its forward pass is on a GPU"
+    "Its trainer's update of one batch: unit decoder, forward, backward, in bfloat16 as its forward pass is on a GPU, and Adam instead of its sign momentum"
     def __init__(self, d, F, k, device='cpu', dead=DEAD, bf16=True):
         with redirect_stdout(StringIO()):
             from sparsify import sparse_coder, utils
@@ -108,11 +108,12 @@ def wait():
 
 
 def turns(shape, who, device='cpu'):
-    "Median seconds of an update of each, taking turns"
+    "Median seconds of an update of each, taking turns; it comes after others of its own for 30 ms, as in training"
     xs,seconds = [x.to(device) for x in data(*shape)], {n: [] for n in who}
     for i in range(TURNS+1):
         for n,f in who.items():
-            wait()
+            begin = time.perf_counter()
+            while time.perf_counter()-begin < .03: f(xs[i-1]); wait()
             t = time.perf_counter()
             f(xs[i%len(xs)])
             wait()
@@ -134,9 +135,10 @@ def compare(shape, who, when, device):
     d,F,k,B = shape
     s,name = turns(shape, who, device), f"{'GPU, '*(device=='cuda')}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
     s['limit'] = limit(shape, s['bare'], device)
-    pairs = dict(fp32=('float32', 'lens'), bf16=('bf16', 'lens', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
+    pairs = dict(fp32=('float32', 'lens'), bf16=('bf16', 'lens', 'lens, bf16', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
     names = dict(lens='sae-lens SAETrainer.step, float32', sparsify='eai-sparsify, bf16 autocast', bare='bare encoder product in bf16', limit="limit: that product, and Adam's memory at the rate of a copy")
-    return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p.split(',')[0]]) for w,(how,*peers) in pairs.items() if w in s for p in peers]
+    names |= {'lens, bf16': 'sae-lens SAETrainer.step, bf16 autocast', 'lens, batch': names['lens'], 'sparsify, plain': names['sparsify']}
+    return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p]) for w,(how,*peers) in pairs.items() if w in s for p in peers]
 
 
 def steps_rows(root):
@@ -145,7 +147,7 @@ def steps_rows(root):
         d,F,k,B = shape
         ours = Ours(d, F, k, torch.bfloat16, device=on)
         who = {'bf16': ours, 'fp32': Ours(d, F, k, torch.float32, device=on), 'batch': Ours(d, F, k, torch.bfloat16, 'batchtopk', on),
-               'lens': SaeLens(d, F, k, device=on), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
+               'lens': SaeLens(d, F, k, device=on), 'lens, bf16': SaeLens(d, F, k, device=on, autocast=True), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
         rows += compare(shape, who, 'at the start', on)
         xs = [x.to(on) for x in data(*shape)]
         for i in range(LATE): ours(xs[i%len(xs)])
@@ -230,7 +232,7 @@ PARTS = dict(steps=steps_rows, loss=loss_rows, memory=memory_rows, disk=disk_row
 
 def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
-    run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do. Median of {TURNS} updates, taking turns. '
+    run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do (eai-sparsify with Adam and bf16 autocast, on a CPU its own has neither; its auxiliary loss reaches the decoder only). Median of {TURNS} updates, taking turns, each after others of its own for 30 ms, as in training. '
            f'Late rows: with the weights that {LATE:,} of our TopK updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of both peers, or of none, as eai-sparsify does by default. '
            f'Memory is what three updates with a quarter of the latents dead took beyond what was there after one of a tiny autoencoder, each in a process of its own.')
 

@@ -12,6 +12,9 @@ BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
 
+def pytest_configure(config): config.addinivalue_line('filterwarnings', "ignore:The 'utils' module has been deprecated:DeprecationWarning") # what sae-lens imports of TransformerLens
+
+
 def sh(*args, cwd=ROOT, **env):
     "Run a command of this environment; its exit status, output and seconds"
     start = time.perf_counter()

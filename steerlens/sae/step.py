@@ -22,13 +22,14 @@ _jit = njit(nogil=True, fastmath=True, error_model='numpy', cache='__file__' in 
 # %% auto #0
 __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'DenseStep']
 
-# %% ../../nbs/31_sae.step.ipynb #480ad97e
+# %% ../../nbs/31_sae.step.ipynb #bd13b33a
 @_jit
 def _kth(a, k):
     "The largest t that at least `k` of `a` reach (the smallest of them, if there are fewer)"
     least = most = a[0]
     for i in range(len(a)): least,most = min(least, a[i]),max(most, a[i])
-    lo,hi = np.int64(least),np.int64(most)+1
+    lo,hi = np.int64(least),np.int64(most)
+    hi += hi < np.iinfo(np.int64).max
     while lo+1 < hi:
         mid = (lo>>1)+(hi>>1)+(lo&hi&1) # never overflows
         t,n = a.dtype.type(mid),0
@@ -291,14 +292,15 @@ def _revival(c, W_dec, norm, x, left, coefficient, mask, room=None):
     enc = (back.t()@x)[:n]*norm[:,None]
     return by/B*torch.dot(y.view(-1), y.view(-1)), (c.t()@g)[:n]/norm[:,None], enc[:,:D], enc[:,D]
 
-# %% ../../nbs/31_sae.step.ipynb #3c566ead
+# %% ../../nbs/31_sae.step.ipynb #18ffdf69
 _PAD = 32 # Columns after the weights, the first of which is the bias
 
 def _numpy(x): return x.detach().numpy()
 
 def _workers(n):
     "Threads in each of which torch computes alone"
-    pool,ready = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)), Barrier(n+1)
+    alone = lambda: (torch.get_num_threads(), torch.set_num_threads(1)) # the first call settles what the second one changes
+    pool,ready = ThreadPoolExecutor(n, initializer=alone), Barrier(n+1)
     for _ in range(n): pool.submit(ready.wait)
     ready.wait()
     torch.set_num_threads(n) # as before, also for threads that begin from now on
@@ -399,7 +401,7 @@ def _latents(self:FastStep, fn, *args):
 def _share(self:FastStep, fn, cuts, *args):
     return [job.result() for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]]
 
-# %% ../../nbs/31_sae.step.ipynb #ef427f0f
+# %% ../../nbs/31_sae.step.ipynb #7e58417b
 @patch
 def _codes(self:FastStep, x):
     "Entries of a batch, chosen; they are not ordered by latent again"
@@ -423,11 +425,11 @@ def _codes(self:FastStep, x):
     if batch: self.s[:] = 0
     bits = self.s.view(f'i{self.s.itemsize}')
     self._latents(_rescore, self.centred.numpy(), _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc), self.norm, e, self.s.reshape(-1))
-    if batch: t = max(int(_kth(bits.reshape(-1), int(k*B))), 1)
+    if batch: t = max(int(_kth(bits.reshape(-1), int(k*B))), 1) if int(k*B) else np.iinfo(bits.dtype).max
     self._rows(_choose, bits, int(k), t, e)
     return e
 
-# %% ../../nbs/31_sae.step.ipynb #1420c92f
+# %% ../../nbs/31_sae.step.ipynb #6bb44336
 @patch
 def _aux(self:FastStep, dead):
     "The auxiliary loss; its gradients go to `out`"
@@ -440,7 +442,7 @@ def _aux(self:FastStep, dead):
     bits = lambda x: x.view(_BITS[self.encode][1]).numpy()
     c[:,n:] = 0
     self._rows(_strongest, bits(self.pre), _numpy(at), min(max(1, self.D//2), n), bits(c))
-    mask = lambda back: self._rows(_mask, bits(back), bits(c))
+    mask = lambda back: self._rows(_mask, bits(back), bits(c)) if n > self.D//2 else back # of fewer all are among the strongest
     loss,*grads = _revival(c, self.sae.W_dec[at], torch.from_numpy(self.norm)[at], self.x, torch.from_numpy(e.g)*(B/2), coefficient, mask, spare)
     for to,g in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), grads): torch.from_numpy(to).index_copy_(0, at, g)
     self.out.n[at] = 1
@@ -456,17 +458,23 @@ class Step:
     grad_norm:float # Before clipping
     fired:Tensor    # Rows in which each latent was active, [F]
 
-# %% ../../nbs/31_sae.step.ipynb #64f50b78
+# %% ../../nbs/31_sae.step.ipynb #eeac952e
+def _check_dead(dead, F):
+    if dead is not None and (dead.shape!=(F,) or dead.dtype!=torch.bool): raise SteerlensError(f'fast step: dead latents {list(dead.shape)} of {dead.dtype}, expected [{F}] of torch.bool')
+
 @patch
+@torch.inference_mode(False) # other threads would not know that it is on
 @torch.no_grad()
 def _gradients(self:FastStep, x, dead):
     if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
+    _check_dead(dead, self.F)
     W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
-    e,x = self._codes(x), self.centred.numpy()
+    e,x = self._codes(x.detach()), self.centred.numpy()
     order = self.pool.submit(_by_latent, e)
-    b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
-    mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
-    order.result()
+    try:
+        b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
+        mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
+    finally: order.result() # nothing goes on without it
     b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
     norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
     if not math.isfinite(norm): raise SteerlensError('fast step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
@@ -500,14 +508,15 @@ def step(self:FastStep,
     _adam(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
     return done
 
-# %% ../../nbs/31_sae.step.ipynb #3e44da4c
+# %% ../../nbs/31_sae.step.ipynb #d589b90b
 @patch
+@torch.inference_mode(False)
 @torch.no_grad()
 def recall(self:FastStep,
     x:Tensor # Activations [B, d_in]
 )->float: # 1 if the screening missed none
     "Share of the dense float32 choice that is chosen here"
-    e,true = self._codes(x), self.sae.encode(x)>0
+    e,true = self._codes(x.detach()), self.sae.encode(x)>0
     at = torch.from_numpy(e.at).long()
     on = (torch.from_numpy(e.c)!=0) & (torch.arange(at.shape[1]) < torch.from_numpy(e.n)[:,None])
     return float((true.gather(1, at) & on).sum()/true.sum())
