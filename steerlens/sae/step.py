@@ -273,24 +273,24 @@ def _strongest(pre, dead, k, out, a, b):
             j -= 1
             if key[j] == t: best[j] = 0; m -= 1
 
-# %% ../../nbs/31_sae.step.ipynb #e1847b39
+# %% ../../nbs/31_sae.step.ipynb #63ab2470
 @_jit
 def _mask(x, by, a, b):
     for r in range(a, b):
         xr,byr = x[r],by[r]
         for j in range(len(xr)): xr[j] = xr[j] if byr[j] != 0 else 0
 
-def _revival(c, W_dec, norm, x, left, coefficient, mask, room=None):
-    "The auxiliary loss of dead latents, their codes the first columns of `c`, scaled by `norm`, and its gradients by their decoder rows, encoder rows and biases; `x` goes on with a 1, and `mask` sets to 0 what is 0 in `c`"
-    (n,D),B = W_dec.shape, len(c)
-    by,W = coefficient*min(n/max(1, D//2), 1.), c.new_zeros(c.shape[1], D)
-    W[:n] = W_dec/norm[:,None]
+def _rebuild(c, W, left, by, back):
+    "The squares of `left` plus decoded codes `c`; its gradient, `by` times as long; and what comes back to the codes, in `back`"
     y = left + c@W
-    g = (y*(2/B*by)).to(c.dtype)
-    back = torch.mm(g, W.t(), out=room)
-    mask(back)
-    enc = (back.t()@x)[:n]*norm[:,None]
-    return by/B*torch.dot(y.view(-1), y.view(-1)), (c.t()@g)[:n]/norm[:,None], enc[:,:D], enc[:,D]
+    g = (y*by).to(c.dtype)
+    torch.mm(g, W.t(), out=back)
+    return torch.dot(y.view(-1), y.view(-1)), g
+
+def _revived(c, back, g, x, norm):
+    "Gradients by dead latents' decoder rows, encoder rows and biases, for codes scaled by `norm`; `x` goes on with a 1"
+    enc,D = (back.t()@x)*norm[:,None], g.shape[1]
+    return (c.t()@g)/norm[:,None], enc[:,:D], enc[:,D]
 
 # %% ../../nbs/31_sae.step.ipynb #18ffdf69
 _PAD = 32 # Columns after the weights, the first of which is the bias
@@ -429,24 +429,38 @@ def _codes(self:FastStep, x):
     self._rows(_choose, bits, int(k), t, e)
     return e
 
-# %% ../../nbs/31_sae.step.ipynb #6bb44336
+# %% ../../nbs/31_sae.step.ipynb #e46224b0
 @patch
 def _aux(self:FastStep, dead):
     "The auxiliary loss; its gradients go to `out`"
     coefficient,B,e = self.sae.cfg.aux_loss_coefficient, len(self.loss), self.room['main']
     self.out.n[:] = 0
     if dead is None or not coefficient or not len(at := dead.nonzero()[:,0]): return 0.
-    n,N = len(at), min(self.F, math.ceil(len(at)/self.round)*self.round)
+    n,N,k = len(at), min(self.F, math.ceil(len(at)/self.round)*self.round), max(1, self.D//2)
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
-    c,spare = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
-    bits = lambda x: x.view(_BITS[self.encode][1]).numpy()
-    c[:,n:] = 0
-    self._rows(_strongest, bits(self.pre), _numpy(at), min(max(1, self.D//2), n), bits(c))
-    mask = lambda back: self._rows(_mask, bits(back), bits(c)) if n > self.D//2 else back # of fewer all are among the strongest
-    loss,*grads = _revival(c, self.sae.W_dec[at], torch.from_numpy(self.norm)[at], self.x, torch.from_numpy(e.g)*(B/2), coefficient, mask, spare)
-    for to,g in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), grads): torch.from_numpy(to).index_copy_(0, at, g)
+    c,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
+    W,g,W_dec,norm,left = self.pre.new_empty(N, self.D), self.pre.new_empty(B, self.D), self.sae.W_dec.detach(), torch.ones(N, dtype=self.dtype), torch.from_numpy(e.g)
+    norm[:n],by = torch.from_numpy(self.norm)[at], coefficient*min(n/k, 1.)
+    bits,pre = lambda x: x.view(_BITS[self.encode][1]).numpy(), self.pre.view(_BITS[self.encode][1]).numpy()
+    def weights(a, b):
+        W[a:b] = 0
+        W[a:min(b, n)] = W_dec[at[a:b]]/norm[a:min(b, n),None]
+    def choose(a, b):
+        c[a:b,n:] = 0
+        _strongest(pre, at.numpy(), min(k, n), bits(c), a, b)
+    def rows(a, b):
+        loss,g[a:b] = _rebuild(c[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
+        if n > k: _mask(bits(back), bits(c), a, b) # of fewer all are among the strongest
+        return loss
+    def latents(a, b):
+        for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), _revived(c[:,a:b], back[:,a:b], g, self.x, norm[a:b])):
+            torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
+    half = lambda n: np.linspace(0, n, self.threads+1).astype(int)
+    self._share(weights, half(N)), self._rows(choose)
+    loss = by/B*float(sum(self._share(rows, half(B))))
+    self._share(latents, half(N))
     self.out.n[at] = 1
-    return float(loss)
+    return loss
 
 # %% ../../nbs/31_sae.step.ipynb #00fd2d63
 @dataclass
