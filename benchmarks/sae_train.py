@@ -135,8 +135,8 @@ def compare(shape, who, when, device):
     d,F,k,B = shape
     s,name = turns(shape, who, device), f"{'GPU, '*(device=='cuda')}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
     s['limit'] = limit(shape, s['bare'], device)
-    pairs = dict(fp32=('float32', 'lens'), bf16=('bf16', 'lens', 'lens, bf16', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
-    names = dict(lens='sae-lens SAETrainer.step, float32', sparsify='eai-sparsify, bf16 autocast', bare='bare encoder product in bf16', limit="limit: that product, and Adam's memory at the rate of a copy")
+    pairs = dict(fp32=('float32', 'lens', 'bare32'), bf16=('bf16', 'lens', 'lens, bf16', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
+    names = dict(lens='sae-lens SAETrainer.step, float32', sparsify='eai-sparsify, bf16 autocast', bare='bare encoder product in bf16', bare32='bare encoder product in float32', limit="limit: that product, and Adam's memory at the rate of a copy")
     names |= {'lens, bf16': 'sae-lens SAETrainer.step, bf16 autocast', 'lens, batch': names['lens'], 'sparsify, plain': names['sparsify']}
     return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p]) for w,(how,*peers) in pairs.items() if w in s for p in peers]
 
@@ -147,7 +147,7 @@ def steps_rows(root):
         d,F,k,B = shape
         ours = Ours(d, F, k, torch.bfloat16, device=on)
         who = {'bf16': ours, 'fp32': Ours(d, F, k, torch.float32, device=on), 'batch': Ours(d, F, k, torch.bfloat16, 'batchtopk', on),
-               'lens': SaeLens(d, F, k, device=on), 'lens, bf16': SaeLens(d, F, k, device=on, autocast=True), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on)}
+               'lens': SaeLens(d, F, k, device=on), 'lens, bf16': SaeLens(d, F, k, device=on, autocast=True), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on), 'bare32': Bare(d, F, torch.float32, on)}
         rows += compare(shape, who, 'at the start', on)
         xs = [x.to(on) for x in data(*shape)]
         for i in range(LATE): ours(xs[i%len(xs)])
