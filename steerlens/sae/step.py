@@ -140,14 +140,14 @@ def _choose(s, k, t, e, a, b):
                 n += 1
         e.n[r] = n
 
-# %% ../../nbs/31_sae.step.ipynb #d75516f5
+# %% ../../nbs/31_sae.step.ipynb #4d372956
 @_jit
-def _decode(start, by, scale, W_dec, e, loss, a, b):
-    "Squared error of `by*start` plus the decoded codes, its gradient, and the sum of that"
-    total = np.zeros_like(start[0])
+def _decode(x, scale, W_dec, e, loss, a, b):
+    "Squared error of the decoded codes, its gradient, and the sum of that"
+    total = np.zeros_like(x[0])
     for r in range(a, b):
-        y,x = e.g[r],start[r]
-        for d in range(len(y)): y[d] = by*x[d]
+        y,xr = e.g[r],x[r]
+        for d in range(len(y)): y[d] = -xr[d]
         for j in range(e.n[r]):
             w,c = W_dec[e.at[r,j]],e.c[r,j]
             for d in range(len(y)): y[d] += c*w[d]
@@ -472,7 +472,7 @@ class Step:
     grad_norm:float # Before clipping
     fired:Tensor    # Rows in which each latent was active, [F]
 
-# %% ../../nbs/31_sae.step.ipynb #eeac952e
+# %% ../../nbs/31_sae.step.ipynb #4c937b04
 def _check_dead(dead, F):
     if dead is not None and (dead.shape!=(F,) or dead.dtype!=torch.bool): raise SteerlensError(f'fast step: dead latents {list(dead.shape)} of {dead.dtype}, expected [{F}] of torch.bool')
 
@@ -486,7 +486,7 @@ def _gradients(self:FastStep, x, dead):
     e,x = self._codes(x.detach()), self.centred.numpy()
     order = self.pool.submit(_by_latent, e)
     try:
-        b_dec = sum(self._rows(_decode, x, f(-1), f(2/B), W_dec, e, self.loss))
+        b_dec = sum(self._rows(_decode, x, f(2/B), W_dec, e, self.loss))
         mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
     finally: order.result() # nothing goes on without it
     b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
