@@ -19,7 +19,7 @@ for fn,consts in ((gpu._dots, dict(E=8, BD=256)), *((gpu._sums, dict(BY=by, J=8,
 
 
 def test_steps_in_the_interpreter():
-    r = sh('nbdev_test', '--path', 'nbs/32_sae.gpu.ipynb', '--flags', 'gpu', TRITON_INTERPRET='1')
+    r = sh('nbdev_test', '--path', 'nbs/33_sae.gpu.ipynb', '--flags', 'gpu', TRITON_INTERPRET='1')
     assert r.rc==0, r.out+r.err
 
 

@@ -63,7 +63,7 @@ def load_sae(
     if site and (at:=sae.cfg.metadata.hook_name) and at!=site: raise SteerlensError(f"{folder}: this SAE belongs to site '{at}', not '{site}'")
     return sae.eval()
 
-# %% ../../nbs/30_sae.models.ipynb #6863525f
+# %% ../../nbs/30_sae.models.ipynb #43573ccc
 _INPUT = ('apply_b_dec_to_input', 'normalize_activations', 'rescale_acts_by_decoder_norm') # how a row is read
 
 def _classes(architecture):
@@ -73,6 +73,7 @@ def _classes(architecture):
     if architecture not in known: raise SteerlensError(f"new_sae: architecture {architecture!r}; expected one of {', '.join(known)}")
     return known[architecture]
 
+# %% ../../nbs/30_sae.models.ipynb #dddf28ec
 def _values(architecture, d_sae, k, config, source):
     "What a class's configuration is made of, checked"
     names = {f.name: f.type for f in fields(_classes(architecture)[1]) if f.name not in ('d_in', 'd_sae', 'dtype', 'device', 'metadata')}
@@ -93,7 +94,7 @@ def _built(architecture, values, seed):
         try: return cls(config(**values))
         except (TypeError, ValueError) as e: raise SteerlensError(f'new_sae: {architecture}: {_line(e)}') from None
 
-# %% ../../nbs/30_sae.models.ipynb #9722c8e2
+# %% ../../nbs/30_sae.models.ipynb #c2bbb9d0
 @torch.no_grad()
 def _start(sae, x_BD, data, seed):
     "Output bias at the mean of the rows; with `data`, latents on rows"
@@ -107,7 +108,7 @@ def _start(sae, x_BD, data, seed):
     sae.W_dec[:len(rows)] = normalize(rows[torch.randperm(len(rows), generator=g)]) * (sae.cfg.decoder_init_norm or 1)
     sae.W_enc.copy_(sae.W_dec.T)
 
-# %% ../../nbs/30_sae.models.ipynb #2069eecf
+# %% ../../nbs/30_sae.models.ipynb #b275ff31
 def _source(init):
     "Another autoencoder, and where it is from"
     if (folder := root()/init).is_dir(): return load_sae(folder), dict(source=str(init), sha256=sha256(folder/'sae_weights.safetensors'))
@@ -124,7 +125,7 @@ def _take_over(sae, source):
         if n in state and state[n].shape==t.shape: state[n].copy_(t)
     return {n: [theirs.get(n), ours[n]] for n in ('architecture', 'k', *_INPUT) if n in ours and theirs.get(n)!=ours[n]}
 
-# %% ../../nbs/30_sae.models.ipynb #a2ba012c
+# %% ../../nbs/30_sae.models.ipynb #4395a817
 def new_sae(
     d_in:int,                 # Width of the site
     d_sae:int|None=None,      # Latents; those of `init` if None
@@ -149,7 +150,7 @@ def new_sae(
     sae.cfg.metadata.init = origin | dict(seed=seed)
     return sae
 
-# %% ../../nbs/30_sae.models.ipynb #5e6b8f31
+# %% ../../nbs/30_sae.models.ipynb #83a6e700
 @torch.no_grad()
 def calibrate(
     sae,             # A `BatchTopKTrainingSAE`; others have no such threshold
@@ -170,7 +171,7 @@ def calibrate(
     sae.topk_threshold.fill_(best[-2:].mean() if len(best)>n else 0)
     return sae.topk_threshold.item()
 
-# %% ../../nbs/30_sae.models.ipynb #f3861a46
+# %% ../../nbs/30_sae.models.ipynb #0a592343
 def save_sae(
     sae,             # A sae-lens `TrainingSAE`, in the network's units
     folder:str|Path, # Where
@@ -192,7 +193,7 @@ def save_sae(
         with atomic(folder/name) as tmp: write(tmp)
     manifest(folder, 'sae', params, inputs=inputs, site=site, **facts)
 
-# %% ../../nbs/30_sae.models.ipynb #1b806b3e
+# %% ../../nbs/30_sae.models.ipynb #9716eece
 @torch.no_grad()
 def similarity(
     sae,   # An autoencoder
