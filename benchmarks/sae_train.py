@@ -3,6 +3,7 @@
     python benchmarks/sae_train.py [--quick] [--json FILE] [--only steps,loss,memory,disk]
 """
 import multiprocessing, os, time, warnings
+from unittest.mock import patch
 os.environ |= dict(TQDM_DISABLE='1', HF_HUB_OFFLINE='1', WANDB_MODE='disabled')
 from contextlib import redirect_stdout
 from functools import cache, partial
@@ -103,6 +104,11 @@ class Bare:
     def __call__(self, x): x.to(self.dtype) @ self.W.t()
 
 
+def alone(fn, *args, **env):
+    "`fn(*args)` in a process of its own, with this environment"
+    with patch.dict(os.environ, env), multiprocessing.get_context('spawn').Pool(1) as pool: return pool.apply(fn, args)
+
+
 def wait():
     if torch.cuda.is_available(): torch.cuda.synchronize()
 
@@ -134,30 +140,43 @@ def limit(shape, product, device):
 def compare(shape, who, when, device):
     d,F,k,B = shape
     s,name = turns(shape, who, device), f"{'GPU, '*(device=='cuda')}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
-    s['limit'] = limit(shape, s['bare'], device)
+    if 'bare' in who: s['limit'] = limit(shape, s['bare'], device)
     pairs = dict(fp32=('float32', 'lens', 'bare32'), bf16=('bf16', 'lens', 'lens, bf16', 'sparsify', 'bare', 'limit'), plain=('bf16, no aux loss', 'sparsify, plain', 'bare'), batch=('BatchTopK, bf16', 'lens, batch'))
     names = dict(lens='sae-lens SAETrainer.step, float32', sparsify='eai-sparsify, bf16 autocast', bare='bare encoder product in bf16', bare32='bare encoder product in float32', limit="limit: that product, and Adam's memory at the rate of a copy")
     names |= {'lens, bf16': 'sae-lens SAETrainer.step, bf16 autocast', 'lens, batch': names['lens'], 'sparsify, plain': names['sparsify']}
-    return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p]) for w,(how,*peers) in pairs.items() if w in s for p in peers]
+    return [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], names[p]) for w,(how,*peers) in pairs.items() if w in s for p in peers if p in s]
+
+
+def _steps(shape, on):
+    "Rows at the start and late"
+    warnings.simplefilter('ignore')
+    d,F,k,B = shape
+    ours = Ours(d, F, k, torch.bfloat16, device=on)
+    who = {'bf16': ours, 'fp32': Ours(d, F, k, torch.float32, device=on), 'batch': Ours(d, F, k, torch.bfloat16, 'batchtopk', on),
+           'lens': SaeLens(d, F, k, device=on), 'lens, bf16': SaeLens(d, F, k, device=on, autocast=True), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on), 'bare32': Bare(d, F, torch.float32, on)}
+    rows,xs = compare(shape, who, 'at the start', on), [x.to(on) for x in data(*shape)]
+    for i in range(LATE): ours(xs[i%len(xs)])
+    for f in who.values():
+        if hasattr(f, 'take'): f.take(ours)
+    recall,dead = ours.step.recall(xs[0]), int((ours.silent>DEAD).sum())
+    who |= {'plain': partial(ours, aux=False), 'sparsify, plain': partial(who['sparsify'], aux=False)}
+    rows += compare(shape, who, f'after {LATE:,} updates ({dead:,} dead)', on)
+    return rows + [row(f"{'GPU, '*(on=='cuda')}{d} -> {F:,}, k={k}: latents chosen in bf16 among the true ones, after {LATE:,} updates", 'share', recall, 1., 'the choice of dense float32')]
+
+
+def _kept(shape):
+    "Rows at the start, where malloc keeps what is freed"
+    warnings.simplefilter('ignore')
+    d,F,k,B = shape
+    who = {'bf16': Ours(d, F, k, torch.bfloat16), 'fp32': Ours(d, F, k, torch.float32), 'lens': SaeLens(d, F, k), 'lens, bf16': SaeLens(d, F, k, autocast=True), 'sparsify': Sparsify(d, F, k)}
+    return compare(shape, who, 'at the start, freed memory kept', 'cpu')
 
 
 def steps_rows(root):
+    "Each shape in a process of its own, as one trains: what was done before decides what malloc keeps"
     rows = []
-    for shape,on in [*((s, 'cpu') for s in SHAPES), *((s, 'cuda') for s in GPU)]:
-        d,F,k,B = shape
-        ours = Ours(d, F, k, torch.bfloat16, device=on)
-        who = {'bf16': ours, 'fp32': Ours(d, F, k, torch.float32, device=on), 'batch': Ours(d, F, k, torch.bfloat16, 'batchtopk', on),
-               'lens': SaeLens(d, F, k, device=on), 'lens, bf16': SaeLens(d, F, k, device=on, autocast=True), 'lens, batch': SaeLens(d, F, k, 'batchtopk', on), 'sparsify': Sparsify(d, F, k, on), 'bare': Bare(d, F, torch.bfloat16, on), 'bare32': Bare(d, F, torch.float32, on)}
-        rows += compare(shape, who, 'at the start', on)
-        xs = [x.to(on) for x in data(*shape)]
-        for i in range(LATE): ours(xs[i%len(xs)])
-        for f in who.values():
-            if hasattr(f, 'take'): f.take(ours)
-        recall,dead = ours.step.recall(xs[0]), int((ours.silent>DEAD).sum())
-        who |= {'plain': partial(ours, aux=False), 'sparsify, plain': partial(who['sparsify'], aux=False)}
-        rows += compare(shape, who, f'after {LATE:,} updates ({dead:,} dead)', on)
-        rows.append(row(f"{'GPU, '*(on=='cuda')}{d} -> {F:,}, k={k}: latents chosen in bf16 among the true ones, after {LATE:,} updates", 'share', recall, 1., 'the choice of dense float32'))
-        del who, ours
+    for shape in SHAPES: rows += alone(_steps, shape, 'cpu') + alone(_kept, shape, MALLOC_TRIM_THRESHOLD_='4000000000', MALLOC_MMAP_THRESHOLD_='4000000000')
+    for shape in GPU: rows += alone(_steps, shape, 'cuda')
     return rows
 
 
@@ -180,7 +199,7 @@ def loss_rows(root):
 
 
 def _peak(make, shape):
-    "MB that three updates with a quarter of the latents dead take beyond what was there after one of a tiny autoencoder, in a process of its own"
+    "MB that three updates with a quarter of the latents dead take beyond what was there after one of a tiny autoencoder"
     warnings.simplefilter('ignore')
     torch.set_num_threads(2)
     with redirect_stdout(StringIO()): make(16, 64, 4)(torch.randn(8, 16)) # what is loaded is not what is taken
@@ -199,9 +218,7 @@ def memory_rows(root):
     for shape in SHAPES[:1] if QUICK else SHAPES:
         d,F,k,B = shape
         who = {'bf16': partial(Ours, encode=torch.bfloat16), 'float32': partial(Ours, encode=torch.float32), 'sae-lens, float32': SaeLens, 'eai-sparsify, bf16': Sparsify, 'eai-sparsify, float32': partial(Sparsify, bf16=False)}
-        mb = {}
-        for n,make in who.items():
-            with multiprocessing.get_context('spawn').Pool(1) as pool: mb[n] = pool.apply(_peak, (make, shape))
+        mb = {n: alone(_peak, make, shape) for n,make in who.items()}
         rows += [row(f'memory, {d} -> {F:,}, batch {B:,}, {o}', 'MB', mb[o], mb[p], p, mb[o]) for o in ('bf16','float32') for p in ('sae-lens, float32', f'eai-sparsify, {o}')]
     return rows
 
@@ -232,7 +249,7 @@ PARTS = dict(steps=steps_rows, loss=loss_rows, memory=memory_rows, disk=disk_row
 
 def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
-    run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do (eai-sparsify with Adam and bf16 autocast, on a CPU its own has neither; its auxiliary loss reaches the decoder only). Median of {TURNS} updates, taking turns, each after others of its own for 30 ms, as in training. '
+    run(PARTS, ARGS, title='Training autoencoders', about=f'Sums of k out of a quarter as many directions as there are latents, in superposition. One update: forward, backward, clipping, Adam; of the peers what their own trainers do (eai-sparsify with Adam and bf16 autocast, on a CPU its own has neither; its auxiliary loss reaches the decoder only). Median of {TURNS} updates, taking turns, each after others of its own for 30 ms, as in training; each shape in a process of its own. Freed memory kept: the same where malloc gives none of it back to the system (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ of 4 GB; not the default), which spares the peers the page faults of their large temporary tensors. '
            f'Late rows: with the weights that {LATE:,} of our TopK updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of both peers, or of none, as eai-sparsify does by default. '
            f'Memory is what three updates with a quarter of the latents dead took beyond what was there after one of a tiny autoencoder, each in a process of its own.')
 
