@@ -116,27 +116,30 @@ def _entries(self:FastStep, B, C):
     f = str(self.dtype).split('.')[1]
     return _Entries(np.zeros((B, C), 'i4'), np.zeros(B, 'i8'), np.zeros((B, C), f), np.zeros(self.F+1, 'i8'), np.zeros(B*C, 'i4'), np.zeros(B*C, 'i4'), np.zeros((B, self.D), f))
 
-# %% ../../nbs/32_sae.step.ipynb #aedf122f
+# %% ../../nbs/32_sae.step.ipynb #2447fb49
 @patch
-def _rows(self:FastStep, fn, *args): return self._share(fn, np.linspace(0, len(self.loss), 2*self.threads+1).astype(int), *args)
+def _even(self:FastStep, n): return np.linspace(0, n, self.threads+1).astype(int)
+
+@patch
+def _rows(self:FastStep, fn, *args): return self._share(fn, self._even(len(self.loss)), *args)
 
 @patch
 def _latents(self:FastStep, fn, *args):
     "Over the latents, in parts of about as much work"
     work = self.room['main'].off+np.arange(self.F+1) # without entries it is some, too
-    return self._share(fn, np.searchsorted(work, np.linspace(0, work[-1], 4*self.threads+1)), *args)
+    return self._share(fn, np.searchsorted(work, self._even(work[-1])), *args)
 
 @patch
 def _share(self:FastStep, fn, cuts, *args):
     return [job.result() for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]]
 
-# %% ../../nbs/32_sae.step.ipynb #894e5e1f
+# %% ../../nbs/32_sae.step.ipynb #fe05343d
 @patch
 def _product(self:FastStep, x):
     "The screening's pre-activations as integers, [B, F]"
     b_dec = self.sae.b_dec.detach()
     self._rows(lambda a,b: self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=self.centred[a:b])))
-    self._share(lambda a,b: torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b]), np.linspace(0, self.F, 2*self.threads+1).astype(int))
+    self._share(lambda a,b: torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b]), self._even(self.F))
     return self.pre.view(_BITS[self.encode][1]).numpy()
 
 # %% ../../nbs/32_sae.step.ipynb #7654bcaf
@@ -171,7 +174,7 @@ def _codes(self:FastStep, x):
     self._rows(_choose, bits, int(k), t, e)
     return e
 
-# %% ../../nbs/32_sae.step.ipynb #e2d0319c
+# %% ../../nbs/32_sae.step.ipynb #dcb52c9a
 @patch
 def _aux(self:FastStep, dead):
     "The auxiliary loss; its gradients go to `out`"
@@ -197,10 +200,9 @@ def _aux(self:FastStep, dead):
     def latents(a, b):
         for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), _revived(c[:,a:b], back[:,a:b], g, self.x, norm[a:b])):
             torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
-    half = lambda n: np.linspace(0, n, self.threads+1).astype(int)
-    self._share(weights, half(N)), self._rows(choose)
-    loss = by/B*float(sum(self._share(rows, half(B))))
-    self._share(latents, half(N))
+    self._share(weights, self._even(N)), self._rows(choose)
+    loss = by/B*float(sum(self._rows(rows)))
+    self._share(latents, self._even(N))
     self.out.n[at] = 1
     return loss
 
