@@ -3,7 +3,7 @@
 `make run` calls this. Alone: `snakemake --profile profiles/local`, with `--config out=FOLDER params=params/smoke.yaml`
 to make everything elsewhere and smaller.
 """
-import re
+import re, shlex
 from itertools import product
 from pathlib import Path
 import yaml
@@ -71,7 +71,7 @@ for before, phase in zip([None] + PHASES, PHASES):
 if "sweep" in config:
     ASKED = yaml.safe_load(Path(config["sweep"]).read_text())
     SWEPT = ASKED.pop("subject")
-    FIXED = " ".join(f"{k}={v}" for k, v in ASKED.items() if not isinstance(v, list))
+    FIXED = " ".join(shlex.quote(f"{k}={v}") for k, v in ASKED.items() if not isinstance(v, list))
     LISTS = {k: v for k, v in ASKED.items() if isinstance(v, list)}
     VARIANTS = [",".join(f"{k}={v}" for k, v in zip(LISTS, values)) for values in product(*LISTS.values())]
     FOLDER = Path(OUT) / "sweeps" / SWEPT

@@ -36,4 +36,5 @@ def test_a_sweep_plans_every_combination():
     r = sh('snakemake', '--dry-run', '--printshellcmds', '--config', 'sweep=params/sweeps/nano_lm.yaml', '--', 'sweep')
     assert r.rc==0, r.err
     planned = {tuple(re.search(rf'\b{k}=(\d+)', line)[1] for k in ('k','d_sae','seed')) for line in re.findall(r'steerlens run 2_sae nano_lm .*', r.out+r.err)}
+    assert "'bars={" in r.out+r.err # in one piece
     assert planned==set(product(('8','16','32','64'), ('1024','4096'), '01'))

@@ -12,7 +12,7 @@ from steerlens.sae.step import FastStep
 from steerlens.sae.train import Rows, Training, train
 from conftest import ROOT
 
-KINDS = dict(bf16=dict(k=4, bf16=True), fp32=dict(k=4, bf16=False), batchtopk=dict(architecture='batchtopk', k=3.5), standard=dict(architecture='standard', l1_coefficient=.1)) # the last takes the dense step
+KINDS = dict(bf16=dict(k=4, precision='bfloat16'), fp32=dict(k=4, precision='float32'), batchtopk=dict(architecture='batchtopk', k=3.5), standard=dict(architecture='standard', l1_coefficient=.1)) # the last takes the dense step
 HOW = dict(steps=120, lr=5e-3, measure=10, checkpoint=10, dead_after=1000, resample=25)
 
 
@@ -40,7 +40,7 @@ class Seen(Stream):
 def work(kind, data, folder, pause=0, small=None, seed=0, start=0, looks=(), held=None, **how):
     "A training run from disk: 47 batches an epoch, mixed in 11 windows; returns the autoencoder"
     kw = {'k': None, **KINDS[kind]}
-    t,acts = Training(**HOW | dict(bf16=kw.pop('bf16', None)) | how), Acts(data)
+    t,acts = Training(**HOW | dict(precision=kw.pop('precision', '')) | how), Acts(data)
     stream = Seen(acts, 'lm.0.out', batch=64, seed=seed, memory_mb=.06, normalise='expected_average_only_in')
     x = acts.x('lm.0.out')
     sae = new_sae(24, 96, seed=start, x_BD=x[:3000]*stream.scale, **kw)
@@ -102,7 +102,7 @@ def serve(said):
     "Fork a training run for each line that comes in, or wait for one"
     torch.set_num_threads(1)
     x = torch.randn(64, 24)
-    for bf16 in (True, False): train(new_sae(24, 96, 4), Rows(x, batch=64), x, None, Training(steps=1, bf16=bf16)) # the loops are loaded before the first fork
+    for p in ('bfloat16', 'float32'): train(new_sae(24, 96, 4), Rows(x, batch=64), x, None, Training(steps=1, precision=p)) # the loops are loaded before the first fork
     for line in sys.stdin:
         q = json.loads(line)
         if q['wait']: print('*', os.waitstatus_to_exitcode(os.waitpid(q['wait'], 0)[1]), flush=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ..core import SteerlensError, atomic, generator, manifest, read_json, root, sha256, write_json
 
 # %% auto #0
-__all__ = ['load_sae', 'new_sae', 'calibrate', 'save_sae', 'similarity']
+__all__ = ['for_use', 'load_sae', 'new_sae', 'calibrate', 'save_sae', 'similarity']
 
 # %% ../../nbs/30_sae.models.ipynb #391b22c8
 def _sae_lens():
@@ -33,7 +33,17 @@ def _inference(sae):
     sae.process_state_dict_for_saving_inference(state)
     return {n: t.contiguous() for n,t in state.items()}, sae.cfg.get_inference_sae_cfg_dict()
 
-# %% ../../nbs/30_sae.models.ipynb #98fb93da
+# %% ../../nbs/30_sae.models.ipynb #fff9799c
+def for_use(
+    sae # A sae-lens `TrainingSAE`, in the network's units
+): # A `sae_lens.SAE`, whose BatchTopK compares a row with its threshold and not with other rows
+    "The autoencoder as it is used, before it is saved"
+    state,cfg = _inference(sae)
+    used = _sae_lens().SAE.from_dict(cfg)
+    used.load_state_dict(state)
+    return used.to(sae.W_dec.device).eval()
+
+# %% ../../nbs/30_sae.models.ipynb #3944dac2
 def _opened(folder):
     "The autoencoder in a directory of either format, for inference"
     sl,folder = _sae_lens(), Path(folder)
@@ -41,17 +51,14 @@ def _opened(folder):
     from sae_lens.training.activation_scaler import ActivationScaler
     if not (folder/'cfg.json').exists(): raise FileNotFoundError
     if read_json(folder/'cfg.json').get('architecture', 'standard') in SAE_CLASS_REGISTRY: sae = sl.SAE.load_from_disk(folder)
-    else:
-        state,cfg = _inference(sl.TrainingSAE.load_from_disk(folder))
-        sae = sl.SAE.from_dict(cfg)
-        sae.load_state_dict(state)
+    else: sae = for_use(sl.TrainingSAE.load_from_disk(folder))
     if sae.cfg.normalize_activations!='none' and (folder/'activation_scaler.json').exists():
         (scaler := ActivationScaler()).load(folder/'activation_scaler.json')
         if scaler.scaling_factor: sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
         if w := scaler.whitening: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
     return sae
 
-# %% ../../nbs/30_sae.models.ipynb #1bf94764
+# %% ../../nbs/30_sae.models.ipynb #a91d88bc
 def load_sae(
     folder:str|Path, # A sae-lens directory, ours or not, for inference or a checkpoint
     site:str|None=None, # The site it is meant for; checked where the directory names one
@@ -63,7 +70,7 @@ def load_sae(
     if site and (at:=sae.cfg.metadata.hook_name) and at!=site: raise SteerlensError(f"{folder}: this SAE belongs to site '{at}', not '{site}'")
     return sae.eval()
 
-# %% ../../nbs/30_sae.models.ipynb #43573ccc
+# %% ../../nbs/30_sae.models.ipynb #020aa021
 _INPUT = ('apply_b_dec_to_input', 'normalize_activations', 'rescale_acts_by_decoder_norm') # how a row is read
 
 def _classes(architecture):
@@ -73,16 +80,21 @@ def _classes(architecture):
     if architecture not in known: raise SteerlensError(f"new_sae: architecture {architecture!r}; expected one of {', '.join(known)}")
     return known[architecture]
 
-# %% ../../nbs/30_sae.models.ipynb #dddf28ec
-def _values(architecture, d_sae, k, config, source):
+# %% ../../nbs/30_sae.models.ipynb #23174241
+def _values(architecture, d_sae, k, config, source, init):
     "What a class's configuration is made of, checked"
     names = {f.name: f.type for f in fields(_classes(architecture)[1]) if f.name not in ('d_in', 'd_sae', 'dtype', 'device', 'metadata')}
     if odd := [n for n in config if n not in names]: raise SteerlensError(f"new_sae: {architecture} has no {', '.join(odd)}; it has {', '.join(names)}")
+    for n,v in config.items():
+        if names[n] in (int, float, bool, str) and type(v) not in (names[n], int if names[n] is float else names[n]): raise SteerlensError(f'new_sae: {n}={v!r}; expected {names[n].__name__}')
     if source:
         config = {n: getattr(source.cfg, n) for n in _INPUT if n in names and hasattr(source.cfg, n)} | config
         if k is None and 'k' in names: k = getattr(source.cfg, 'k', (source.cfg.metadata.training_architecture_details or {}).get('k'))
+    if (way := config.get('normalize_activations', 'none')) not in ('none', 'expected_average_only_in', 'constant_norm_rescale'): raise SteerlensError(f"new_sae: normalize_activations='{way}'{f' of {init}' if source else ''} can't be folded into the weights; expected none or expected_average_only_in")
+    if config.get('use_sparse_activations'): raise SteerlensError('new_sae: use_sparse_activations is not covered, scores need dense codes; leave it out')
     if ('k' in names)!=(k is not None): raise SteerlensError(f"new_sae: k={k}; {architecture} " + ('needs a number of active latents' if 'k' in names else 'has no such number, leave it out'))
-    if not d_sae or k is not None and not 0<k<=d_sae: raise SteerlensError(f'new_sae: k={k} of d_sae={d_sae} latents; expected 0 < k <= d_sae')
+    if not isinstance(d_sae, int) or d_sae<1: raise SteerlensError(f'new_sae: d_sae={d_sae!r}; expected a whole number of latents from 1 on')
+    if k is not None and not 0<k<=d_sae: raise SteerlensError(f'new_sae: k={k} of d_sae={d_sae} latents; expected 0 < k <= d_sae')
     if k is not None and names['k'](k)!=k: raise SteerlensError(f'new_sae: k={k}; {architecture} keeps a whole number of latents a row; round it, or choose batchtopk')
     return config | dict(d_sae=d_sae) | ({} if k is None else dict(k=names['k'](k)))
 
@@ -94,7 +106,7 @@ def _built(architecture, values, seed):
         try: return cls(config(**values))
         except (TypeError, ValueError) as e: raise SteerlensError(f'new_sae: {architecture}: {_line(e)}') from None
 
-# %% ../../nbs/30_sae.models.ipynb #c2bbb9d0
+# %% ../../nbs/30_sae.models.ipynb #af783f1c
 @torch.no_grad()
 def _start(sae, x_BD, data, seed):
     "Output bias at the mean of the rows; with `data`, latents on rows"
@@ -108,7 +120,7 @@ def _start(sae, x_BD, data, seed):
     sae.W_dec[:len(rows)] = normalize(rows[torch.randperm(len(rows), generator=g)]) * (sae.cfg.decoder_init_norm or 1)
     sae.W_enc.copy_(sae.W_dec.T)
 
-# %% ../../nbs/30_sae.models.ipynb #b275ff31
+# %% ../../nbs/30_sae.models.ipynb #1c463651
 def _source(init):
     "Another autoencoder, and where it is from"
     if (folder := root()/init).is_dir(): return load_sae(folder), dict(source=str(init), sha256=sha256(folder/'sae_weights.safetensors'))
@@ -122,17 +134,19 @@ def _take_over(sae, source):
     "Copy the parameters both have; returns what differs, {name: [theirs, ours]}"
     state,theirs,ours = sae.state_dict(), source.cfg.to_dict(), sae.cfg.to_dict()
     for n,t in source.state_dict().items():
-        if n in state and state[n].shape==t.shape: state[n].copy_(t)
-    return {n: [theirs.get(n), ours[n]] for n in ('architecture', 'k', *_INPUT) if n in ours and theirs.get(n)!=ours[n]}
+        if n not in state or state[n].ndim!=t.ndim: continue
+        both = tuple(slice(min(a, b)) for a,b in zip(state[n].shape, t.shape))
+        state[n][both] = t[both]
+    return {n: [theirs.get(n), ours[n]] for n in ('architecture', 'd_sae', 'k', *_INPUT) if n in ours and theirs.get(n)!=ours[n]}
 
-# %% ../../nbs/30_sae.models.ipynb #4395a817
+# %% ../../nbs/30_sae.models.ipynb #86836507
 def new_sae(
     d_in:int,                 # Width of the site
-    d_sae:int|None=None,      # Latents; those of `init` if None
+    d_sae:int|None=None,      # Latents; as many as `init` has if None
     k:float|None=None,        # Active latents a row, where the architecture has it; that of `init` if None
     architecture:str='topk',  # A name that sae-lens trains: topk, batchtopk, standard, jumprelu, ...
     seed:int=0,               # Initial weights
-    init:str|Path='random',   # random, data, a sae-lens directory of the same width, or RELEASE/SAE_ID
+    init:str|Path='random',   # random, data, a sae-lens directory for the same d_in, or RELEASE/SAE_ID
     x_BD:Tensor|None=None,    # Training rows as the autoencoder will see them, [rows, d_in]
     **config                  # More fields of the architecture's configuration
 ): # A sae-lens `TrainingSAE`, float32, on the CPU
@@ -142,15 +156,14 @@ def new_sae(
     source,origin = (None, dict(source=init)) if init in ('random', 'data') else _source(init)
     if source:
         if source.cfg.d_in!=d_in: raise SteerlensError(f'new_sae: {init} is for width {source.cfg.d_in}, this site has {d_in}; choose another init')
-        if d_sae not in (None, source.cfg.d_sae): raise SteerlensError(f'new_sae: {init} has {source.cfg.d_sae} latents, not {d_sae}; leave d_sae out, or choose another init')
-        d_sae = source.cfg.d_sae
-    sae = _built(architecture, dict(d_in=d_in) | _values(architecture, d_sae, k, config, source), seed)
+        if d_sae is None: d_sae = source.cfg.d_sae
+    sae = _built(architecture, dict(d_in=d_in) | _values(architecture, d_sae, k, config, source, init), seed)
     if source: origin |= dict(site=source.cfg.metadata.hook_name, overrides=_take_over(sae, source))
     elif x_BD is not None: _start(sae, x_BD, init=='data', seed)
     sae.cfg.metadata.init = origin | dict(seed=seed)
     return sae
 
-# %% ../../nbs/30_sae.models.ipynb #83a6e700
+# %% ../../nbs/30_sae.models.ipynb #85c8912d
 @torch.no_grad()
 def calibrate(
     sae,             # A `BatchTopKTrainingSAE`; others have no such threshold
@@ -171,7 +184,7 @@ def calibrate(
     sae.topk_threshold.fill_(best[-2:].mean() if len(best)>n else 0)
     return sae.topk_threshold.item()
 
-# %% ../../nbs/30_sae.models.ipynb #0a592343
+# %% ../../nbs/30_sae.models.ipynb #d5e3fbd2
 def save_sae(
     sae,             # A sae-lens `TrainingSAE`, in the network's units
     folder:str|Path, # Where
@@ -193,7 +206,7 @@ def save_sae(
         with atomic(folder/name) as tmp: write(tmp)
     manifest(folder, 'sae', params, inputs=inputs, site=site, **facts)
 
-# %% ../../nbs/30_sae.models.ipynb #9716eece
+# %% ../../nbs/30_sae.models.ipynb #2e86c86f
 @torch.no_grad()
 def similarity(
     sae,   # An autoencoder
@@ -202,5 +215,5 @@ def similarity(
     "Cosine of each latent with what it was"
     W_dec = start if isinstance(start, Tensor) else start.W_dec
     if W_dec.shape!=sae.W_dec.shape: raise SteerlensError(f'similarity: latents {list(sae.W_dec.shape)} and {list(W_dec.shape)}; expected the same [d_sae, d_in]')
-    pairs = dict(decoder_cosine=(sae.W_dec, W_dec)) | ({} if W_dec is start else dict(encoder_cosine=(sae.W_enc.T, start.W_enc.T)))
+    pairs = dict(decoder_cosine=(sae.W_dec, W_dec)) | (dict(encoder_cosine=(sae.W_enc.T, start.W_enc.T)) if hasattr(start, 'W_enc') else {})
     return pd.DataFrame(dict(latent=range(len(W_dec))) | {n: cosine_similarity(a, b.to(a), dim=1).cpu() for n,(a,b) in pairs.items()})

@@ -313,7 +313,7 @@ def reset(self:FastStep,
         for v in pair: v[latents.numpy()] = 0
     self.refresh()
 
-# %% ../../nbs/32_sae.step.ipynb #6a30d161
+# %% ../../nbs/32_sae.step.ipynb #2b89541a
 class DenseStep:
     "Updates any sae-lens training class in place"
     def __init__(self,
@@ -341,7 +341,7 @@ class DenseStep:
         norm = float(torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip))
         if not math.isfinite(norm): raise SteerlensError('dense step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
         self.opt.step()
-        fired,mse = (out.feature_acts>0).sum(0), out.losses['mse_loss'].item()
+        fired,mse = (out.feature_acts!=0).sum(0), out.losses['mse_loss'].item()
         return Step(mse, out.loss.item()-mse, int(fired.sum())/len(x), norm, fired)
 
 # %% ../../nbs/32_sae.step.ipynb #96e58635

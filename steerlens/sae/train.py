@@ -66,7 +66,7 @@ class Rows:
 
 def _hash(x): return xxhash.xxh3_128_hexdigest(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
-# %% ../../nbs/34_sae.train.ipynb #df750bac
+# %% ../../nbs/34_sae.train.ipynb #543853a6
 @dataclass
 class Training:
     "How an autoencoder is trained"
@@ -80,7 +80,7 @@ class Training:
     measure:int = 100             # Updates between measurements on held-out rows
     checkpoint:int = 500          # Updates between checkpoints
     dense:bool = False            # The dense step even where the fast one applies
-    bf16:bool|None = None         # Products in bfloat16; by default where the processor has units for it (fast step), else not
+    precision:str = ''            # Of products: bfloat16 or float32; by default bfloat16 where the fast step has units for it
     seed:int = 0                  # Of resampling
     drift:dict = field(default_factory=dict) # Bands of the measurements, `{dead: [0, .5]}`, and how far explained variance may fall below its best, `{explained_variance: .05}`
     stop:bool = False             # End at the first drift?
@@ -99,12 +99,15 @@ def _lr(t, step):
     base = scheduled(t.lr, step) * (1 if isinstance(t.lr, (list,tuple)) else .55+.45*math.cos(math.pi*step/t.steps))
     return base*min(1, (step+1)/max(1, t.warmup*t.steps))
 
-# %% ../../nbs/34_sae.train.ipynb #9855681a
+# %% ../../nbs/34_sae.train.ipynb #2664189d
 _MEASURED = ('explained_variance', 'fvu', 'l0', 'dead', 'silent_held_out', 'density', 'cosine', 'grad_norm') # `density` is the median one of the latents that fire
 
 def _check_values(t):
     "Schedules and bands"
     number = lambda v: isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
+    if not number(t.clip) or t.clip<=0: raise SteerlensError(f'train: clip={t.clip!r}; expected a positive number')
+    if not number(t.warmup) or not 0<=t.warmup<=1: raise SteerlensError(f'train: warmup={t.warmup!r}; expected a share of the updates, 0 to 1')
+    if t.precision not in ('', 'bfloat16', 'float32'): raise SteerlensError(f'train: precision={t.precision!r}; expected bfloat16, float32 or nothing')
     for k,spec in dict(lr=t.lr, **t.coefficients).items():
         pieces = spec if isinstance(spec, (list,tuple)) else [[spec, 1]]
         if not pieces or not all(isinstance(p, (list,tuple)) and len(p)==2 and all(map(number, p)) and p[0]>=0 and p[1]>0 for p in pieces): raise SteerlensError(f'train: {k}={spec}; expected a number from 0 on, or pieces [[value, updates], ...]')
@@ -112,7 +115,7 @@ def _check_values(t):
         if k not in _MEASURED: raise SteerlensError(f'train: drift of {k}; expected some of {", ".join(_MEASURED)}')
         if not (k=='explained_variance' and number(band)) and not (isinstance(band, (list,tuple)) and len(band)==2 and all(map(number, band)) and band[0]<=band[1]): raise SteerlensError(f'train: drift of {k}: {band}; expected [low, high]')
 
-# %% ../../nbs/34_sae.train.ipynb #aeb92d4f
+# %% ../../nbs/34_sae.train.ipynb #493d10c6
 def _check(sae, stream, held, t):
     d = sae.cfg.d_in
     if stream.d_in!=d: raise SteerlensError(f"train: the stream of site '{stream.site}' has vectors of width {stream.d_in}, the autoencoder takes {d}; make it with d_in={stream.d_in}")
@@ -121,21 +124,20 @@ def _check(sae, stream, held, t):
     if stream.normalise not in (None, 'expected_average_only_in'): raise SteerlensError(f"train: stream with normalise='{stream.normalise}', which can't be folded into the weights; expected None or expected_average_only_in")
     if stream.epochs is not None and len(stream) < t.steps: raise SteerlensError(f'train: the stream ends after {len(stream)} batches, expected {t.steps}; leave `epochs` out')
     for k,least in dict(steps=1, measure=1, checkpoint=1, resample=0, dead_after=1).items():
-        if getattr(t, k) < least: raise SteerlensError(f'train: {k}={getattr(t, k)}; expected {least} or more')
+        if type(v := getattr(t, k)) is not int or v < least: raise SteerlensError(f'train: {k}={v!r}; expected a whole number from {least} on')
     if odd := set(t.coefficients)-set(sae.get_coefficients()): raise SteerlensError(f'train: {type(sae).__name__} has no coefficient {", ".join(sorted(odd))}; it has {", ".join(sae.get_coefficients()) or "none"}')
     _check_values(t)
     if t.resample and 'threshold' in dict(sae.named_parameters()): raise SteerlensError(f'train: {type(sae).__name__} has thresholds, which resampling leaves as they are; expected resample=0')
     if (held==held[0]).all(): raise SteerlensError('train: all held-out rows are the same; harvest more episodes')
     if t.steps > 9_999_999: raise SteerlensError(f'train: steps={t.steps:,}; expected less than ten million')
 
-# %% ../../nbs/34_sae.train.ipynb #064cf784
+# %% ../../nbs/34_sae.train.ipynb #8abba0a0
 class _Run:
     "What a run knows, and a checkpoint keeps"
     def __init__(self, sae, stream, held, t):
         self.sae,self.stream,self.held,self.t = sae, stream, held, t
         self.why = 'asked for' if t.dense else unsupported(sae)
-        bf16 = {None: None, True: torch.bfloat16, False: torch.float32}[t.bf16]
-        self.stepper = DenseStep(sae, clip=t.clip, autocast=bool(t.bf16)) if self.why else fast_step(sae, clip=t.clip, encode=bf16)
+        self.stepper = DenseStep(sae, clip=t.clip, autocast=t.precision=='bfloat16') if self.why else fast_step(sae, clip=t.clip, encode=getattr(torch, t.precision) if t.precision else None)
         self.kind = f'dense step: {self.why}' if self.why else f"fast step, screened in {str(self.stepper.encode).split('.')[1]}"
         self.silent,self.done,self.log,self.best = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device), 0, [], {}
         self.start = sae.W_dec.detach().clone()
@@ -148,13 +150,13 @@ def _coefficients(sae, t, step):
     own = {k: (getattr(c, 'value', c), getattr(c, 'warm_up_steps', 0)) for k,c in sae.get_coefficients().items()}
     return {k: scheduled(t.coefficients[k], step) if k in t.coefficients else v*min(1, (step+1)/max(1, warm)) for k,(v,warm) in own.items()}
 
-# %% ../../nbs/34_sae.train.ipynb #8088554d
+# %% ../../nbs/34_sae.train.ipynb #5bef56bb
 @torch.no_grad()
 def _measure(run, step, rate):
     x,err,fired,n = run.held*run.scale, 0., 0., 0.
     for b in x.to(run.sae.device).split(run.stream.batch):
         z = run.sae.encode(b)
-        err,fired,n = err+(run.sae.decode(z)-b).pow(2).sum(dtype=torch.float64).item(), fired+(z>0).sum(0), n+float((z>0).sum())
+        err,fired,n = err+(run.sae.decode(z)-b).pow(2).sum(dtype=torch.float64).item(), fired+z.count_nonzero(0), n+float(z.count_nonzero())
     fvu = err/(x-x.mean(0)).pow(2).sum(dtype=torch.float64).item()
     cosine = torch.nn.functional.cosine_similarity(run.sae.W_dec, run.start, dim=1).mean().item()
     return dict(step=run.done, loss=step.mse+step.aux, aux=step.aux, mse_row=step.mse, explained_variance=1-fvu, fvu=fvu, l0=n/len(x), dead=(run.silent>run.t.dead_after).float().mean().item(),
@@ -187,12 +189,12 @@ def _resample(run, x):
     run.stepper.reset(dead)
     return len(dead)
 
-# %% ../../nbs/34_sae.train.ipynb #bbcf21a8
+# %% ../../nbs/34_sae.train.ipynb #ab963a84
 def _save(run, folder, row):
     "A checkpoint; what isn't the latest, the one before or the best is removed"
     if not run.best or row['explained_variance']>run.best['explained_variance']: run.best = {k: row[k] for k in ('step','explained_variance')}
-    if folder is None: return
     calibrate(run.sae, run.held*run.scale)
+    if folder is None: return
     at = folder/'checkpoints'/f'{run.done:07d}'
     state = dict(key=run.key, done=run.done, kind=run.kind, threads=torch.get_num_threads(), stream=run.stream.state_dict(), log=run.log, best=run.best)
     with atomic(at) as tmp:
@@ -216,7 +218,7 @@ def _tidy(run, folder):
         if int(p.name)!=run.best['step']: p.rename(p.with_name(f'.old-{p.name}'))
     for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.[to][ml][pd]-*')]: shutil.rmtree(p) if p.is_dir() else p.unlink()
 
-# %% ../../nbs/34_sae.train.ipynb #a3f6175e
+# %% ../../nbs/34_sae.train.ipynb #9426562b
 def _resume(run, folder):
     "Back to the latest checkpoint, if there is one"
     if folder is None or not (found := _checkpoints(folder)): return
@@ -231,6 +233,7 @@ def _resume(run, folder):
     if state['key']!=run.key:
         if not (folder/'manifest.json').exists(): raise SteerlensError(f'{at}: of a run with other settings or data, or made by other code; remove {folder}/checkpoints, or choose another folder')
         print(f'{folder}: made with other settings, data or code; trained anew', flush=True)
+        (folder/'manifest.json').unlink() # from now on it is an unfinished one
         return shutil.rmtree(folder/'checkpoints')
     if (was := (state['kind'], state['threads']))!=(now := (run.kind, torch.get_num_threads())): print(f'{at}: made by {was[0]} in {was[1]} threads, now {now[0]} in {now[1]}: the last bits will differ', flush=True)
     run.sae.load_state_dict(weights)
