@@ -115,16 +115,16 @@ def _check_values(t):
         if k not in _MEASURED: raise SteerlensError(f'train: drift of {k}; expected some of {", ".join(_MEASURED)}')
         if not (k=='explained_variance' and number(band)) and not (isinstance(band, (list,tuple)) and len(band)==2 and all(map(number, band)) and band[0]<=band[1]): raise SteerlensError(f'train: drift of {k}: {band}; expected [low, high]')
 
-# %% ../../nbs/34_sae.train.ipynb #493d10c6
+# %% ../../nbs/34_sae.train.ipynb #eee3263d
 def _check(sae, stream, held, t):
     d = sae.cfg.d_in
     if stream.d_in!=d: raise SteerlensError(f"train: the stream of site '{stream.site}' has vectors of width {stream.d_in}, the autoencoder takes {d}; make it with d_in={stream.d_in}")
     if held.ndim!=2 or held.shape[1]!=d or len(held)<2: raise SteerlensError(f'train: held-out rows {list(held.shape)}, expected [rows, {d}], at least two')
     if not held.isfinite().all(): raise SteerlensError(f'train: held-out rows {(~held.isfinite().all(1)).nonzero()[:3,0].tolist()} ... are not finite; harvest again')
     if stream.normalise not in (None, 'expected_average_only_in'): raise SteerlensError(f"train: stream with normalise='{stream.normalise}', which can't be folded into the weights; expected None or expected_average_only_in")
-    if stream.epochs is not None and len(stream) < t.steps: raise SteerlensError(f'train: the stream ends after {len(stream)} batches, expected {t.steps}; leave `epochs` out')
     for k,least in dict(steps=1, measure=1, checkpoint=1, resample=0, dead_after=1).items():
         if type(v := getattr(t, k)) is not int or v < least: raise SteerlensError(f'train: {k}={v!r}; expected a whole number from {least} on')
+    if stream.epochs is not None and len(stream) < t.steps: raise SteerlensError(f'train: the stream ends after {len(stream)} batches, expected {t.steps}; leave `epochs` out')
     if odd := set(t.coefficients)-set(sae.get_coefficients()): raise SteerlensError(f'train: {type(sae).__name__} has no coefficient {", ".join(sorted(odd))}; it has {", ".join(sae.get_coefficients()) or "none"}')
     _check_values(t)
     if t.resample and 'threshold' in dict(sae.named_parameters()): raise SteerlensError(f'train: {type(sae).__name__} has thresholds, which resampling leaves as they are; expected resample=0')
