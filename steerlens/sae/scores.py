@@ -307,7 +307,7 @@ def write_qa(
     write_json(Path(folder)/'qa.json', out)
     return out
 
-# %% ../../nbs/35_sae.scores.ipynb #be7ba40c
+# %% ../../nbs/35_sae.scores.ipynb #3078b9b8
 def compared(
     folder:str|Path, # Of a sweep
 )->pd.DataFrame: # A row per autoencoder: its parameters, site and scores; `stability`, mean over pairs of seeds
@@ -317,7 +317,7 @@ def compared(
         m,params = read_json(f), read_manifest(f.parent, 'sae-report')['params']
         for q in m['sites']:
             spliced = next(r for r in m['spliced'][q['site']] if r['swap']=='spliced')
-            rows.append({k: params[k] for k in ('architecture','d_sae','k','steps','seed')} | dict(folder=str(f.parents[3]/'sae'/m['subject']/q['site'])) | q | {k: v for k,v in spliced.items() if k in ('loss','kl','recovered','action_r2')})
+            rows.append({k: params[k] for k in ('architecture','d_sae','k','steps','seed')} | dict(folder=str(f.parents[3]/'sae'/f.parent.name/q['site'])) | q | {k: v for k,v in spliced.items() if k in ('loss','kl','recovered','action_r2')})
     if not rows: raise SteerlensError(f'{folder}: no finished run of 2_sae below; run `make sweep`')
     df = pd.DataFrame(rows)
     for _,g in df.groupby(['site','architecture','d_sae','k','steps']):
