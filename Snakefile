@@ -42,7 +42,7 @@ def weights(w):
 rule report:
     input:
         runs=[reports(f"{phase}/{subject}/metrics.json") for subject, phases in SUBJECTS.items() for phase in phases],
-        library=list(library(80)),
+        library=list(library(98)),
     output: reports("index.html")
     params: out=OUT
     shell: "steerlens report --out {params.out:q}"

@@ -94,7 +94,7 @@ def showcase():
     head = header('Showcase', 'One run on the embedded subject: what flipped, with which method, and what the placebo did')
     if not (SHOWCASE/'metrics.json').exists(): return [('showcase', 'Showcase', head+'\nThere is no showcase yet: `python site/showcase.py` makes one from a finished run.')]
     from steerlens.core import read_json
-    from steerlens.explore.report import flips_md, facts_md
+    from steerlens.report import flips_md, facts_md
     m = read_json(SHOWCASE/'metrics.json')
     first = ['flips', 'strength', 'spliced', 'actions', 'off_axis', 'ranks', 'cosines']
     files = sorted((p for p in SHOWCASE.iterdir() if p.suffix in ('.svg', '.mp4', '.png')), key=lambda p: (first.index(p.stem) if p.stem in first else 99, p.name))

@@ -92,7 +92,7 @@ def report(
     out:Annotated[str, typer.Option(help='The folder that holds reports/.')]='.', # As the phases' `out`
 ):
     "Make reports/index.html from what the phases left."
-    from steerlens.explore.report import build
+    from steerlens.report import build
     print(f'report: {build(out)}')
 
 # %% ../nbs/99_cli.ipynb #45844103

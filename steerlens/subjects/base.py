@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import SteerlensError
 
 # %% auto #0
-__all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'Runs', 'tap', 'edit']
+__all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'Runs', 'Work', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -57,10 +57,11 @@ class Subject:
         norm:str|None=None,          # Path of the final norm
         head:str|None=None,          # Path of the unembedding
         hooks:dict|None=None,        # Other names of sites -> site, such as `blocks.0.hook_resid_post` -> `transformer.h.0.out`
+        facts:dict|None=None,        # What a user may expect of it, such as width, layers, vocabulary
     ):
         self.model,self.forward = model.eval(), forward or model
         self.aliases,self._calls,self._types = aliases or {}, calls or {}, token_types or {}
-        self.norm,self.head,self.hooks = norm, head, hooks or {}
+        self.norm,self.head,self.hooks,self.facts = norm, head, hooks or {}, facts or {}
         self.ctx,self.n_runs = Ctx(), 0
 
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
@@ -153,6 +154,14 @@ class Runs:
     inputs:list = field(default_factory=list)  # Files it was made from
     tables:dict = field(default_factory=dict)  # Name -> DataFrame, kept beside the activations
     metrics:dict = field(default_factory=dict) # For the report
+
+# %% ../../nbs/10_subjects.base.ipynb #6d80e7bc
+@dataclass
+class Work:
+    "How to tell whether a subject still does what it is for"
+    held_out:Callable            # (acts, n, seed) -> sequence of `Batch` from held-out episodes; at most n where they are drawn
+    scorer:Callable              # () -> a scorer: add, sums, scores
+    hits:Callable|None = None    # (subject, n, first_seed) -> n trials per task, True where one succeeds; None if it can't be counted
 
 # %% ../../nbs/10_subjects.base.ipynb #4b84d07f
 def _get(out): return out[0] if isinstance(out, tuple) else out

@@ -82,7 +82,8 @@ def as_subject(
     return Subject(model, model.sample_actions, aliases=dict(lm=f'{lm}.layers', expert='paligemma_with_expert.gemma_expert.model.layers',
                                                                expert_norm='paligemma_with_expert.gemma_expert.model.norm'),
                    calls=dict(expert=10, expert_norm=10), token_types=dict(lm=PREFIX_TYPES, expert=('decision',)*model.cfg.chunk),
-                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head')
+                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head',
+                   facts=dict(width=model.cfg.width, layers=len(model.lm.layers), vocabulary=len(WORDS)))
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #c854caf9
 def subject(
