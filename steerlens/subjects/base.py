@@ -6,12 +6,12 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
-from ..core import SteerlensError
+from ..core import SteerlensError, need
 
 # %% auto #0
 __all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'Runs', 'Work', 'tap', 'edit']
@@ -40,7 +40,7 @@ class Ctx:
     "What is known while a site is being computed; gates and edits read it"
     step_B:Tensor|None = None            # Environment or generation step of each row, [B]
     row_B:Tensor|None = None             # Which trial of the batch each row is, [B]
-    event:list[str]|None = None          # Current event label of each row
+    real_BT:Tensor|None = None           # True where a token is text and not padding, [B, T]
     call:int = 0                         # How often this site was computed before in this run
     denoise:int|None = None              # Denoising step, at sites that run once a step
     token_type_T:tuple[str,...]|None = None # Stream of each token: `instruction`, `state`, ...
@@ -57,16 +57,25 @@ class Subject:
         norm:str|None=None,          # Path of the final norm
         head:str|None=None,          # Path of the unembedding
         hooks:dict|None=None,        # Other names of sites -> site, such as `blocks.0.hook_resid_post` -> `transformer.h.0.out`
+        in_place:tuple=(),           # Those of `hooks` at a module's input whose tensor the network reads again
         facts:dict|None=None,        # What a user may expect of it, such as width, layers, vocabulary
     ):
-        self.model,self.forward = model.eval(), forward or model
-        self.aliases,self._calls,self._types = aliases or {}, calls or {}, token_types or {}
-        self.norm,self.head,self.hooks,self.facts = norm, head, hooks or {}, facts or {}
-        self.ctx,self.n_runs = Ctx(), 0
+        self.model = model.eval()
+        self.forward = forward or model
+        self.aliases = aliases or {}
+        self._calls = calls or {}
+        self._types = token_types or {}
+        self.norm,self.head = norm, head
+        self.hooks = hooks or {}
+        self.in_place = frozenset(in_place)
+        self.facts = facts or {}
+        self.ctx = Ctx()
+        self.n_runs = 0
 
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
     def _site(self, site):
-        if self.hooks and site not in self.hooks and not str(site).endswith(('.in', '.out')): raise SteerlensError(f"site '{site}': no such hook; try {self._near(site)}")
+        known = not self.hooks or site in self.hooks or str(site).endswith(('.in', '.out'))
+        need(known, f"site '{site}'", 'no such hook', do=f'try {self._near(site)}')
         return Site.parse(self.hooks.get(site, site))
     def _near(self, site):
         "Names that exist, the most similar first"
@@ -116,7 +125,9 @@ def run(self:Subject,
     **kwargs          # What `forward` takes
 ): # What `forward` returns
     "One run, without gradients"
-    self.ctx,self.n_runs = ctx or Ctx(), self.n_runs+1
+    self.ctx = ctx or Ctx()
+    self.n_runs += 1
+    if (mask := kwargs.get('attention_mask')) is not None: self.ctx = replace(self.ctx, real_BT=mask.bool())
     try: return self.forward(*args, **kwargs)
     except _Enough: return None
 
@@ -137,9 +148,10 @@ def logits(self:Subject,
 @dataclass
 class Batch:
     "One run of a subject, and who its rows are"
-    args:tuple      # What `run` takes
+    args:tuple      # What `run` takes, by position
     rows:object     # A pandas DataFrame, one line per row of the batch
     words:dict = field(default_factory=dict) # Alias, or `*` for every site -> words [B][T]; None where there is no token
+    kwargs:dict = field(default_factory=dict) # What `run` takes by name, such as `attention_mask`
 
 # %% ../../nbs/10_subjects.base.ipynb #1a752678
 @dataclass
@@ -182,34 +194,52 @@ def _hooked(
     stop:bool=False  # End each run once every site has been computed
 )->Iterator[None]:
     modules = {s: subject.module(s) for s in sites} # all of them exist, or no hook is placed
-    seen,start = dict.fromkeys(modules, 0), subject.n_runs
+    seen = dict.fromkeys(modules, 0)
+    start = subject.n_runs
     def call(site, x):
-        if not isinstance(x, Tensor): raise SteerlensError(f"site '{site}': its value is a {type(x).__name__}, expected a tensor or a tuple that begins with one; choose a module inside it")
-        n = seen[site] % subject.calls(site)
+        need(isinstance(x, Tensor), f"site '{site}'", f'its value is a {type(x).__name__}',
+             'a tensor or a tuple that begins with one', 'choose a module inside it')
+        ctx = _at(subject, site, seen[site])
         seen[site] += 1
-        c = subject.ctx
-        new = fn(site, x, Ctx(c.step_B, c.row_B, c.event, n, n if subject.calls(site)>1 else None, subject.token_types(site)))
+        new = fn(site, x, ctx)
         if stop and all(seen[s] >= (subject.n_runs-start)*subject.calls(s) for s in seen): raise _Enough
         return new
-    handles = [_attach(m, subject._site(s).io, lambda x, s=s: call(s, x)) for s,m in modules.items()]
+    handles = [_attach(subject, s, m, call) for s,m in modules.items()]
     try: yield
     finally:
         for h in handles: h.remove()
     _check_calls(subject, seen, subject.n_runs-start)
 
 # %% ../../nbs/10_subjects.base.ipynb #69f57270
-def _attach(mod, io, fn):
-    "Hook one side of `mod`; `fn` returns a new value or None"
-    def out(m, args, o): return None if (x:=fn(_get(o))) is None else _put(o, x)
-    def pre(m, args, kwargs): return None if (x:=fn(_get_in(args, kwargs))) is None else _put_in(args, kwargs, x)
-    return mod.register_forward_hook(out) if io=='out' else mod.register_forward_pre_hook(pre, with_kwargs=True)
+def _at(subject, site, n_before):
+    "The context at `site`, computed `n_before` times already"
+    per_run = subject.calls(site)
+    call = n_before % per_run
+    return replace(subject.ctx, call=call, denoise=call if per_run>1 else None, token_type_T=subject.token_types(site))
 
-def _check_calls(subject, seen, runs):
-    if not runs: raise SteerlensError('nothing ran: call subject.run(...) inside the with block')
+# %% ../../nbs/10_subjects.base.ipynb #35dd1954
+def _attach(subject, site, module, call):
+    "Hook the site's side of `module`; `call(site, x)` returns a new value or None"
+    def out(m, args, o):
+        new = call(site, _get(o))
+        return None if new is None else _put(o, new)
+    def pre(m, args, kwargs):
+        x = _get_in(args, kwargs)
+        new = call(site, x)
+        if new is None: return None
+        if site in subject.in_place: x.copy_(new)
+        else: return _put_in(args, kwargs, new)
+    if subject._site(site).io=='out': return module.register_forward_hook(out)
+    return module.register_forward_pre_hook(pre, with_kwargs=True)
+
+# %% ../../nbs/10_subjects.base.ipynb #ef661f5a
+def _check_calls(subject, seen, n_runs):
+    "Was every site computed as often as it should have been?"
+    need(n_runs, 'nothing ran', 'subject.run was not called', do='call it inside the with block')
     for site,n in seen.items():
-        if n != (want:=runs*subject.calls(site)):
-            raise SteerlensError(f"site '{site}': computed {n} times in {runs} run(s), expected {want}; "
-                                 'does forward() go around this module, or does `calls` of the subject need a correction?')
+        want = n_runs*subject.calls(site)
+        need(n==want, f"site '{site}'", f'computed {n} times in {n_runs} run(s)', want,
+             'does forward() go around this module, or does `calls` of the subject need a correction?')
 
 # %% ../../nbs/10_subjects.base.ipynb #9f041fdb
 @contextmanager
@@ -233,17 +263,26 @@ def edit(
 )->Iterator[None]:
     "Change activations at `site` while the subject runs"
     def change(s, x, ctx):
-        new = fn(x, ctx)
-        if not isinstance(new, Tensor) or (new.shape,new.dtype)!=(x.shape,x.dtype):
-            got = f'{list(new.shape)} {new.dtype}' if isinstance(new, Tensor) else type(new).__name__
-            raise SteerlensError(f"edit at '{s}': fn returned {got}, expected {list(x.shape)} {x.dtype}")
-        return new if gate is None else torch.where(_mask(gate(ctx), x, s), new, x)
+        new = fn(x.clone(), ctx) # its own copy, to change in place if it likes
+        need(isinstance(new, Tensor), f"edit at '{s}'", f'fn returned a {type(new).__name__}', 'a tensor')
+        need((new.shape,new.dtype)==(x.shape,x.dtype), f"edit at '{s}'",
+             f'fn returned {list(new.shape)} {new.dtype}', f'{list(x.shape)} {x.dtype}')
+        mask = _where(gate, ctx, x, s)
+        return new if mask is None else torch.where(mask, new, x)
     with _hooked(subject, [site], change): yield
 
 # %% ../../nbs/10_subjects.base.ipynb #23a0b07d
+def _where(gate, ctx, x, site):
+    "Where the edit applies, ready to select rows of `x`; None for everywhere"
+    masks = [] if gate is None else [gate(ctx)]
+    if ctx.real_BT is not None and ctx.real_BT.shape==x.shape[:-1]: masks.append(ctx.real_BT)
+    where = [_mask(m, x, site) for m in masks]
+    return None if not where else torch.stack(torch.broadcast_tensors(*where)).all(0)
+
 def _mask(mask, x, site):
-    "A gate's answer, ready to select rows of `x`"
-    mask,want = torch.as_tensor(mask, dtype=torch.bool, device=x.device), x.shape[:-1]
-    if mask.ndim!=len(want) or any(m not in (1, w) for m,w in zip(mask.shape, want)):
-        raise SteerlensError(f"gate at '{site}': mask of shape {list(mask.shape)}, expected {list(want)}, or 1 where it is the same for all")
+    "A gate's answer as [..., 1]"
+    mask = torch.as_tensor(mask, dtype=torch.bool, device=x.device)
+    want = x.shape[:-1]
+    fits = mask.ndim==len(want) and all(m in (1, w) for m,w in zip(mask.shape, want))
+    need(fits, f"gate at '{site}'", f'mask of shape {list(mask.shape)}', f'{list(want)}, or 1 where it is the same for all')
     return mask[...,None]
