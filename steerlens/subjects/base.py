@@ -59,6 +59,7 @@ class Subject:
         hooks:dict|None=None,        # Other names of sites -> site, such as `blocks.0.hook_resid_post` -> `transformer.h.0.out`
         in_place:tuple=(),           # Those of `hooks` at a module's input whose tensor the network reads again
         facts:dict|None=None,        # What a user may expect of it, such as width, layers, vocabulary
+        finish:Callable|None=None,   # What the model does to its logits after the unembedding, such as a soft cap
     ):
         self.model = model.eval()
         self.forward = forward or model
@@ -69,6 +70,7 @@ class Subject:
         self.hooks = hooks or {}
         self.in_place = frozenset(in_place)
         self.facts = facts or {}
+        self.finish = finish
         self.ctx = Ctx()
         self.n_runs = 0
 
@@ -140,9 +142,10 @@ def logits(self:Subject,
     x:Tensor # Residual vectors, [..., D]
 )->Tensor: # Token logits, [..., V]
     "What `x` says in tokens: final norm, then unembedding (the logit lens)"
-    if not self.head: raise SteerlensError(f'{type(self.model).__name__}: no unembedding known; pass norm= and head= to Subject')
+    need(self.head, type(self.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
-    return self.model.get_submodule(self.head)(x[0] if isinstance(x, tuple) else x)
+    z = self.model.get_submodule(self.head)(_get(x))
+    return self.finish(z) if self.finish else z
 
 # %% ../../nbs/10_subjects.base.ipynb #298d8bd2
 @dataclass

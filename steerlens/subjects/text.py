@@ -7,65 +7,85 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-import json, time, warnings
+import hashlib, json, time, warnings
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save
-from ..core import SteerlensError, atomic, lock, manifest, read_json, read_manifest, sha256, write_json
+from ..core import SteerlensError, atomic, lock, manifest, need, read_json, read_manifest, sha256, write_json
 
 # %% auto #0
-__all__ = ['TOKENIZER_FILES', 'PER_SHARD', 'documents', 'tokenizer_hashes', 'load_tokenizer', 'tokenize', 'Tokens']
+__all__ = ['PLAIN', 'KINDS', 'TOKENIZER_FILES', 'PER_SHARD', 'source_files', 'documents', 'tokenizer_hashes', 'transformers',
+           'from_local', 'load_tokenizer', 'identity', 'tokenize', 'Tokens', 'groups']
 
 # %% ../../nbs/14_subjects.text.ipynb #332f1ce8
-_PLAIN,_TABLES = ('.txt', '.md', '.py'), ('.jsonl', '.parquet')
+PLAIN = ('.txt', '.md', '.py')
+KINDS = PLAIN + ('.jsonl', '.parquet')
 
-def _files(paths):
-    "(name, file) of every source file; all of them exist and are of a known kind"
-    out = []
-    for p in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
-        found = sorted((f.relative_to(p).as_posix(), f) for f in p.rglob('*') if f.suffix in _PLAIN+_TABLES and f.is_file()) if p.is_dir() else [(p.name, p)]
-        if not p.exists(): raise SteerlensError(f'{p}: no such file or folder; expected local text')
-        if not found or found[0][1].suffix not in _PLAIN+_TABLES: raise SteerlensError(f'{p}: no text of a known kind; expected {", ".join(_PLAIN+_TABLES)}, or a folder of them')
-        out += found
-    return out
+def source_files(
+    paths:str|Path|list, # Files and folders
+)->list[tuple[str,Path]]: # (name, file); raises `SteerlensError` where there is no text
+    "Every source file, in a fixed order"
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    return [pair for p in paths for pair in _below(Path(p))]
+
+def _below(path):
+    "(name, file) of the text at `path`, a file or a folder"
+    need(path.exists(), path, 'no such file or folder', 'local text')
+    if path.is_dir(): found = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob('*') if f.is_file())
+    else: found = [(path.name, path)]
+    found = [(name, f) for name,f in found if f.suffix.lower() in KINDS]
+    need(found, path, 'no text of a known kind', f'{", ".join(KINDS)}, or a folder of them')
+    return found
 
 # %% ../../nbs/14_subjects.text.ipynb #cf6f5842
 def _plain(f, name, text):
     "A whole file"
-    try: yield name, (raw := f.read_bytes()).decode()
-    except UnicodeDecodeError as e: raise SteerlensError(f'{f}: line {raw.count(10, 0, e.start)+1}: byte {raw[e.start]:#x} is not UTF-8; convert the file, or leave it out') from None
+    raw = f.read_bytes().removeprefix(b'\xef\xbb\xbf')
+    try: yield name, raw.decode()
+    except UnicodeDecodeError as e:
+        line = raw.count(10, 0, e.start) + 1
+        raise SteerlensError(f'{f}: line {line}', f'byte {raw[e.start]:#x} is not UTF-8',
+                             do='convert the file, or leave it out') from None
 
+# %% ../../nbs/14_subjects.text.ipynb #312f81d7
 def _jsonl(f, name, text):
     "A document a line; empty lines are passed over"
-    with open(f, 'rb') as lines:
+    with open(f, encoding='utf-8-sig', errors='surrogateescape') as lines:
         for i,line in enumerate(lines, 1):
             if line.strip(): yield _field(f, i, line, text, f'{name}:{i}')
 
 def _field(f, i, line, text, name):
     "The name and the text of one line of JSON"
-    try: (found := (d := json.loads(line))[text]).encode() # lone surrogates are JSON but not text
+    try:
+        d = json.loads(line)
+        d[text].encode() # lone surrogates are JSON but not text
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise SteerlensError(f"{f}: line {i}: expected an object with text in the field '{text}' ({type(e).__name__}: {e}); correct the line, or choose another field with text=") from None
-    return str(d.get('name') or name), found
+        raise SteerlensError(f'{f}: line {i}', f'{type(e).__name__}: {e}', f"an object with text in the field '{text}'",
+                             'correct the line, or choose another field with text=') from None
+    return str(d.get('name') or name), d[text]
 
 # %% ../../nbs/14_subjects.text.ipynb #ecedd526
 def _parquet(f, name, text):
     "A document a row"
-    i,file = 0, _column(f, text)
-    for batch in file.iter_batches(256, columns=[text, *(['name'] if 'name' in file.schema_arrow.names else [])]):
+    file = _column(f, text)
+    columns = [c for c in (text, 'name') if c in file.schema_arrow.names]
+    i = 0
+    for batch in file.iter_batches(256, columns=columns):
         for i,row in enumerate(batch.to_pylist(), i+1):
-            t = row[text]
-            if not isinstance(t, str): raise SteerlensError(f"{f}: row {i}: column '{text}' is {t!r}; expected text; correct the row, or choose another column with text=")
-            yield str(row.get('name') or f'{name}:{i}'), t
+            need(isinstance(row[text], str), f'{f}: row {i}', f"column '{text}' is {row[text]!r}", 'text',
+                 'correct the row, or choose another column with text=')
+            yield str(row.get('name') or f'{name}:{i}'), row[text]
 
 def _column(f, text):
     "A parquet file that has this column"
     try: file = pq.ParquetFile(f)
-    except (pa.ArrowInvalid, OSError) as e: raise SteerlensError(f'{f}: not whole parquet ({str(e).splitlines()[0]}); get the file again') from None
-    if text in file.schema_arrow.names: return file
-    raise SteerlensError(f"{f}: no column '{text}'; there are {', '.join(file.schema_arrow.names)}; choose one with text=")
+    except (pa.ArrowInvalid, OSError) as e:
+        raise SteerlensError(f, f'not whole parquet ({str(e).splitlines()[0]})', do='get the file again') from None
+    names = file.schema_arrow.names
+    need(text in names, f, f"no column '{text}'; there are {', '.join(names)}", do='choose one with text=')
+    return file
 
 # %% ../../nbs/14_subjects.text.ipynb #6cc1620f
 def documents(
@@ -73,37 +93,54 @@ def documents(
     text:str='text',     # JSONL field or parquet column that holds the text
 )->Iterator[tuple[str,str,str]]: # name, task, text
     "Every document of local files, in a fixed order, one at a time"
-    for name,f in _files(paths):
-        read = dict(jsonl=_jsonl, parquet=_parquet).get(f.suffix[1:], _plain)
-        task = f.suffix[1:] if f.suffix in _PLAIN else f.stem
+    for name,f in source_files(paths):
+        kind = f.suffix[1:].lower()
+        read = dict(jsonl=_jsonl, parquet=_parquet).get(kind, _plain)
+        task = kind if read is _plain else f.stem
         for own,t in read(f, name, text): yield own, task, t
 
 # %% ../../nbs/14_subjects.text.ipynb #87b1b495
-TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'added_tokens.json', 'tokenizer_config.json', 'special_tokens_map.json')
+TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'added_tokens.json',
+                   'tokenizer_config.json', 'special_tokens_map.json')
 
 def tokenizer_hashes(
-    folder:str|Path # A tokenizer's folder
-)->dict[str,str]: # File -> sha256, of those that are there
+    folder:str|Path # A tokenizer's folder, or a GGUF file that holds one
+)->dict[str,str]: # File -> sha256, of those that are there; raises `SteerlensError` for none
     "What identifies a tokenizer"
-    found = {n: sha256(f) for n in TOKENIZER_FILES if (f := Path(folder)/n).is_file()}
-    if found: return found
-    raise SteerlensError(f'{folder}: no tokenizer here; expected a local folder with tokenizer.json, or vocab.json and merges.txt')
+    folder = Path(folder)
+    files = [folder/n for n in TOKENIZER_FILES] if folder.suffix!='.gguf' else [folder]
+    found = {f.name: sha256(f) for f in files if f.is_file()}
+    need(found, folder, 'no tokenizer here', 'a local folder with tokenizer.json, or vocab.json and merges.txt')
+    return found
 
-def _transformers():
-    "The package; in a notebook without ipywidgets its progress bars warn, and we show none"
+# %% ../../nbs/14_subjects.text.ipynb #d77bfdfd
+def transformers():
+    "The transformers package, imported late"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='IProgress not found')
-        import transformers
-    return transformers
+        import transformers as package
+    return package
 
+def from_local(
+    path:str|Path # A folder in transformers' format, or a GGUF file
+)->dict: # Arguments of a `from_pretrained`
+    "Read this path, and nothing from a network"
+    path = Path(path)
+    if path.suffix!='.gguf': return dict(pretrained_model_name_or_path=path, local_files_only=True)
+    return dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name, local_files_only=True)
+
+# %% ../../nbs/14_subjects.text.ipynb #165338ae
 def load_tokenizer(
-    folder:str|Path # A tokenizer's folder
-): # A transformers tokenizer
-    "Load a local tokenizer; it has to name an end-of-text token"
+    folder:str|Path # A tokenizer's folder, or a GGUF file that holds one
+): # A transformers tokenizer; raises `SteerlensError` where it is none, or names no end-of-text token
+    "Load a local tokenizer"
     tokenizer_hashes(folder)
-    try: tok = _transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as e: raise SteerlensError(f'{folder}: not a tokenizer ({type(e).__name__}: {str(e).splitlines()[0]}); expected the files that save_pretrained writes') from None
-    if tok.eos_token_id is None: raise SteerlensError(f'{folder}: its tokenizer names no eos_token, which goes between documents; set it in tokenizer_config.json')
+    try: tok = transformers().AutoTokenizer.from_pretrained(**from_local(folder))
+    except Exception as e:
+        raise SteerlensError(folder, f'not a tokenizer ({type(e).__name__}: {str(e).splitlines()[0]})',
+                             'the files that save_pretrained writes') from None
+    need(tok.eos_token_id is not None, folder, 'its tokenizer names no eos_token, which goes between documents',
+         do='set it in tokenizer_config.json')
     return tok
 
 # %% ../../nbs/14_subjects.text.ipynb #93888815
@@ -116,28 +153,35 @@ def _encoder(tok):
     return lambda texts: [e.ids for e in back.encode_batch_fast(texts, add_special_tokens=False)]
 
 def _encoded(docs, encode, chars=2**21):
-    "(name, task, ids) of every document, encoded about `chars` characters at a time"
+    "(name, task, text's hash, ids) of every document, about `chars` characters at a time"
     part,n = [], 0
-    def flush(): return ((name, task, ids) for (name,task,_),ids in zip(part, encode([t for *_,t in part])))
     for d in docs:
-        part.append(d); n += len(d[2])
+        part.append(d)
+        n += len(d[2])
         if n > chars:
-            yield from flush()
+            yield from _together(part, encode)
             part,n = [], 0
-    if part: yield from flush()
+    yield from _together(part, encode)
+
+def _together(docs, encode):
+    "Some documents, encoded in one call: (name, task, text's hash, ids)"
+    texts = [t for *_,t in docs]
+    for (name,task,t),ids in zip(docs, encode(texts) if texts else []):
+        yield name, task, hashlib.sha256(t.encode()).hexdigest()[:16], ids
 
 # %% ../../nbs/14_subjects.text.ipynb #8502b50f
 class _Shards:
     "The sequence that is being cut into shards"
     def __init__(self, folder, catalog):
-        self.folder,self.catalog,self.ids,self.docs = folder, catalog, [], []
+        self.folder,self.catalog = folder, catalog
+        self.ids,self.docs = [], []                 # tokens and documents not yet written
         self.start = catalog['n_tokens']            # where the next shard begins
         self.end = self.start - catalog['next'][1]  # where the next document begins
 
-    def add(self, number, name, task, ids):
+    def add(self, number, name, task, content, ids):
         "The next document; writes the shards that it fills"
         x = np.array([*ids, self.catalog['eos']], np.int32)
-        self.docs.append((number, name, task, self.end, len(ids)))
+        self.docs.append((number, name, task, content, self.end, len(ids)))
         self.ids.append(x[max(0, self.start-self.end):])
         self.end += len(x)
         while self.end-self.start >= self.catalog['per_shard']: self.write(self.catalog['per_shard'])
@@ -149,26 +193,49 @@ def write(self:_Shards,
 ):
     "Write the next shard"
     x = np.concatenate(self.ids)
-    stop,i,c = self.start+n, len(self.catalog['shards']), self.catalog
-    rows = [d for d in self.docs if self.start <= d[3] < stop]
-    number,_,_,first,size = [d for d in self.docs if d[3] < stop][-1]
-    with atomic(f := self.folder/f'tokens_{i:04d}.safetensors') as p: p.write_bytes(save(dict(input_ids=np.ascontiguousarray(x[:n])), dict(first=str(self.start))))
-    with atomic(self.folder/f'documents_{i:04d}.parquet') as p: pq.write_table(pa.table([pa.array(x, s.type) for x,s in zip(zip(*rows) if rows else [[]]*5, _SCHEMA)], _SCHEMA), p)
-    c['shards'].append(dict(tokens=n, documents=len(rows), sha256=sha256(f)))
-    c.update(n_tokens=stop, next=[number, stop-first] if first+size+1 > stop else [number+1, 0])
-    write_json(self.folder/'catalog.json', c)
-    self.ids,self.docs,self.start = [x[n:]], [d for d in self.docs if d[3]+d[4]+1 > stop], stop
+    stop = self.start + n
+    i = len(self.catalog['shards'])
+    file = self.folder/f'tokens_{i:04d}.safetensors'
+    rows = [d for d in self.docs if self.start <= d[_FIRST] < stop]
+    with atomic(file) as p: p.write_bytes(save(dict(input_ids=np.ascontiguousarray(x[:n])), dict(first=str(self.start))))
+    with atomic(self.folder/f'documents_{i:04d}.parquet') as p: pq.write_table(_table(rows), p)
+    self.catalog['shards'].append(dict(tokens=n, documents=len(rows), sha256=sha256(file)))
+    self.catalog.update(n_tokens=stop, next=self._next(stop))
+    write_json(self.folder/'catalog.json', self.catalog)
+    self.ids = [x[n:]]
+    self.docs = [d for d in self.docs if d[_FIRST]+d[_N]+1 > stop]
+    self.start = stop
 
-_SCHEMA = pa.schema(dict(document=pa.int64(), name=pa.string(), task=pa.string(), first=pa.int64(), n=pa.int64())) # `first` is the place in the whole sequence; `n` leaves out the end-of-text token
+@patch
+def _next(self:_Shards, stop):
+    "Where the next shard begins: the document, and how many of its tokens are already written"
+    number,*_,first,n = [d for d in self.docs if d[_FIRST] < stop][-1]
+    return [number, stop-first] if first+n+1 > stop else [number+1, 0]
+
+# %% ../../nbs/14_subjects.text.ipynb #deda2c09
+_SCHEMA = pa.schema(dict(document=pa.int64(), name=pa.string(), task=pa.string(), content=pa.string(),
+                         first=pa.int64(), n=pa.int64()))
+_FIRST,_N = 4, 5
+
+def _table(rows):
+    "Documents as an arrow table"
+    columns = list(zip(*rows)) or [[] for _ in _SCHEMA]
+    return pa.table([pa.array(c, s.type) for c,s in zip(columns, _SCHEMA)], _SCHEMA)
 
 # %% ../../nbs/14_subjects.text.ipynb #77d76c53
 PER_SHARD = 2_097_152
 
-def _identity(files, tokenizer, text='text', per_shard=PER_SHARD):
-    "Parameters and inputs: everything that decides the ids"
+def identity(
+    files:list,            # From `source_files`
+    tokenizer:str|Path,    # Local folder of the tokenizer
+    text:str='text',       # JSONL field or parquet column
+    per_shard:int=PER_SHARD # Tokens in a shard
+)->tuple[dict,list]: # Parameters; names and hashes of the files
+    "Everything that decides the ids"
     params = dict(text=text, per_shard=per_shard, tokenizer=tokenizer_hashes(tokenizer))
     return params, [(name, sha256(f)) for name,f in files]
 
+# %% ../../nbs/14_subjects.text.ipynb #968cf35e
 def tokenize(
     paths:str|Path|list,    # Local text: files and folders, see `documents`
     tokenizer:str|Path,     # Local folder of the tokenizer
@@ -179,43 +246,59 @@ def tokenize(
     per_shard:int=PER_SHARD # Tokens in a shard
 )->Tokens: # The finished dataset
     "Write token shards; resumes where it was stopped, and prints tokens/s"
-    if not (source.strip() and licence.strip()): raise SteerlensError(f'source={source!r}, licence={licence!r}: expected where the text is from and its terms; they go into the manifest')
-    folder,files = Path(folder), _files(paths)
-    for _,f in files: f.suffix=='.parquet' and _column(f, text)
-    if next(documents(paths, text), None) is None: raise SteerlensError(f'{", ".join(str(f) for _,f in files[:3])}: no documents; expected at least one line or row of text')
-    params,inputs = _identity(files, tokenizer, text, per_shard)
+    need(source.strip() and licence.strip(), f'source={source!r}, licence={licence!r}', 'not said',
+         'where the text is from and its terms', 'both go into the manifest')
+    folder = Path(folder)
+    files = _checked(paths, text)
+    params,inputs = identity(files, tokenizer, text, per_shard)
     with lock(folder/'.lock', f'tokens {folder}'):
         for left in folder.glob('.tmp-*'): left.unlink() # of a run that was killed
         tok = load_tokenizer(tokenizer)
         catalog = _catalog(folder, params | dict(inputs=inputs), tok, params)
         if not catalog['done']:
             rate = _fill(_Shards(folder, catalog), documents(paths, text), tok)
-            manifest(folder, 'tokens', params, [f for _,f in files], source=source, licence=licence, n_tokens=catalog['n_tokens'], tokens_per_s=rate)
+            facts = dict(source=source, licence=licence, n_tokens=catalog['n_tokens'], tokens_per_s=rate)
+            manifest(folder, 'tokens', params, [f for _,f in files], **facts)
     return Tokens(folder)
+
+def _checked(paths, text):
+    "The source files, if there is a document in them"
+    files = source_files(paths)
+    for _,f in files:
+        if f.suffix.lower()=='.parquet': _column(f, text)
+    names = ', '.join(str(f) for _,f in files[:3])
+    need(next(documents(paths, text), None), names, 'no documents', 'at least one line or row of text')
+    return files
 
 # %% ../../nbs/14_subjects.text.ipynb #ecaf2687
 def _catalog(folder, key, tok, params):
     "The catalog to continue, or a new one"
-    new = dict(key=sha256(key), **params, dtype='int32', vocab=len(tok), bos=tok.bos_token_id, eos=tok.eos_token_id, n_tokens=0, next=[0,0], shards=[], done=False)
+    ids = [*tok.get_vocab().values(), tok.eos_token_id] # they may have gaps, so their number says little
+    new = dict(key=sha256(key | dict(columns=_SCHEMA.names)), **params, dtype='int32', vocab=max(ids)+1,
+               bos=tok.bos_token_id, eos=tok.eos_token_id, n_tokens=0, next=[0,0], shards=[], done=False)
     if not (folder/'catalog.json').exists(): return new
     old = read_json(folder/'catalog.json')
-    if old['key'] != new['key']: raise SteerlensError(f'{folder}: holds tokens of other text, or made with another tokenizer or shard size; remove the folder or choose another')
+    need(old['key']==new['key'], folder, 'holds tokens of other text, or made with another tokenizer or shard size',
+         do='remove the folder or choose another')
     if old['done'] and not (folder/'manifest.json').exists(): old['done'] = False # stopped between the two
     return old
 
+# %% ../../nbs/14_subjects.text.ipynb #ede2e17f
 def _fill(shards, docs, tok):
     "Encode and write what is missing; returns tokens/s"
-    c,began,before = shards.catalog, time.perf_counter(), shards.start
-    first,i = c['next'][0], len(c['shards'])
+    catalog,before = shards.catalog, shards.start
+    began = time.perf_counter()
+    first,said = catalog['next'][0], len(catalog['shards'])
     def rate(): return (shards.start-before)/(time.perf_counter()-began)
-    for number,(name,task,ids) in enumerate(_encoded(islice(docs, first, None), _encoder(tok)), first):
-        shards.add(number, name, task, ids)
-        for i in range(i, len(c['shards'])): print(f'shard {i+1}: {(i+1)*c["per_shard"]:,} tokens, {rate():,.0f} tokens/s', flush=True)
-        i = len(c['shards'])
+    for number,document in enumerate(_encoded(islice(docs, first, None), _encoder(tok)), first):
+        shards.add(number, *document)
+        if (n := len(catalog['shards'])) > said:
+            print(f'shard {n}: {n*catalog["per_shard"]:,} tokens, {rate():,.0f} tokens/s', flush=True)
+            said = n
     if rest := shards.end-shards.start: shards.write(rest)
-    c['done'] = True
-    write_json(shards.folder/'catalog.json', c)
-    print(f'{c["n_tokens"]:,} tokens in {len(c["shards"])} shards, {rate():,.0f} tokens/s', flush=True)
+    catalog['done'] = True
+    write_json(shards.folder/'catalog.json', catalog)
+    print(f'{catalog["n_tokens"]:,} tokens in {len(catalog["shards"])} shards, {rate():,.0f} tokens/s', flush=True)
     return rate()
 
 # %% ../../nbs/14_subjects.text.ipynb #f39d68c6
@@ -226,16 +309,18 @@ class Tokens:
         tokenizer:str|Path|None=None,  # The tokenizer it is going to be used with; refused if it is another
         deep:bool=False,               # Read everything, and compare checksums
     ):
-        self.folder,self._maps = Path(folder), {}
-        if not (self.folder/'catalog.json').exists(): raise SteerlensError(f'{folder}: no catalog.json, so no tokens here; make them with tokenize')
-        self.catalog = c = read_json(self.folder/'catalog.json')
-        if not c['done']: raise SteerlensError(f'{folder}: tokenizing stopped after {len(c["shards"])} shards; run it again to continue')
-        if not c['shards']: raise SteerlensError(f'{folder}: holds no documents; remove it, and tokenize text that has some')
+        self.folder = Path(folder)
+        self._maps = {}
+        file = self.folder/'catalog.json'
+        need(file.exists(), folder, 'no catalog.json, so no tokens here', do='make them with tokenize')
+        self.catalog = read_json(file)
+        n = len(self.catalog['shards'])
+        need(self.catalog['done'], folder, f'tokenizing stopped after {n} shards', do='run it again to continue')
+        need(n, folder, 'holds no documents', do='remove it, and tokenize text that has some')
         read_manifest(folder, 'tokens')
-        if tokenizer: self._same(tokenizer)
-        for i in range(len(c['shards'])): self._check(i, deep)
-        self.documents = pd.concat([pd.read_parquet(self._file('documents', i)) for i in range(len(c['shards']))], ignore_index=True)
-        if self.documents.document.tolist()!=list(range(c['next'][0])): raise SteerlensError(f'{folder}: its documents tables are not documents 0 to {c["next"][0]-1} in order; remove the folder and tokenize again')
+        if tokenizer: self.check_tokenizer(tokenizer)
+        for i in range(n): self._check(i, deep)
+        self.documents = self._documents()
 
     n_tokens = property(lambda self: self.catalog['n_tokens'])
     vocab = property(lambda self: self.catalog['vocab'])
@@ -244,33 +329,76 @@ class Tokens:
 
 # %% ../../nbs/14_subjects.text.ipynb #73fc0c46
 @patch
-def _file(self:Tokens, stem, i): return self.folder/f'{stem}_{i:04d}.{"parquet" if stem=="documents" else "safetensors"}'
+def _documents(self:Tokens):
+    "The tables of all shards as one, with the group of each document"
+    tables = [pd.read_parquet(self._file('documents', i)) for i in range(len(self.catalog['shards']))]
+    found = pd.concat(tables, ignore_index=True)
+    last = self.catalog['next'][0]
+    whole = 'content' in found and found.document.tolist()==list(range(last))
+    need(whole, self.folder, f'its documents tables are not documents 0 to {last-1} in order',
+         do='remove the folder and tokenize again')
+    return found.assign(group=groups(found))
+
+def groups(
+    documents:pd.DataFrame, # name and content of each document
+)->pd.Series: # Name of the first document that belongs to the same group
+    "What belongs together: documents of one name, and copies of one text"
+    number = pd.Series(np.arange(len(documents)), documents.index)
+    while True:
+        joined = number.groupby(documents.content).transform('min')
+        joined = joined.groupby(documents.name).transform('min')
+        if (joined==number).all(): return documents.name.iloc[number].set_axis(documents.index)
+        number = joined
+
+# %% ../../nbs/14_subjects.text.ipynb #213954ba
+@patch
+def _file(self:Tokens, stem, i):
+    suffix = 'parquet' if stem=='documents' else 'safetensors'
+    return self.folder/f'{stem}_{i:04d}.{suffix}'
 
 @patch
-def _same(self:Tokens, tokenizer):
-    "Refuse a tokenizer other than the one that made the ids"
+def check_tokenizer(self:Tokens,
+    tokenizer:str|Path # Local folder; raises `SteerlensError` if it is another than the one that made the ids
+):
     was,now = self.catalog['tokenizer'], tokenizer_hashes(tokenizer)
-    if was!=now: raise SteerlensError(f'{self.folder}: made with tokenizer {sha256(was)[:12]}, {tokenizer} is {sha256(now)[:12]} (files that differ: {", ".join(sorted(n for n in was|now if was.get(n)!=now.get(n)))}); use the same tokenizer, or tokenize again')
+    differ = ', '.join(sorted(n for n in was|now if was.get(n)!=now.get(n)))
+    need(was==now, self.folder, f'made with another tokenizer than {tokenizer} (files that differ: {differ})',
+         do='use the same tokenizer, or tokenize again')
 
-# %% ../../nbs/14_subjects.text.ipynb #5c3de89e
+# %% ../../nbs/14_subjects.text.ipynb #3bd01f34
 @patch
 def _check(self:Tokens, i, deep):
     "A shard and its documents are there, whole, and as the catalog has them"
-    c,f,g = self.catalog['shards'][i], self._file('tokens', i), self._file('documents', i)
+    said,file,documents = self.catalog['shards'][i], self._file('tokens', i), self._file('documents', i)
+    again = f'remove {self.folder} and tokenize again'
     try:
-        with safe_open(f, 'np') as s: x = s.get_slice('input_ids'); found,first = (x.get_dtype(), x.get_shape()), (s.metadata() or {}).get('first')
-        n = pq.read_metadata(g).num_rows
-    except Exception as e: raise SteerlensError(f'{f} or {g.name}: missing or damaged ({str(e).splitlines()[0]}); remove {self.folder} and tokenize again') from None
-    if found!=('I32', [c['tokens']]): raise SteerlensError(f'{f}: {found[0]} {found[1]}, the catalog says I32 [{c["tokens"]}]; remove {self.folder} and tokenize again')
-    if first!=str(i*self.catalog['per_shard']): raise SteerlensError(f'{f}: holds the tokens from {first} on, expected those from {i*self.catalog["per_shard"]} on; put the shards back in order')
-    if n!=c['documents']: raise SteerlensError(f'{g}: {n} documents, the catalog says {c["documents"]}; remove {self.folder} and tokenize again')
-    if deep: self._range(f, self._map(i))
-    if deep and sha256(f)!=c['sha256']: raise SteerlensError(f'{f}: its bytes are not those that were written; remove {self.folder} and tokenize again')
+        kind,first = _header(file)
+        n = pq.read_metadata(documents).num_rows
+    except Exception as e:
+        what = f'missing or damaged ({str(e).splitlines()[0]})'
+        raise SteerlensError(f'{file} or {documents.name}', what, do=again) from None
+    need(kind==f"I32 [{said['tokens']}]", file, kind, f"I32 [{said['tokens']}], says the catalog", again)
+    begins = i*self.catalog['per_shard']
+    need(first==str(begins), file, f'holds the tokens from {first} on', f'those from {begins} on',
+         'put the shards back in order')
+    need(n==said['documents'], documents, f'{n} documents', f"{said['documents']}, says the catalog", again)
+    if not deep: return
+    self._range(file, self._map(i))
+    need(sha256(file)==said['sha256'], file, 'its bytes are not those that were written', do=again)
 
+def _header(file):
+    "Type and shape of the ids, and where in the sequence they begin"
+    with safe_open(file, 'np') as s:
+        x = s.get_slice('input_ids')
+        return f'{x.get_dtype()} {x.get_shape()}', (s.metadata() or {}).get('first')
+
+# %% ../../nbs/14_subjects.text.ipynb #2e3b43a7
 @patch
 def _range(self:Tokens, where, x):
     "Refuse ids outside the vocabulary"
-    if len(x) and not 0 <= x.min() <= x.max() < self.vocab: raise SteerlensError(f'{where}: ids from {x.min()} to {x.max()}, expected 0 to {self.vocab-1}; remove {self.folder} and tokenize again')
+    inside = not len(x) or 0 <= x.min() <= x.max() < self.vocab
+    need(inside, where, f'ids from {x.min()} to {x.max()}' if len(x) else '', f'0 to {self.vocab-1}',
+         f'remove {self.folder} and tokenize again')
 
 # %% ../../nbs/14_subjects.text.ipynb #fbccadf8
 @patch
@@ -286,9 +414,11 @@ def ids(self:Tokens,
     n:int      # How many
 )->np.ndarray: # int32 [n]
     "A stretch of the sequence, also across shards; end-of-text tokens included"
-    if not 0 <= first <= first+n <= self.n_tokens: raise SteerlensError(f'{self.folder}: tokens {first} to {first+n}, there are {self.n_tokens}')
+    inside = 0 <= first <= first+n <= self.n_tokens
+    need(inside, self.folder, f'tokens {first} to {first+n}', f'at most {self.n_tokens}, there are no more')
     size = self.catalog['per_shard']
-    parts = [self._map(i)[max(0, first-i*size):first+n-i*size] for i in range(first//size, -(-(first+n)//size))]
+    shards = range(first//size, -(-(first+n)//size))
+    parts = [self._map(i)[max(0, first-i*size):first+n-i*size] for i in shards]
     x = np.concatenate(parts) if parts else np.empty(0, np.int32)
     self._range(f'{self.folder}: tokens {first} to {first+n}', x)
     return x
@@ -301,8 +431,9 @@ def windows(self:Tokens,
     documents:Iterable|None=None, # Numbers of the documents wanted; all by default
 )->pd.DataFrame: # document, window (its number in the document), first (place in the sequence), n
     "Every window, in the order of the text"
-    if bos and self.bos is None: raise SteerlensError(f'{self.folder}: bos=True, but its tokenizer has no beginning-of-text token; say bos=False')
-    if (size := context-bos) < 1: raise SteerlensError(f'context={context}: expected at least {1+bos}')
+    need(not bos or self.bos is not None, self.folder, 'its tokenizer has no beginning-of-text token', do='say bos=False')
+    size = context-bos
+    need(size >= 1, 'context', context, f'at least {1+bos}')
     d = self.documents if documents is None else self.documents[self.documents.document.isin(list(documents))]
     k = -(-d.n.to_numpy()//size)
     w = d.loc[d.index.repeat(k), ['document','first','n']].reset_index(drop=True)
