@@ -5,16 +5,16 @@
 # %% ../../nbs/10_subjects.base.ipynb #d991d833
 from __future__ import annotations
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
-from ..core import SteerlensError, need
+from ..core import SteerlensError, need, threads
 
 # %% auto #0
-__all__ = ['Site', 'Ctx', 'Subject', 'Batch', 'Runs', 'Work', 'tap', 'edit']
+__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'alone', 'Batch', 'Runs', 'Work', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -146,6 +146,16 @@ def logits(self:Subject,
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
     z = self.model.get_submodule(self.head)(_get(x))
     return self.finish(z) if self.finish else z
+
+# %% ../../nbs/10_subjects.base.ipynb #cf959be8
+SMALL = 10_000_000 # Parameters
+
+def alone(
+    subject:Subject, # To run
+): # A context manager
+    "One torch thread for a small subject; as many as there are for others"
+    n_parameters = sum(p.numel() for p in subject.model.parameters())
+    return threads(1) if n_parameters < SMALL else nullcontext()
 
 # %% ../../nbs/10_subjects.base.ipynb #298d8bd2
 @dataclass

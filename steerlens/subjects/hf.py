@@ -19,10 +19,12 @@ __all__ = ['FAMILIES', 'WRITERS', 'DTYPES', 'as_subject', 'check_lens', 'center'
 
 # %% ../../nbs/15_subjects.hf.ipynb #e5114e94
 _LLAMA = ('model.layers', 'model.norm', 'self_attn.out', 'mlp.out', 'post_attention_layernorm.in')
-_GEMMA2 = (*_LLAMA[:2], 'post_attention_layernorm.out', 'post_feedforward_layernorm.out', 'pre_feedforward_layernorm.in')
+_GEMMA2 = (*_LLAMA[:2], 'post_attention_layernorm.out', 'post_feedforward_layernorm.out',
+           'pre_feedforward_layernorm.in')
 FAMILIES = dict( # model_type -> layers, final norm; in a layer: hook_attn_out, hook_mlp_out, hook_resid_mid
     gpt2 = ('transformer.h', 'transformer.ln_f', 'attn.out', 'mlp.out', 'ln_2.in'),
-    gpt_neox = ('gpt_neox.layers', 'gpt_neox.final_layer_norm', 'attention.out', 'mlp.out', 'post_attention_layernorm.in'),
+    gpt_neox = ('gpt_neox.layers', 'gpt_neox.final_layer_norm', 'attention.out', 'mlp.out',
+                'post_attention_layernorm.in'),
     llama=_LLAMA, mistral=_LLAMA, qwen2=_LLAMA, qwen3=_LLAMA, gemma=_LLAMA, gemma2=_GEMMA2, gemma3_text=_GEMMA2,
     gemma3 = ('model.language_model.layers', 'model.language_model.norm', *_GEMMA2[2:]))
 
@@ -175,7 +177,7 @@ def model_files(
     need((path/'config.json').exists(), path, 'no config.json, so no model here',
          'a folder that save_pretrained wrote, a downloaded copy of one, or a GGUF file')
     weights = sorted(path.glob('*.safetensors'))
-    need(weights, path, 'no safetensors', do='pickled weights are not loaded: save the model again with save_pretrained')
+    need(weights, path, 'no safetensors', do='pickled weights are not loaded; save the model with save_pretrained')
     return path, [path/'config.json', *weights]
 
 # %% ../../nbs/15_subjects.hf.ipynb #fec74dae
@@ -199,7 +201,8 @@ def _check_keys(path, info):
     wrong = [f'{len(keys)} {what} ({", ".join(keys[:3])}{", ..." if len(keys)>3 else ""})'
              for what,keys in dict(missing=missing, unexpected=unexpected, reshaped=mismatched).items() if keys]
     prefix = _prefix(missing, unexpected)
-    advice = f"every key begins with '{prefix}': save the weights without it" if prefix else 'get the files again, or correct config.json'
+    advice = 'get the files again, or correct config.json'
+    if prefix: advice = f"every key begins with '{prefix}': save the weights without it"
     need(not wrong, path, f'weights do not fit the architecture: {"; ".join(wrong)}', do=advice)
 
 def _prefix(missing, unexpected):
@@ -235,7 +238,8 @@ def _unloadable(e):
     "What transformers' own error means: what is wrong, what to expect, what to do"
     said = str(e).strip().splitlines()[0]
     if isinstance(e, ImportError): return said, '', "pip install 'steerlens[smollm]' brings what GGUF files need"
-    return f'not a causal language model that transformers can load ({type(e).__name__}: {said})', '', 'get the files again'
+    what = 'not a causal language model that transformers can load'
+    return f'{what} ({type(e).__name__}: {said})', '', 'get the files again'
 
 # %% ../../nbs/15_subjects.hf.ipynb #1791b7b9
 def from_transformer_lens(
