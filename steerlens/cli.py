@@ -135,7 +135,8 @@ def acts_ls(
 ):
     "List the datasets below a folder."
     from pathlib import Path
-    from steerlens.acts.store import DTYPES, Acts
+    from steerlens.acts.shards import DTYPES
+    from steerlens.acts.store import Acts
     rows = []
     for f in sorted(Path(folder).rglob('catalog.json')):
         try:
