@@ -10,21 +10,33 @@ import shutil, time
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import SteerlensError, rng
+from ..core import need, rng
 from .shards import DTYPES
 from .store import Acts, Writer
-from ..subjects.base import Batch, Subject, tap
+from ..subjects.base import Batch, Subject, alone, tap
 
 # %% auto #0
-__all__ = ['POOLS', 'gather', 'choose', 'harvest']
+__all__ = ['POOLS', 'words_at', 'gather', 'choose', 'harvest']
 
 # %% ../../nbs/22_acts.harvest.ipynb #6691e51e
+def words_at(
+    batch:Batch, # What is run
+    site:str     # Where
+): # Words [B][T] as the batch has them; None where it has none for this site
+    "The words of the tokens that pass a site"
+    return batch.words.get(site.split('.')[0], batch.words.get('*'))
+
 def _mask(batch, site, types, stream):
     "Tokens of a stream [B, T], and all words [B, T]"
-    words = batch.words.get(site.split('.')[0], batch.words.get('*'))
+    words = words_at(batch, site)
     words = np.array([list(types)]*len(batch.rows) if words is None else words, dtype=object)
-    if words.shape != (len(batch.rows), len(types)): raise SteerlensError(f"site '{site}': the batch has words {list(words.shape)}, expected [{len(batch.rows)}, {len(types)}]: one per token")
-    return np.array([t==stream for t in types])[None] & (words != None), words
+    want = (len(batch.rows), len(types))
+    got = list(words.shape)
+    need(words.shape==want, f"site '{site}'", f'the batch has words {got}', f'{list(want)}: one per token')
+    mask = np.array([t==stream for t in types])[None] & (words != None)
+    padding = batch.kwargs.get('attention_mask')
+    if padding is not None and tuple(padding.shape)==want: mask &= padding.cpu().numpy().astype(bool)
+    return mask, words
 
 # %% ../../nbs/22_acts.harvest.ipynb #67dd7b19
 POOLS = ('none', 'mean', 'last')
@@ -35,20 +47,25 @@ def _rows(batch, mask, words, stream, pool, denoise):
     if pool=='last':
         end = np.append(b[1:]!=b[:-1], True)[:len(b)]
         b,t = b[end], t[end]
-    if pool=='mean': b = np.unique(b)
+    if pool=='mean':
+        b = np.unique(b)
+        t = np.full(len(b), -1) # of no one token
     rows = batch.rows.iloc[b].reset_index(drop=True)
-    position,token = (np.full(len(b), -1), None) if pool=='mean' else (t, words[b,t])
-    return rows.assign(denoise=np.int16(denoise), position=np.asarray(position).astype('i4'), token=pd.Series(token, index=rows.index, dtype='str'), token_type=stream)
+    token = None if pool=='mean' else words[b,t]
+    return rows.assign(denoise=np.int16(denoise), position=t.astype('i4'),
+                       token=pd.Series(token, index=rows.index, dtype='str'), token_type=stream)
 
+# %% ../../nbs/22_acts.harvest.ipynb #61e10957
 def _pooled(x, mask, pool):
     "The vectors that belong to those rows"
     mask = torch.from_numpy(mask).to(x.device)
     if pool=='none': return x[mask]
     some = mask.any(1)
-    if pool=='last': return x[some, (mask*torch.arange(1, mask.shape[1]+1, device=x.device)).argmax(1)[some]]
-    return ((x.float()*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
+    if pool=='mean': return ((x.float()*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
+    last = (mask*torch.arange(1, mask.shape[1]+1, device=x.device)).argmax(1)
+    return x[some, last[some]]
 
-# %% ../../nbs/22_acts.harvest.ipynb #61e10957
+# %% ../../nbs/22_acts.harvest.ipynb #5c084926
 def gather(
     subject:Subject,            # Whose sites they are
     batch:Batch,                # What was run
@@ -58,21 +75,37 @@ def gather(
     dtype:torch.dtype=torch.float32, # Of the vectors
 )->dict[str,tuple]: # Stream -> (rows, {site: x [rows, D]})
     "Tapped activations as rows"
-    out,tables = {}, {}
+    found,tables = {}, {}
     for site,calls in acts.items():
-        keep = [i for i in range(len(calls)) if len(calls)==1 or denoise is None or i in denoise]
-        if calls[0].ndim==2: calls = [x.expand(len(batch.rows), -1)[:,None] for x in calls]
-        types = ('adarms',) if acts[site][0].ndim==2 else subject.token_types(site) or ('all',)*calls[0].shape[1]
+        keep = _kept_calls(len(calls), denoise)
+        types,calls = _tokens_at(subject, site, calls, len(batch.rows))
         for stream in dict.fromkeys(types):
-            how,key = (pool or {}).get(stream, 'none'), (stream, site.split('.')[0], len(types))
-            if key not in tables:
-                mask,words = (np.ones((len(batch.rows),1), bool), np.full((len(batch.rows),1), None)) if stream=='adarms' else _mask(batch, site, types, stream)
-                tables[key] = mask, pd.concat([_rows(batch, mask, words, stream, how, i if len(calls)>1 else -1) for i in keep], ignore_index=True)
+            how = (pool or {}).get(stream, 'none')
+            key = stream, site.split('.')[0], len(types) # sites of one kind share their table
+            if key not in tables: tables[key] = _stream_rows(batch, site, types, stream, how, keep, len(calls)>1)
             mask,rows = tables[key]
-            x = torch.cat([_pooled(calls[i], mask, how).to(dtype) for i in keep]).cpu()
-            if stream in out and not out[stream][0].equals(rows): raise SteerlensError(f"site '{site}': its rows of stream '{stream}' are not those of the sites before; harvest it on its own")
-            out.setdefault(stream, (rows, {}))[1][site] = x
-    return out
+            _,xs = found.setdefault(stream, (rows, {}))
+            need(found[stream][0].equals(rows), f"site '{site}'",
+                 f"its rows of stream '{stream}' are not those of the sites before", do='harvest it on its own')
+            xs[site] = torch.cat([_pooled(calls[i], mask, how).to(dtype) for i in keep]).cpu()
+    return found
+
+# %% ../../nbs/22_acts.harvest.ipynb #bc593179
+def _kept_calls(n_calls, denoise):
+    "Numbers of the calls to keep"
+    return [i for i in range(n_calls) if n_calls==1 or denoise is None or i in denoise]
+
+def _tokens_at(subject, site, calls, n_rows):
+    "Streams of the tokens at a site, and each call's values as [B, T, D]"
+    if calls[0].ndim==2: return ('adarms',), [x.expand(n_rows, -1)[:,None] for x in calls]
+    return subject.token_types(site) or ('all',)*calls[0].shape[1], calls
+
+def _stream_rows(batch, site, types, stream, how, keep, several):
+    "Which tokens belong to a stream, and the table of its rows over all kept calls"
+    if stream=='adarms': mask,words = np.ones((len(batch.rows), 1), bool), np.full((len(batch.rows), 1), None)
+    else: mask,words = _mask(batch, site, types, stream)
+    tables = [_rows(batch, mask, words, stream, how, i if several else -1) for i in keep]
+    return mask, pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/22_acts.harvest.ipynb #0af97983
 def _thin(
@@ -81,10 +114,13 @@ def _thin(
 )->Batch: # Maybe empty
     "A batch without the steps between"
     if every==1: return batch
-    if 'step' not in batch.rows: raise SteerlensError(f'every={every}: rows without a column `step`; there are {", ".join(batch.rows.columns)}')
+    columns = ', '.join(batch.rows.columns)
+    need('step' in batch.rows, f'every={every}', f'rows without a column `step`; there are {columns}')
     keep = (batch.rows['step']%every==0).to_numpy(copy=True)
-    cut = lambda a: a[torch.from_numpy(keep)] if isinstance(a, Tensor) and len(a)==len(keep) else a
-    return Batch(tuple(map(cut, batch.args)), batch.rows[keep].reset_index(drop=True), {k: [w for w,y in zip(v, keep) if y] for k,v in batch.words.items()})
+    def cut(a): return a[torch.from_numpy(keep)] if isinstance(a, Tensor) and len(a)==len(keep) else a
+    words = {k: [w for w,y in zip(v, keep) if y] for k,v in batch.words.items()}
+    kwargs = {k: cut(v) for k,v in batch.kwargs.items()}
+    return Batch(tuple(map(cut, batch.args)), batch.rows[keep].reset_index(drop=True), words, kwargs)
 
 # %% ../../nbs/22_acts.harvest.ipynb #49b13e8b
 def choose(
@@ -95,7 +131,10 @@ def choose(
 )->np.ndarray: # True for rows to keep, [rows]
     "Draw rows, evenly over episodes and values"
     cell = ['episode', balance] if balance else ['episode']
-    if balance and keys[balance].isna().any(): raise SteerlensError(f"balance '{balance}': {keys[balance].isna().sum():,} of {len(keys):,} rows have no value of it; choose another column")
+    if balance:
+        n_without = keys[balance].isna().sum()
+        need(not n_without, f"balance '{balance}'", f'{n_without:,} of {len(keys):,} rows have no value of it',
+             do='choose another column')
     k = keys[cell].assign(u=rng('choose', seed).random(len(keys)))
     k['turn'] = k.groupby(cell).u.rank() + k.u
     keep = (k.groupby('episode').turn.rank() <= per_episode) if per_episode else pd.Series(True, k.index)
@@ -108,27 +147,36 @@ def choose(
 def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed):
     "Batch -> stream -> rows to keep"
     keys = {}
+    columns = ['episode', balance] if balance else ['episode']
     for i in range(len(batches)):
-        batch,rows = _thin(batches[i], every), {}
+        batch = _thin(batches[i], every)
         if not len(batch.rows): continue
-        if balance and balance not in batch.rows: raise SteerlensError(f"balance '{balance}': no such column; there are {', '.join(batch.rows.columns)}")
-        for site in sites:
-            words = batch.words.get(site.split('.')[0], batch.words.get('*'))
-            types = subject.token_types(site) or (('all',)*len(words[0]) if words is not None else None)
-            if not types: continue # a conditioning site, all of whose rows are kept
-            n = subject.calls(site)
-            calls = range(n if denoise is None or n==1 else len(set(denoise)))
-            for stream in dict.fromkeys(types):
-                if stream not in rows:
-                    one = _rows(batch, *_mask(batch, site, types, stream), stream, (pool or {}).get(stream, 'none'), 0)
-                    rows[stream] = pd.concat([one[['episode', *([balance] if balance else [])]] for _ in calls])
-        for s,r in rows.items(): keys.setdefault(s, []).append(r.assign(batch=i))
+        known = ', '.join(batch.rows.columns)
+        need(not balance or balance in batch.rows, f"balance '{balance}'", f'no such column; there are {known}')
+        for stream,rows in _expected(subject, batch, sites, denoise, pool).items():
+            keys.setdefault(stream, []).append(rows[columns].assign(batch=i))
     plan = [{} for _ in range(len(batches))]
-    for s,parts in keys.items():
+    for stream,parts in keys.items():
         k = pd.concat(parts, ignore_index=True)
         k['keep'] = choose(k, per_episode, balance, seed)
-        for i,mask in k.groupby('batch').keep: plan[i][s] = mask.to_numpy(copy=True)
+        for i,mask in k.groupby('batch').keep: plan[i][stream] = mask.to_numpy(copy=True)
     return plan
+
+def _expected(subject, batch, sites, denoise, pool):
+    "Stream -> the rows that a batch will give"
+    rows = {}
+    for site in sites:
+        words = words_at(batch, site)
+        types = subject.token_types(site)
+        if not types and words is None: continue # a conditioning site, all of whose rows are kept
+        types = types or ('all',)*len(words[0])
+        n_calls = len(_kept_calls(subject.calls(site), denoise))
+        for stream in dict.fromkeys(types):
+            if stream in rows: continue
+            how = (pool or {}).get(stream, 'none')
+            table = _rows(batch, *_mask(batch, site, types, stream), stream, how, 0)
+            rows[stream] = pd.concat([table]*n_calls)
+    return rows
 
 # %% ../../nbs/22_acts.harvest.ipynb #ddd37214
 def harvest(
@@ -151,21 +199,21 @@ def harvest(
     "Run everything once and keep the activations; resumes where it was stopped"
     denoise = None if denoise is None else list(denoise)
     _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard)
-    drawn = dict(per_episode=per_episode, balance=balance, harvest_seed=seed) if per_episode or balance else {}
-    params = params | drawn | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool or {}, every=every, sites=list(sites))
-    with Writer(folder, params, splits, -(-len(batches)//per_shard), dtype) as w:
-        plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed) if w.todo and (per_episode or balance) else None
-        with _Progress(sum(min(len(batches), (s+1)*per_shard) - s*per_shard for s in w.todo), Path(folder)) as progress:
+    chosen = dict(per_episode=per_episode, balance=balance, harvest_seed=seed) if per_episode or balance else {}
+    params = params | chosen | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool or {}, every=every,
+                                    sites=list(sites))
+    shards = [range(i, min(i+per_shard, len(batches))) for i in range(0, len(batches), per_shard)]
+    with Writer(folder, params, splits, len(shards), dtype) as w, alone(subject):
+        plan = None
+        if w.todo and chosen: plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed)
+        with _Progress(sum(len(shards[s]) for s in w.todo), Path(folder)) as progress:
             for shard in list(w.todo):
-                for i in range(shard*per_shard, min(len(batches), (shard+1)*per_shard)):
+                for i in shards[shard]:
                     b = _thin(batches[i], every)
                     if not len(b.rows): continue
-                    with tap(subject, sites, stop=True) as acts: subject.run(*b.args)
-                    for stream,(rows,xs) in gather(subject, b, acts, denoise, pool, DTYPES[dtype]).items():
-                        if plan and stream not in plan[i] and stream!='adarms': raise SteerlensError(f"stream '{stream}': its tokens aren't known before it runs, so its rows can't be chosen; give the batches words, or keep all rows")
-                        if plan and stream in plan[i]:
-                            keep = plan[i][stream]
-                            rows,xs = rows[keep].reset_index(drop=True), {s: x[torch.from_numpy(keep)] for s,x in xs.items()}
+                    with tap(subject, sites, stop=True) as acts: subject.run(*b.args, **b.kwargs)
+                    streams = gather(subject, b, acts, denoise, pool, DTYPES[dtype])
+                    for stream,(rows,xs) in _planned(streams, plan and plan[i]).items():
                         w.add(stream, rows, xs)
                         progress.rows(len(rows), xs)
                     progress.update()
@@ -173,40 +221,68 @@ def harvest(
                 _check_space(w)
         return w.finish(seed=seed, **facts)
 
+def _planned(streams, plan):
+    "What is kept of a run's streams"
+    if plan is None: return streams
+    kept = {}
+    for stream,(rows,xs) in streams.items():
+        need(stream in plan or stream=='adarms', f"stream '{stream}'",
+             "its tokens aren't known before it runs, so its rows can't be chosen",
+             do='give the batches words, or keep all rows')
+        mask = plan.get(stream, np.ones(len(rows), bool))
+        kept[stream] = rows[mask].reset_index(drop=True), {s: x[torch.from_numpy(mask)] for s,x in xs.items()}
+    return kept
+
 # %% ../../nbs/22_acts.harvest.ipynb #35352c41
 def _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard):
-    if not len(batches): raise SteerlensError('batches: none given; expected at least one')
-    if per_shard < 1: raise SteerlensError(f'per_shard={per_shard}: expected 1 or more batches')
-    if denoise==[]: raise SteerlensError('denoise: none given; expected at least one denoising step, or None for all')
-    if not sites: raise SteerlensError('sites: none given; expected at least one, such as lm.2.out')
-    if len(set(sites)) != len(sites): raise SteerlensError(f'sites: {", ".join(sites)}; expected each once')
+    "Refuse what can't be harvested"
+    need(len(batches), 'batches', 'none given', 'at least one')
+    need(sites, 'sites', 'none given', 'at least one, such as lm.2.out')
+    need(len(set(sites))==len(sites), 'sites', ', '.join(sites), 'each once')
+    need(denoise!=[], 'denoise', 'none given', 'at least one denoising step, or None for all')
+    for name,n in dict(per_shard=per_shard, every=every, per_episode=per_episode).items():
+        need(n is None or n >= 1, name, n, '1 or more')
     for s in sites:
         subject.module(s)
-        if denoise is not None and (n := subject.calls(s))>1 and not set(denoise) <= set(range(n)):
-            raise SteerlensError(f"denoise {list(denoise)}: site '{s}' is computed {n} times in a run, expected some of 0 to {n-1}")
-    known = {t for s in sites for t in subject.token_types(s) or ('all',)}
-    for stream,how in (pool or {}).items():
-        if how not in POOLS: raise SteerlensError(f"pool '{stream}: {how}': expected one of {', '.join(POOLS)}")
-        if stream not in known: raise SteerlensError(f"pool: no stream '{stream}' at these sites; there are {', '.join(sorted(known))}")
-    if every < 1: raise SteerlensError(f'every={every}: expected 1 or more steps')
-    if per_episode is not None and per_episode < 1: raise SteerlensError(f'per_episode={per_episode}: expected 1 or more rows')
+        n = subject.calls(s)
+        known = denoise is None or n==1 or set(denoise) <= set(range(n))
+        need(known, f'denoise {denoise}', f"site '{s}' is computed {n} times in a run", f'some of 0 to {n-1}')
+    _check_pool(pool or {}, {t for s in sites for t in subject.token_types(s) or ('all',)})
 
+def _check_pool(pool, streams):
+    "Refuse a pooling that isn't known, or of a stream that isn't there"
+    for stream,how in pool.items():
+        need(how in POOLS, f"pool '{stream}: {how}'", 'unknown', f'one of {", ".join(POOLS)}')
+        need(stream in streams, 'pool', f"no stream '{stream}' at these sites; there are {', '.join(sorted(streams))}")
+
+# %% ../../nbs/22_acts.harvest.ipynb #28f03d1e
 def _check_space(w):
     "After a shard: is there room for the others?"
     done,free = len(w.catalog['shards']), shutil.disk_usage(w.folder).free
-    need = sum(f.stat().st_size for f in w.folder.rglob('*_*.*') if f.is_file())/done*len(w.todo)
-    if need > free: raise SteerlensError(f'{w.folder}: {len(w.todo)} more shards need {need/1e6:,.0f} MB and the disk has {free/1e6:,.0f}; free some space, choose another `out`, or harvest less; finished shards ({done}) are kept')
+    size = sum(f.stat().st_size for f in w.folder.rglob('*_*.*') if f.is_file())
+    wanted = size/done*len(w.todo)
+    need(wanted <= free, w.folder,
+         f'{len(w.todo)} more shards need {wanted/1e6:,.0f} MB and the disk has {free/1e6:,.0f}',
+         do=f'free some space, choose another `out`, or harvest less; finished shards ({done}) are kept')
 
 # %% ../../nbs/22_acts.harvest.ipynb #457b32c5
 class _Progress:
     "A bar that counts batches, rows a second, and gigabytes"
-    def __init__(self, total, folder): self.total,self.folder,self.n,self.bytes,self.start = total, folder, 0, 0, time.time()
+    def __init__(self, total, folder):
+        self.total,self.folder = total, folder
+        self.n,self.bytes = 0, 0
+        self.start = time.time()
     def __enter__(self):
         from tqdm import tqdm
-        self.bar = tqdm(total=self.total, desc=f'harvest {self.folder.parent.name}', unit='batch', mininterval=1, **({} if self.total else dict(disable=True)))
+        name = f'harvest {self.folder.parent.name}'
+        quiet = None if self.total else True # nothing to do: no bar
+        self.bar = tqdm(total=self.total, desc=name, unit='batch', mininterval=1, disable=quiet)
         return self
-    def rows(self, n, xs): self.n,self.bytes = self.n+n, self.bytes+sum(x.nbytes for x in xs.values())
+    def rows(self, n, xs):
+        self.n += n
+        self.bytes += sum(x.nbytes for x in xs.values())
     def update(self):
-        self.bar.set_postfix_str(f'{self.n/(time.time()-self.start):,.0f} rows/s, {self.bytes/1e9:.2f} GB', refresh=False)
+        rate = self.n/(time.time()-self.start)
+        self.bar.set_postfix_str(f'{rate:,.0f} rows/s, {self.bytes/1e9:.2f} GB', refresh=False)
         self.bar.update()
     def __exit__(self, *args): self.bar.close()

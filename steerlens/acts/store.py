@@ -76,7 +76,8 @@ class Writer:
         self.params,self.dtype = params, dtype
         self._open = ExitStack()
         self.new = dict(version=CATALOG, params_sha256=sha256(params), dtype=dtype, shards_wanted=shards_wanted,
-                        made_splits=sha256(splits), splits=splits, layers={}, streams={}, columns={}, shards=[], stats=None)
+                        made_splits=sha256(splits), splits=splits, layers={}, streams={}, columns={}, shards=[],
+                        stats=None)
 
 CATALOG = 2 # Version of catalog.json
 
@@ -133,7 +134,7 @@ def _catalog(folder, new):
 def _read_catalog(folder):
     "A catalog of this version, or one line"
     file = folder/'catalog.json'
-    need(file.exists(), folder, 'no catalog.json, so no activations here', do='make them with phase 1_residuals or an import')
+    need(file.exists(), folder, 'no catalog.json, so no activations here', do='make them with 1_residuals or an import')
     c = read_json(file)
     keys = {'dtype', 'splits', 'streams', 'shards', 'shards_wanted', 'stats'}
     ours = isinstance(c, dict) and c.get('version')==CATALOG and keys <= set(c)
@@ -347,10 +348,11 @@ def _problems(folder, catalog, deep=False):
             for site,width in catalog['streams'][stream].items():
                 about = dict(stream=stream, site=site, shard=str(i))
                 file = folder/stream/f'{site}_{i:04d}.safetensors'
-                checks.append((_check_x, (file, [e['rows'], width], catalog['dtype'], about, e['xxh3_128'][site], deep)))
+                shape,checksum = [e['rows'], width], e['xxh3_128'][site]
+                checks.append((_check_x, (file, shape, catalog['dtype'], about, checksum, deep)))
             for check,args in checks:
                 try: check(*args)
-                except SteerlensError as err: yield i, f'{err}; remove it and harvest again, which makes just this shard anew'
+                except SteerlensError as err: yield i, f'{err}; remove it and harvest again: just this shard is made anew'
             first[stream] += e['rows']
 
 # %% ../../nbs/21_acts.store.ipynb #51ceab4a

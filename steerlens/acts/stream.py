@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from .. import plot
-from ..core import SteerlensError, device as checked_device, rng, sha256
+from ..core import SteerlensError, device as checked_device, need, rng, sha256
 from .shards import DTYPES
-from .store import Acts, Writer
+from .store import LONG, Acts, Writer, outliers
 
 # %% auto #0
 __all__ = ['NORMALISE', 'CHUNK', 'AHEAD', 'READERS', 'Pieces', 'pieces', 'Stream', 'Window', 'shuffle_quality', 'plot_quality']
@@ -36,9 +36,11 @@ def pieces(
     mask:np.ndarray|None=None, # True for selected rows; all by default
 )->Pieces:
     "The stretches of selected rows"
+    "The stretches of selected rows"
     edges = np.r_[0, np.cumsum(sizes)]
     mask = np.ones(edges[-1], bool) if mask is None else mask
-    cut = np.zeros(len(mask)+1, bool); cut[edges] = True
+    cut = np.zeros(len(mask)+1, bool)
+    cut[edges] = True
     first = np.flatnonzero(mask & (cut[:-1] | ~np.r_[False, mask[:-1]]))
     last = np.flatnonzero(mask & (cut[1:] | ~np.r_[mask[1:], False]))
     file = np.searchsorted(edges, first, 'right')-1
@@ -60,6 +62,7 @@ class Stream(IterableDataset):
         epochs:int|None=None,       # Passes over the rows; `None` never ends
         memory_mb:float=1024,       # For the rows held to be mixed
         normalise:str|None=None,    # `expected_average_only_in`, `mean` or `mean_std`
+        longest:float|None=None,    # Leave out rows more than so many median lengths long
         drop_last:bool|None=None,   # Leave out an epoch's last batch if it isn't full? By default when shuffling
         dtype:torch.dtype=torch.float32, # Of the batches
         device:str='cpu',           # Where the batches go
@@ -67,33 +70,59 @@ class Stream(IterableDataset):
         world:int=1,                # Processes that share an epoch
         prefetch:int=2,             # Batches made ahead
     ):
-        self.site,self.split,self.batch,self.shuffle,self.seed,self.epochs = site, split, batch, shuffle, seed, epochs
-        self.memory_mb,self.normalise,self.dtype,self.rank,self.world,self.prefetch = memory_mb, normalise, dtype, rank, world, prefetch
-        self.acts,self.drop_last,self.device = acts, shuffle if drop_last is None else drop_last, checked_device(device)
+        self.acts,self.site,self.split,self.longest = acts, site, split, longest
+        self.batch,self.shuffle,self.seed,self.epochs = batch, shuffle, seed, epochs
+        self.memory_mb,self.prefetch = memory_mb, prefetch
+        self.normalise,self.dtype = normalise, dtype
+        self.rank,self.world = rank, world
+        self.drop_last = shuffle if drop_last is None else drop_last
+        self.device = checked_device(device)
         self.files = acts.files(site, streams)
         self.streams = list(dict.fromkeys(f.about['stream'] for f in self.files))
-        self.pieces = pieces([f.rows for f in self.files], acts.split(acts.rows(self.streams, ['episode']), split) if split else None)
-        self.n_rows,self._start,self._done = int(self.pieces.pos[-1]), (0,0), (0,0)
+        self.pieces = pieces([f.rows for f in self.files], self._selected())
+        self.n_rows = int(self.pieces.pos[-1])
+        self._start,self._done = (0,0), (0,0) # (epoch, batch): where to begin, and what was handed out
         self._check()
-        self.mean,self.scale = (v if v is None else v.to(self.device) for v in self._normal())
+        mean,scale = self._normal()
+        self.mean = None if mean is None else mean.to(self.device)
+        self.scale = None if scale is None else scale.to(self.device)
 
     def __iter__(self):
         if self._start != (0,0): self._same(self._of)
-        self._done,self._start,self._memory = self._start, (0,0), _Memory(self.batch*self.d_in*self.raw.itemsize)
+        self._done,self._start = self._start, (0,0)
+        self._memory = _Memory(self.batch*self.d_in*self.raw.itemsize)
         return self._iterate(*self._done)
+
+# %% ../../nbs/23_acts.stream.ipynb #5f2be219
+@patch
+def _selected(self:Stream):
+    "True for rows of the split that aren't too long; None for all"
+    mask = None
+    if self.split: mask = self.acts.split(self.acts.rows(self.streams, ['episode']), self.split)
+    if self.longest is None: return mask
+    need(self.longest > 1, 'longest', self.longest, 'more than 1 median length')
+    length = torch.cat([x.float().norm(dim=1) for f in self.files for x in f.map().split(8192)])
+    short = (length <= self.longest*length.median()).numpy()
+    return short if mask is None else mask & short
 
 # %% ../../nbs/23_acts.stream.ipynb #1fa02d0f
 @patch
 def _check(self:Stream):
+    "Refuse settings that can't be met"
     at = f"stream of site '{self.site}'"
-    for k,least in dict(batch=1, world=1, prefetch=0, memory_mb=0, epochs=1).items():
-        if (v := getattr(self, k)) is not None and v < least: raise SteerlensError(f'{at}: {k}={v}; expected {least} or more')
-    if not 0 <= self.rank < self.world: raise SteerlensError(f'{at}: rank={self.rank}; expected 0 to {self.world-1}, as world={self.world}')
-    if self.normalise not in (None, *NORMALISE): raise SteerlensError(f"{at}: normalise='{self.normalise}'; expected None or one of {', '.join(NORMALISE)}")
-    if len(widths := {f.width for f in self.files}) > 1: raise SteerlensError(f'{at}: streams {", ".join(self.streams)} have vectors of widths {sorted(widths)}; choose streams of one width')
-    if not self.n_rows: raise SteerlensError(f"{at}: no rows in split '{self.split}'; choose another split or stream")
-    if self.shuffle: self.n_windows
-    if self.drop_last and not self._batches(): raise SteerlensError(f'{at}: batch={self.batch} for each of {self.world}, but there are {self.n_rows:,} rows; lower `batch`')
+    for name,least in dict(batch=1, world=1, prefetch=0, memory_mb=0, epochs=1).items():
+        value = getattr(self, name)
+        need(value is None or value >= least, at, f'{name}={value}', f'{least} or more')
+    need(0 <= self.rank < self.world, at, f'rank={self.rank}', f'0 to {self.world-1}, as world={self.world}')
+    known = ', '.join(NORMALISE)
+    need(self.normalise in (None, *NORMALISE), at, f"normalise='{self.normalise}'", f'None or one of {known}')
+    widths = {f.width for f in self.files}
+    need(len(widths)==1, at, f'streams {", ".join(self.streams)} have vectors of widths {sorted(widths)}',
+         do='choose streams of one width')
+    need(self.n_rows, at, f"no rows in split '{self.split}'", do='choose another split or stream')
+    if self.shuffle: self.n_windows # raises where there is too little memory
+    need(not self.drop_last or self._batches(), at,
+         f'batch={self.batch} for each of {self.world}, but there are {self.n_rows:,} rows', do='lower `batch`')
 
 # %% ../../nbs/23_acts.stream.ipynb #e8d144e0
 @patch(as_prop=True)
@@ -106,8 +135,8 @@ def d_in(self:Stream): return self.files[0].width
 def _part(self:Stream):
     "Which part of an epoch is ours, of how many, and the memory for it in bytes"
     w = get_worker_info()
-    k,i = (w.num_workers, w.id) if w else (1, 0)
-    return self.rank+self.world*i, self.world*k, self.memory_mb*2**20/k
+    n_workers,worker = (w.num_workers, w.id) if w else (1, 0)
+    return self.rank+self.world*worker, self.world*n_workers, self.memory_mb*2**20/n_workers
 
 # %% ../../nbs/23_acts.stream.ipynb #ec1fb47d
 @patch
@@ -115,9 +144,21 @@ def _normal(self:Stream):
     "Mean and scale, `None` where there is none"
     if self.normalise is None: return None, None
     s = self.acts.stats(self.site, self.streams, 'train' if 'train' in self.acts.catalog['splits'] else 'all')
-    if self.normalise=='expected_average_only_in': return None, torch.tensor(self.d_in**.5/s['norm'], dtype=torch.float32)
+    need(s['norm'] > 0, f"stream of site '{self.site}'", 'all vectors at this site are zero', 'some that are not',
+         'choose another site')
+    if s['longest'] > LONG*s['norm'] and self.longest is None: self._tell_sinks()
+    if self.normalise=='expected_average_only_in': return None, torch.tensor(self.d_in**.5/s['norm']).float()
+    if self.normalise=='mean': return s['mean'].float(), None
     std = s['var'].sqrt()
-    return s['mean'].float(), (1/torch.where(std > 1e-6*std.max(), std, 1.)).float() if self.normalise=='mean_std' else None
+    return s['mean'].float(), (1/torch.where(std > 1e-6*std.max(), std, 1.)).float()
+
+@patch
+def _tell_sinks(self:Stream):
+    "A line on rows that are many times longer than the others"
+    long = outliers(self.acts.sample(self.site, self.streams)).float().mean().item()
+    if long:
+        print(f"site '{self.site}': {long:.2%} of the rows are over {LONG} median lengths long and outweigh the others;",
+              f'longest={LONG} leaves them out', flush=True)
 
 # %% ../../nbs/23_acts.stream.ipynb #a206b79d
 class Window(NamedTuple):
@@ -136,9 +177,9 @@ def n_windows(self:Stream)->int: # A multiple of the number of parts
     cost = self.d_in*self.raw.itemsize + 4
     share,fit = -(-self.n_rows//parts), int(memory//cost)
     if share <= fit: return parts
-    if fit < 4*self.batch:
-        least = 4*self.batch*cost*self.memory_mb/memory
-        raise SteerlensError(f"stream of site '{self.site}': memory_mb={self.memory_mb:g}; mixing batches of {self.batch:,} rows takes {least:.3g} or more; raise `memory_mb` or lower `batch`")
+    least = 4*self.batch*cost*self.memory_mb/memory if memory else 0
+    need(fit >= 4*self.batch, f"stream of site '{self.site}'", f'memory_mb={self.memory_mb:g}',
+         f'{least:.3g} or more to mix batches of {self.batch:,} rows', 'raise `memory_mb` or lower `batch`')
     return parts * -(-share//(fit//2-1))
 
 # %% ../../nbs/23_acts.stream.ipynb #2ac3004a
@@ -152,14 +193,18 @@ def block(self:Stream)->int: # Rows
 @patch
 def _windows(self:Stream, epoch, skip):
     "Our windows, from `skip` rows into `epoch` on"
-    (part,parts,_),k,n = self._part, self.n_windows, self.n_rows
-    stop,size = self._batches()*self.batch if self.drop_last else n, self.block
-    groups = n//(size*k)
-    rest = groups*k*size + np.arange(k+1)*(n-groups*k*size)//k
+    part,parts,_ = self._part
+    k,n,size = self.n_windows, self.n_rows, self.block
+    stop = self._batches()*self.batch if self.drop_last else n
+    n_groups = n//(size*k)
+    rest = n_groups*k*size + np.arange(k+1)*(n-n_groups*k*size)//k
     for e in self._epochs(epoch):
-        order,start = rng('stream blocks', self.seed, e if k>parts else 'all').permuted(np.tile(np.arange(k, dtype='i4'), (groups+1, 1)), axis=1), 0
+        key = e if k>parts else 'all'
+        groups = np.tile(np.arange(k, dtype='i4'), (n_groups+1, 1))
+        order = rng('stream blocks', self.seed, key).permuted(groups, axis=1)
+        start = 0
         for w in range(part, k, parts):
-            first = (np.arange(groups)*k + order[:-1,w])*size
+            first = (np.arange(n_groups)*k + order[:-1,w])*size
             lo,hi = np.r_[first, rest[order[-1,w]]], np.r_[first+size, rest[order[-1,w]+1]]
             win = Window(e, w, (e,w) if k>parts else (w,), start, lo[lo<hi], hi[lo<hi])
             start += int((hi-lo).sum())
@@ -182,18 +227,25 @@ def _batches(self:Stream):
 @patch
 def _picks(self:Stream, windows, epoch, skip):
     "(epoch, number of the batch, [(window, rows of it)])"
+    last = self._batches() if self.drop_last else -1
     for e,group in groupby(windows, lambda w: w.epoch):
-        i,picks,have,last = (skip//self.batch if e==epoch else 0), [], 0, self._batches() if self.drop_last else -1
+        i = skip//self.batch if e==epoch else 0
+        picks,have = [], 0
         for w in group:
             rows = rng('stream rows', self.seed, e, w.w).permutation(np.arange((w.hi-w.lo).sum(), dtype='i4'))
-            a = i*self.batch + have - w.start
-            while a < len(rows) and i != last:
-                picks.append((w, rows[a:a+self.batch-have]))
-                a,have = a+len(picks[-1][1]), have+len(picks[-1][1])
+            at = i*self.batch + have - w.start
+            while at < len(rows) and i != last:
+                some = rows[at:at+self.batch-have]
+                picks.append((w, some))
+                at += len(some)
+                have += len(some)
                 if have == self.batch:
                     yield e, i, picks
-                    i,picks,have = i+1, [], 0
+                    i += 1
+                    picks,have = [], 0
         if have and not self.drop_last: yield e, i, picks
+
+# %% ../../nbs/23_acts.stream.ipynb #fcf15d3a
 @patch
 def _in_order(self:Stream, epoch, first):
     "(epoch, number of the batch, positions from, to)"
@@ -230,7 +282,9 @@ def indices(self:Stream):
         yield np.concatenate([rows[w.key][k] for w,k in picks])
 
 # %% ../../nbs/23_acts.stream.ipynb #d44ba072
-CHUNK,AHEAD,READERS = 2**22, 4, 2 # Bytes read at a time; how many times as much the system is told of in advance; threads
+CHUNK = 2**22 # Bytes read at a time
+AHEAD = 4     # Chunks that the system is told of in advance
+READERS = 2   # Threads
 
 @patch
 def _extents(self:Stream, lo, hi):
@@ -247,7 +301,12 @@ def _extents(self:Stream, lo, hi):
     return p.file[at], p.row[at]+lo-p.pos[at], hi-lo
 
 # %% ../../nbs/23_acts.stream.ipynb #c1dbf2e7
-_advise,_WILLNEED,_NOWAIT = getattr(os, 'posix_fadvise', lambda *_: None), getattr(os, 'POSIX_FADV_WILLNEED', 3), getattr(os, 'RWF_NOWAIT', 0)
+_WILLNEED = getattr(os, 'POSIX_FADV_WILLNEED', 3)
+_NOWAIT = getattr(os, 'RWF_NOWAIT', 0) # 0 where the system can't read the cache alone
+
+def _advise(fd, offset, size):
+    "Tell the system what will be read, where it listens"
+    if hasattr(os, 'posix_fadvise'): os.posix_fadvise(fd, offset, size, _WILLNEED)
 
 def _there(fd, to, offset):
     "Read what is in memory already; was that all?"
@@ -259,12 +318,45 @@ class _Open(dict):
     def __init__(self, files): self.files = files
     def __missing__(self, i):
         if len(self) > 15: os.close(self.pop(next(iter(self))))
-        self[i] = os.open(self.files[i].path, os.O_RDONLY)
+        try: self[i] = os.open(self.files[i].path, os.O_RDONLY)
+        except OSError as e: raise self.unreadable(i, e.strerror) from None
         return self[i]
+    def unreadable(self, i, why):
+        "The error of a file that can't be read"
+        return SteerlensError(self.files[i].path, f'could not be read ({why}), though it was whole when the stream was made',
+                              do='run `steerlens acts verify`')
     def __enter__(self): return self
     def __exit__(self, *_):
         for fd in self.values(): os.close(fd)
 
+# %% ../../nbs/23_acts.stream.ipynb #6c07e934
+class _Reader:
+    "Reads extents, one after the other, into one stretch of memory"
+    def __init__(self, fds, jobs, to):
+        self.fds,self.jobs,self.to = fds, jobs, to # jobs: (file, offset, bytes)
+        self.at = 0              # bytes read
+        self.told = 0            # jobs that the system was told of
+        self.cold = not _NOWAIT  # has anything been missing from the cache yet?
+
+    def read(self, first, last, ahead):
+        "Jobs `first` to `last`; the system is told of those up to `ahead`"
+        for i in range(first, last):
+            f,offset,n = self.jobs[i]
+            to = self.to[self.at:self.at+n]
+            if not self.cold and _there(self.fds[f], to, offset): self.at += n; continue
+            self.cold = True
+            for g,o,m in self.jobs[max(self.told, i):ahead]: _advise(self.fds[g], o, m)
+            self.told = ahead
+            self._wait_for(f, to, offset)
+            self.at += n
+
+    def _wait_for(self, f, to, offset):
+        "Read from the disk"
+        try: n = os.preadv(self.fds[f], [to], offset)
+        except OSError as e: raise self.fds.unreadable(f, e.strerror) from None
+        if n < len(to): raise self.fds.unreadable(f, 'it ends too early')
+
+# %% ../../nbs/23_acts.stream.ipynb #4cd51594
 @patch
 def _read(self:Stream, lo, hi, out, check=True):
     "Rows at positions [lo, hi) into `out` [rows, d_in]"
@@ -272,65 +364,89 @@ def _read(self:Stream, lo, hi, out, check=True):
     file,row,n = self._extents(lo, hi)
     edges = [*np.flatnonzero(np.diff((np.cumsum(n)-1)*size//CHUNK, prepend=-1)), len(n)]
     jobs = [(f, self.files[f].offset+r*size, k*size) for f,r,k in zip(file.tolist(), row.tolist(), n.tolist())]
-    to,at,told,cold = memoryview(out.view(torch.uint8).numpy()).cast('B'), 0, 0, not _NOWAIT
     with _Open(self.files) as fds:
+        reader = _Reader(fds, jobs, memoryview(out.view(torch.uint8).numpy()).cast('B'))
         for c,(a,b) in enumerate(zip(edges, edges[1:])):
-            begin,ahead = at, edges[min(c+AHEAD, len(edges)-1)]
-            try:
-                for i,(f,offset,k) in enumerate(jobs[a:b], a):
-                    if cold := cold or not _there(fds[f], to[at:at+k], offset):
-                        for g,o,m in jobs[max(told, i):ahead]: _advise(fds[g], o, m, _WILLNEED)
-                        told = ahead
-                        if os.preadv(fds[f], [to[at:at+k]], offset) < k: raise OSError(0, 'it ends too early')
-                    at += k
-            except OSError as e: raise SteerlensError(f'{self.files[f].path}: could not be read ({e.strerror}), though it was whole when the stream was made; run `steerlens acts verify`') from None
-            if check: self._finite(out[begin//size:at//size], file[a:b], row[a:b], n[a:b])
+            begin = reader.at
+            reader.read(a, b, edges[min(c+AHEAD, len(edges)-1)])
+            if check: self._finite(out[begin//size:reader.at//size], file[a:b], row[a:b], n[a:b])
 
-# %% ../../nbs/23_acts.stream.ipynb #6c07e934
+# %% ../../nbs/23_acts.stream.ipynb #c671cce3
 _INF = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80} # Infinity's bits
 
 @patch
 def _finite(self:Stream, x, file, row, n):
     "Refuse numbers that are not finite, and say where they are"
     bits,size,inf = x.view(torch.uint8).numpy(), x.itemsize, _INF[x.dtype]
-    if size==4 and np.isfinite(np.vdot(v := bits.view('f4'), v)): return
+    if size==4:
+        v = bits.view('f4')
+        if np.isfinite(np.vdot(v, v)): return
     if bits.view(f'i{size}').max() < inf and bits.view(f'u{size}').max() < inf | 1 << 8*size-1: return
     e = np.searchsorted(np.cumsum(n), int((~x.isfinite().all(1)).nonzero()[0]), 'right')
-    raise SteerlensError(f"{self.files[file[e]].path}: site '{self.site}': not all values are finite in rows {row[e]} to {row[e]+n[e]-1} of this file; remove it and harvest again, which makes just this shard anew")
+    raise SteerlensError(f"{self.files[file[e]].path}: site '{self.site}'",
+                         f'not all values are finite in rows {row[e]} to {row[e]+n[e]-1} of this file',
+                         do='remove it and harvest again, which makes just this shard anew')
 
 # %% ../../nbs/23_acts.stream.ipynb #e6f168e9
 @patch
 def _shuffled(self:Stream, epoch, first):
     "(epoch, number of the batch, its rows as they are on disk)"
     skip = first*self.batch
-    ahead,free,held,coming,seen = self._windows(epoch, skip), [None, None], {}, deque(), None
     with ThreadPoolExecutor(READERS) as readers:
-        def fetch():
-            nonlocal seen
-            if (w := next(ahead, None)) is None or w.key==seen: return
-            if (x := free.pop()) is None: x = torch.from_numpy(np.empty((-(-self.n_rows//self.n_windows), self.d_in*self.raw.itemsize), 'u1')).view(self.raw)
-            ends,half = np.cumsum(w.hi-w.lo), np.linspace(0, len(w.lo), READERS+1).astype(int)
-            parts = [(slice(a, b), slice(ends[a]-w.hi[a]+w.lo[a], ends[b-1])) for a,b in zip(half, half[1:]) if a<b]
-            coming.append((x, [readers.submit(self._read, w.lo[p], w.hi[p], x[to], w.epoch==epoch) for p,to in parts]))
-            seen = w.key
-        fetch(); fetch()
+        buffers = _Buffers(self, readers, self._windows(epoch, skip), epoch)
         for e,i,picks in self._picks(self._windows(epoch, skip), epoch, skip):
-            for w,_ in picks:
-                if w.key not in held:
-                    held[w.key],jobs = coming.popleft()
-                    for job in jobs: job.result()
-            yield e, i, self._gather([(held[w.key], rows) for w,rows in picks])
-            for key in set(held) - {picks[-1][0].key}:
-                free.append(held.pop(key))
-                fetch()
+            yield e, i, self._gather([(buffers[w.key], rows) for w,rows in picks])
+            buffers.release_all_but(picks[-1][0].key)
 
 @patch
 def _gather(self:Stream, picks):
-    out,at = self._empty(sum(len(rows) for _,rows in picks)), 0
+    "Rows of some windows as one batch"
+    out = self._empty(sum(len(rows) for _,rows in picks))
+    at = 0
     for x,rows in picks:
-        np.take(x.view(torch.uint8).numpy(), rows, axis=0, out=out[at:at+len(rows)].view(torch.uint8).numpy(), mode='clip')
+        to = out[at:at+len(rows)].view(torch.uint8).numpy()
+        np.take(x.view(torch.uint8).numpy(), rows, axis=0, out=to, mode='clip')
         at += len(rows)
     return out
+
+# %% ../../nbs/23_acts.stream.ipynb #cfabdeaf
+class _Buffers:
+    "Two windows in memory, by their key"
+    def __init__(self, stream, readers, windows, epoch):
+        self.stream,self.readers,self.windows,self.epoch = stream, readers, windows, epoch
+        self.free = [None, None] # memory, once it has been needed
+        self.held = {}           # windows that were read
+        self.coming = deque()    # those that are being read
+        self.seen = None         # the last one begun
+        self.fetch()
+        self.fetch()
+
+    def fetch(self):
+        "Begin to read the next window"
+        w = next(self.windows, None)
+        if w is None or w.key==self.seen: return
+        s,x = self.stream, self.free.pop()
+        if x is None:
+            x = torch.from_numpy(np.empty((-(-s.n_rows//s.n_windows), s.d_in*s.raw.itemsize), 'u1')).view(s.raw)
+        self.coming.append((x, [self.readers.submit(s._read, w.lo[p], w.hi[p], x[to], w.epoch==self.epoch)
+                                for p,to in _shares(w)]))
+        self.seen = w.key
+
+    def __getitem__(self, key):
+        if key not in self.held:
+            self.held[key],jobs = self.coming.popleft()
+            for job in jobs: job.result()
+        return self.held[key]
+
+    def release_all_but(self, key):
+        for old in set(self.held) - {key}:
+            self.free.append(self.held.pop(old))
+            self.fetch()
+
+def _shares(w):
+    "The readers' shares of a window: which blocks, and where their rows go"
+    ends,cuts = np.cumsum(w.hi-w.lo), np.linspace(0, len(w.lo), READERS+1).astype(int)
+    return [(slice(a, b), slice(ends[a]-w.hi[a]+w.lo[a], ends[b-1])) for a,b in zip(cuts, cuts[1:]) if a<b]
 
 # %% ../../nbs/23_acts.stream.ipynb #ea8370b6
 class _Memory:
@@ -413,8 +529,10 @@ def __len__(self:Stream):
 def _settled(self:Stream)->dict:
     "What settles the order and the contents of the batches"
     episodes = sha256(self.acts.catalog['splits'][self.split]) if self.split else None
-    return dict(dataset=self.acts.catalog['params_sha256'], site=self.site, streams=self.streams, split=self.split, episodes=episodes, batch=self.batch, shuffle=self.shuffle,
-                seed=self.seed, normalise=self.normalise, drop_last=self.drop_last, parts=self._part[1], windows=self.n_windows if self.shuffle else None)
+    same = ('site', 'streams', 'split', 'batch', 'shuffle', 'seed', 'normalise', 'longest', 'drop_last')
+    return {k: getattr(self, k) for k in same} | dict(
+        dataset=self.acts.catalog['params_sha256'], episodes=episodes, parts=self._part[1],
+        windows=self.n_windows if self.shuffle else None)
 
 @patch
 def state_dict(self:Stream)->dict: # JSON-able
@@ -432,8 +550,11 @@ def load_state_dict(self:Stream,
 
 @patch
 def _same(self:Stream, of):
-    if wrong := [f'{k}={v!r} where it was saved with {of.get(k)!r}' for k,v in self._settled().items() if v != of.get(k)]:
-        raise SteerlensError(f"stream of site '{self.site}': can't continue with {', '.join(wrong)}; make the stream as it was, or start anew")
+    "Refuse a state of another stream"
+    now = self._settled()
+    differ = [f'{k}={v!r} where it was saved with {of.get(k)!r}' for k,v in now.items() if v != of.get(k)]
+    need(not differ, f"stream of site '{self.site}'", f"can't continue with {', '.join(differ)}",
+         do='make the stream as it was, or start anew')
 
 # %% ../../nbs/23_acts.stream.ipynb #686ea7bd
 def _entropy(ids):
@@ -449,14 +570,22 @@ def shuffle_quality(
 )->pd.DataFrame: # One line per batch: `entropy`, that of a `uniform` draw, in bits, and their `ratio`
     "Episode entropy per batch against a uniform draw of as many rows"
     ids = stream.acts.rows(stream.streams, [column])[column].to_numpy()
-    every,gen = stream._rows_at(stream.pieces.pos[:-1], stream.pieces.pos[1:]), rng('shuffle quality', seed)
-    df = pd.DataFrame([dict(batch=b, entropy=_entropy(ids[i]), uniform=_entropy(ids[gen.choice(every, len(i), replace=False)])) for b,i in enumerate(islice(stream.indices(), batches))])
+    every = stream._rows_at(stream.pieces.pos[:-1], stream.pieces.pos[1:])
+    gen,found = rng('shuffle quality', seed), []
+    for b,rows in enumerate(islice(stream.indices(), batches)):
+        drawn = gen.choice(every, len(rows), replace=False)
+        found.append(dict(batch=b, entropy=_entropy(ids[rows]), uniform=_entropy(ids[drawn])))
+    df = pd.DataFrame(found)
     return df.assign(ratio=(df.entropy/df.uniform).where(df.uniform>0, 1.)) # of a single episode, nothing can be mixed
 
+# %% ../../nbs/23_acts.stream.ipynb #45f90a00
 def plot_quality(
     df:pd.DataFrame # From `shuffle_quality`
 )->plot.Plot:
     "The entropy of batches and of uniform draws"
-    title = f'A batch has {df.ratio.mean():.1%} of the episode entropy of a uniform draw; the worst of {len(df)} has {df.ratio.min():.1%}'
-    lines = df.melt('batch', ['entropy','uniform'], 'of', 'bits').replace(dict(of=dict(entropy='stream', uniform='uniform draw')))
-    return plot.curves(lines, 'batch', 'bits', 'of', title, xlabel='Batch', ylabel='Entropy of the episodes in a batch, bits', ylim=(0, None))
+    title = (f'A batch has {df.ratio.mean():.1%} of the episode entropy of a uniform draw; '
+             f'the worst of {len(df)} has {df.ratio.min():.1%}')
+    lines = df.rename(columns=dict(entropy='stream', uniform='uniform draw'))
+    lines = lines.melt('batch', ['stream','uniform draw'], 'of', 'bits')
+    return plot.curves(lines, 'batch', 'bits', 'of', title, xlabel='Batch',
+                       ylabel='Entropy of the episodes in a batch, bits', ylim=(0, None))
