@@ -414,7 +414,8 @@ def wanted(
     "What is asked for, as a file"
     path = executed(phase, subject, out).with_name(f'.{subject}.wanted.json')
     want = resolve(phase, subject, [f'out={out}'], extra_files)
-    if not path.exists() or read_json(path)!=want or _stale(phase, subject, out, extra_files, path): write_json(path, want)
+    written = path.exists() and read_json(path)==want
+    if not written or _stale(phase, subject, out, extra_files, path): write_json(path, want)
     return path
 
 def _stale(phase, subject, out, extra_files, path):

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from ..core import SteerlensError, atomic, generator, manifest, rng, root, sha256, threads
-from .base import Batch, Ctx, Runs, Subject
+from ..core import SteerlensError, atomic, generator, manifest, need, rng, root, sha256, threads
+from .base import Batch, Ctx, Runs, Subject, Work
 from .pi import Pi, PiConfig
 from .scenes import OPPOSITE, TASKS, KINDS, Scene, expert, scene_of
 
 # %% auto #0
 __all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'HEAD', 'tokenize', 'NanoVLA', 'as_subject',
            'subject', 'save', 'demo', 'demos', 'train', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout',
-           'success', 'decisions', 'batches', 'runs', 'looks', 'retrain']
+           'success', 'decisions', 'batches', 'runs', 'looks', 'Actions', 'held_out', 'hits', 'work', 'retrain']
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #15ffb4a8
 PLAN_WORDS = 'move lower raise pull push slide grasp lift open drawer window puck gripper above down back forward up right left tight'
@@ -34,9 +34,10 @@ PREFIX_TYPES = ('state',)*N_STATE + ('instruction',)*N_WORDS + ('plan',)*N_PLAN
 def tokenize(
     text:str # Up to seven known words
 )->list[int]: # Seven token ids, 0 where padded; raises `SteerlensError` for an unknown word
-    words = text.split()
-    if bad := [w for w in words if w not in WORDS]: raise SteerlensError(f"instruction '{text}': unknown word '{bad[0]}'; known: {' '.join(WORDS[1:])}")
-    if not 0 < len(words) <= N_WORDS: raise SteerlensError(f"instruction '{text}': {len(words)} words, expected 1 to {N_WORDS}")
+    "An instruction as token ids"
+    words,where = text.split(), f"instruction '{text}'"
+    for w in words: need(w in WORDS, where, f"unknown word '{w}'; known: {' '.join(WORDS[1:])}")
+    need(0 < len(words) <= N_WORDS, where, f'{len(words)} words', f'1 to {N_WORDS}')
     return [WORDS.index(w) for w in words] + [0]*(N_WORDS-len(words))
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #f2ee4b11
@@ -46,8 +47,10 @@ class NanoVLA(Pi):
         super().__init__(cfg)
         self.state_proj = nn.ModuleList(nn.Linear(n, cfg.width) for n in (4,7,3))
         self.plan_queries = nn.Parameter(torch.randn(N_PLAN, cfg.width)*.5)
-        for k,n in dict(state_mean=14, action_mean=cfg.action_dim).items(): self.register_buffer(k, torch.zeros(n))
-        for k,n in dict(state_std=14, action_std=cfg.action_dim).items(): self.register_buffer(k, torch.ones(n))
+        self.register_buffer('state_mean', torch.zeros(14))
+        self.register_buffer('state_std', torch.ones(14))
+        self.register_buffer('action_mean', torch.zeros(cfg.action_dim))
+        self.register_buffer('action_std', torch.ones(cfg.action_dim))
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #a2f4c4a0
 @patch
@@ -71,31 +74,35 @@ def sample_actions(self:NanoVLA,
     obs_BO:Tensor,    # Observations, [B, 11]
     noise_BCA:Tensor  # Start of the denoising, [B, 8, 4]
 )->Tensor: # Actions [x, y, z, grip], [B, 8, 4]
-    cache,_ = self.prefix(*(inputs := self.embed(tokens_BW, obs_BO)))
-    return self.denoise(cache, inputs[1], noise_BCA)*self.action_std + self.action_mean
+    "What the policy would do, from noise"
+    embs,real = self.embed(tokens_BW, obs_BO)
+    cache,_ = self.prefix(embs, real)
+    return self.denoise(cache, real, noise_BCA)*self.action_std + self.action_mean
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #c9aeadcb
 def as_subject(
     model:NanoVLA # With or without training
 )->Subject: # Sites `lm.0.out` ... `lm.5.out` and `expert.0.out` ... `expert.5.out`
     lm = 'paligemma_with_expert.paligemma.model.language_model'
-    return Subject(model, model.sample_actions, aliases=dict(lm=f'{lm}.layers', expert='paligemma_with_expert.gemma_expert.model.layers',
-                                                               expert_norm='paligemma_with_expert.gemma_expert.model.norm'),
-                   calls=dict(expert=10, expert_norm=10), token_types=dict(lm=PREFIX_TYPES, expert=('decision',)*model.cfg.chunk),
-                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head',
-                   facts=dict(width=model.cfg.width, layers=len(model.lm.layers), vocabulary=len(WORDS)))
+    expert = 'paligemma_with_expert.gemma_expert.model'
+    aliases = dict(lm=f'{lm}.layers', expert=f'{expert}.layers', expert_norm=f'{expert}.norm')
+    types = dict(lm=PREFIX_TYPES, expert=('decision',)*model.cfg.chunk)
+    facts = dict(width=model.cfg.width, layers=len(model.lm.layers), vocabulary=len(WORDS))
+    return Subject(model, model.sample_actions, aliases, dict(expert=10, expert_norm=10), types, facts=facts,
+                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head')
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #c854caf9
 def subject(
     folder:str|Path|None=None # Weights; `weights/nano_vla` of the project by default
 )->Subject: # The trained policy; raises `SteerlensError` where weights are missing or don't fit
     "The shipped policy"
-    folder = Path(folder or root()/'weights'/'nano_vla')
-    file = folder/'model.safetensors'
-    if not file.exists(): raise SteerlensError(f'{file}: no weights; `make subject` trains them (about 6 minutes)')
+    file = Path(folder or root()/'weights'/'nano_vla')/'model.safetensors'
+    need(file.exists(), file, 'no weights', do='`make subject` trains them (about 6 minutes)')
     model = NanoVLA()
     try: model.load_state_dict(load_file(file) | {HEAD: model.lm.embed_tokens.weight}, strict=True)
-    except Exception as e: raise SteerlensError(f'{file}: not the weights of nano_vla ({str(e).splitlines()[-1].strip()}); `make subject` retrains them') from None
+    except Exception as e:
+        raise SteerlensError(file, f'not the weights of nano_vla ({str(e).splitlines()[-1].strip()})',
+                             do='`make subject` retrains them') from None
     model.paligemma_with_expert.paligemma.lm_head.weight = model.lm.embed_tokens.weight
     return as_subject(model)
 
@@ -109,7 +116,8 @@ def save(
 ):
     "Write weights and manifest"
     folder = Path(folder)
-    with atomic(folder/'model.safetensors') as tmp: save_file({k:v.contiguous() for k,v in model.state_dict().items() if k!=HEAD}, tmp)
+    weights = {k: v.contiguous() for k,v in model.state_dict().items() if k!=HEAD}
+    with atomic(folder/'model.safetensors') as tmp: save_file(weights, tmp)
     manifest(folder, 'nano_vla-weights', sha256=sha256(folder/'model.safetensors'), **facts)
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #6d524dcb
@@ -120,7 +128,8 @@ def demo(
     limit:int=130 # Steps at most
 )->tuple[np.ndarray,np.ndarray,list]: # Observations [n, 11], expert actions [n, 4], plans as words
     "One noisy demonstration"
-    r,w,rows,after,kick = rng('demo', task, seed), scene.reset(seed), [], 0, np.zeros(3)
+    r,w = rng('demo', task, seed), scene.reset(seed)
+    rows,after,kick = [], 0, np.zeros(3)
     scale = r.choice([0,.2,.4,.7])
     while w.steps<limit and after<4:
         o = scene.observe(w)
@@ -139,14 +148,14 @@ def demos(
     first_seed:int=100_000 # Demonstrations use seeds from here on; trials use smaller ones
 )->dict[str,Tensor]: # `obs` [N, 11], `actions` [N, chunk, 4], `plan` [N, 3], `task` [N]
     "Noisy demonstrations of every task"
-    scenes,out = {k: Scene(k) for k in KINDS}, dict(obs=[], actions=[], plan=[], task=[])
+    scenes,parts = {k: Scene(k) for k in KINDS}, []
     for t,task in enumerate(TASKS):
         for e in range(episodes):
             o,a,plan = demo(scenes[scene_of(task)], task, first_seed+e)
             ahead = np.minimum(np.arange(len(a))[:,None]+np.arange(chunk), len(a)-1)
-            ids = [[WORDS.index(x) for x in p] for p in plan]
-            for k,v in zip(out, (o.astype('f4'), a[ahead].astype('f4'), np.array(ids), np.full(len(a), t))): out[k].append(v)
-    return {k: torch.from_numpy(np.concatenate(v)) for k,v in out.items()}
+            words = np.array([WORDS.index(w) for p in plan for w in p]).reshape(-1, N_PLAN)
+            parts.append(dict(obs=o.astype('f4'), actions=a[ahead].astype('f4'), plan=words, task=np.full(len(a), t)))
+    return {k: torch.from_numpy(np.concatenate([p[k] for p in parts])) for k in parts[0]}
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #e2e7f992
 @patch
@@ -175,17 +184,24 @@ def train(
 )->NanoVLA: # The trained policy
     "The policy from nothing, on the CPU"
     data,gen = demos(episodes), generator('nano_vla', seed)
-    with torch.random.fork_rng(): torch.manual_seed(seed); model = NanoVLA()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = NanoVLA()
     model.fit_scales(data)
-    says = torch.tensor([[tokenize(s) for s in TASKS[t]] for t in TASKS])
+    says = torch.tensor([[tokenize(s) for s in texts] for texts in TASKS.values()])
     opt = torch.optim.AdamW(model.parameters(), lr, betas=(.9,.95), weight_decay=.01)
-    sched,start = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min(1,i/100)*(.5*(1+np.cos(np.pi*i/steps))+.01)), time.time()
+    def warm_cosine(i): return min(1, i/100)*(.5*(1+np.cos(np.pi*i/steps))+.01)
+    sched = torch.optim.lr_scheduler.LambdaLR(opt, warm_cosine)
+    start = time.time()
     for step in range(steps):
         flow,plan = model.loss(*_draw(data, says, batch, gen), gen)
-        opt.zero_grad(); (flow+.1*plan).backward()
+        opt.zero_grad()
+        (flow+.1*plan).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        opt.step(); sched.step()
-        if step%every==0 or step==steps-1: print(f'{step:5d}/{steps}  flow {flow:.3f}  plan {plan:.3f}  {time.time()-start:.0f} s', flush=True)
+        opt.step()
+        sched.step()
+        if step%every==0 or step==steps-1:
+            print(f'{step:5d}/{steps}  flow {flow:.3f}  plan {plan:.3f}  {time.time()-start:.0f} s', flush=True)
     return model.eval()
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #5a8c725e
@@ -204,8 +220,10 @@ def fit_scales(self:NanoVLA,
     "Store the means and spreads of states and actions"
     o,a = data['obs'], data['actions']
     full = torch.cat([o, o[:,4:7]-o[:,:3]], 1)
-    for k,v in dict(state_mean=full.mean(0), state_std=full.std(0).clamp_min(.02), action_mean=a.mean((0,1)), action_std=a.std((0,1))).items():
-        getattr(self, k).copy_(v)
+    self.state_mean.copy_(full.mean(0))
+    self.state_std.copy_(full.std(0).clamp_min(.02))
+    self.action_mean.copy_(a.mean((0,1)))
+    self.action_std.copy_(a.std((0,1)))
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #fb460af5
 @dataclass(frozen=True)
@@ -251,8 +269,9 @@ def rollout(
     watch:Callable|None=None # Called with (trial index, scene, world) after every step
 )->list[Episode]: # One per trial
     "Closed loop, batched, each trial until its first event"
-    if limit > execute*64: raise SteerlensError(f'rollout: limit {limit}, expected at most {execute*64}: there is noise for 64 decisions')
-    pool,todo,live = _Pool(), list(enumerate(trials))[::-1], {}
+    need(limit <= execute*64, 'rollout: limit', limit, f'at most {execute*64}: there is noise for 64 decisions')
+    pool,live = _Pool(), {}
+    todo = list(enumerate(trials))[::-1]
     done = [Episode(obs=[], at=[], actions=[]) for _ in trials]
     while todo or live:
         while todo and len(live)<batch:
@@ -281,7 +300,9 @@ def _decide(subject, trials, live, done):
     ctx = Ctx(step_B=torch.tensor([w.steps for _,w,_ in live.values()]), row_B=torch.tensor(ids))
     actions = subject.run(tokens, torch.tensor(np.array(obs), dtype=torch.float32), noise, ctx=ctx).numpy()
     for i,o,a in zip(ids, obs, actions):
-        done[i].obs.append(o); done[i].at.append(live[i][1].steps); done[i].actions.append(a)
+        done[i].obs.append(o)
+        done[i].at.append(live[i][1].steps)
+        done[i].actions.append(a)
     return ids
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #9276e910
@@ -303,7 +324,8 @@ def success(
 )->pd.DataFrame: # One row per trial: task, says, seed, event, steps
     "Run every task in every phrasing on the same seeds"
     trials = [Trial(t, p, first_seed+i) for t in TASKS for p in range(3) for i in range(n)]
-    return pd.DataFrame([dict(task=t.task, says=t.says, seed=t.seed, event=e.event, steps=e.steps) for t,e in zip(trials, rollout(subject, trials))])
+    done = zip(trials, rollout(subject, trials))
+    return pd.DataFrame([dict(task=t.task, says=t.says, seed=t.seed, event=e.event, steps=e.steps) for t,e in done])
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #903c4f9d
 def decisions(
@@ -311,8 +333,12 @@ def decisions(
     episodes:list[Episode] # What it returned
 )->pd.DataFrame: # One line per decision: episode, decision, step, task, seed, event, success, obs
     "Rollouts as a table"
-    return pd.DataFrame([dict(episode=i, decision=k, step=e.at[k], task=t.task, seed=t.seed, event=e.event, success=e.event==t.task, obs=o.astype('f4'))
-                         for i,(t,e) in enumerate(zip(trials, episodes)) for k,o in enumerate(e.obs)])
+    rows = []
+    for i,(t,e) in enumerate(zip(trials, episodes)):
+        who = dict(episode=i, task=t.task, seed=t.seed, event=e.event, success=e.event==t.task)
+        rows += [who | dict(decision=k, step=e.at[k], obs=o.astype('f4')) for k,o in enumerate(e.obs)]
+    columns = ['episode', 'decision', 'step', 'task', 'seed', 'event', 'success', 'obs']
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #58db9e99
 def batches(
@@ -329,30 +355,50 @@ def batches(
     return [_batch(both.iloc[i:i+size], noise) for i in range(0, len(both), size)]
 
 def _batch(rows, noise):
+    "One run of these decisions"
     tokens = torch.tensor([tokenize(s) for s in rows.instruction])
-    args = tokens, torch.tensor(np.stack(rows.obs)), torch.stack([noise[s][k] for s,k in zip(rows.seed, rows.decision)])
-    words = [[*PREFIX_TYPES[:N_STATE], *(WORDS[i] if i else None for i in t), *PREFIX_TYPES[-N_PLAN:]] for t in tokens]
-    return Batch(args, rows.drop(columns=['obs','decision']), dict(lm=words))
+    noises = torch.stack([noise[s][k] for s,k in zip(rows.seed, rows.decision)])
+    words = [_prefix_words(t) for t in tokens.tolist()]
+    return Batch((tokens, torch.tensor(np.stack(rows.obs)), noises), rows.drop(columns=['obs','decision']), dict(lm=words))
+
+def _prefix_words(ids):
+    "What the tokens of the prefix are called; None for padding"
+    said = [WORDS[i] if i else None for i in ids]
+    return [*PREFIX_TYPES[:N_STATE], *said, *PREFIX_TYPES[-N_PLAN:]]
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #c8ab8aae
 def runs(
     subject:Subject,      # The policy
-    seed:int=0,           # Phrasings
-    episodes:int=24,      # Rollouts per task
-    first_seed:int=1_000, # Seeds count up from here
     model:str|Path|None=None, # Folder of its weights; the shipped ones by default
-    **others              # Parameters of other subjects
+    folder:str|Path|None=None, # Where text would be kept; a policy has none
+    seed:int=0,           # Phrasings
+    episodes:int=24,      # rollouts per task
+    first_seed:int=1000,  # seeds of the rollouts count up from here
 )->Runs: # `able` is the success rate of each task
     "Roll out, and run every decision again"
-    trials,done = [t for task in TASKS for t in trials_of(task, episodes, first_seed)], []
-    with threads(1):
-        for i in range(0, len(trials), 64):
-            done += rollout(subject, trials[i:i+64])
-            print(f'rollouts: {len(done)} of {len(trials)}', flush=True)
-    table,weights = decisions(trials, done), Path(model or root()/'weights'/'nano_vla')/'model.safetensors'
+    need(episodes >= 1, 'episodes', episodes, '1 or more rollouts per task')
+    trials = [t for task in TASKS for t in trials_of(task, episodes, first_seed)]
+    table = decisions(trials, _rolled(subject, trials))
+    weights = Path(model or root()/'weights'/'nano_vla')/'model.safetensors'
     able = table.groupby('episode').first().groupby('task').success.mean().to_dict()
-    return Runs(batches(table, seed), dict(zip(table.episode, table.seed)), able, f'The policy does what it is told in {sum(able.values())/len(able):.0%} of {len(trials)} training episodes', 'success rate',
-                dict(weights=sha256(weights), states=sha256([table.drop(columns=['obs','event']).to_dict('list'), table.event.fillna('').tolist(), table.obs.map(list).tolist()])), [weights], dict(decisions=table), dict(decisions=len(table)))
+    title = f'The policy does what it is told in {sum(able.values())/len(able):.0%} of {len(trials)} training episodes'
+    key = dict(weights=sha256(weights), states=_states_sha256(table))
+    return Runs(batches(table, seed), dict(zip(table.episode, table.seed)), able, title, 'success rate', key, [weights],
+                dict(decisions=table), dict(decisions=len(table)))
+
+def _rolled(subject, trials, chunk=64):
+    "Episodes of all trials, some at a time"
+    done = []
+    with threads(1):
+        for i in range(0, len(trials), chunk):
+            done += rollout(subject, trials[i:i+chunk])
+            print(f'rollouts: {len(done)} of {len(trials)}', flush=True)
+    return done
+
+def _states_sha256(table):
+    "What identifies the states that a harvest runs again"
+    plain = table.drop(columns=['obs','event']).to_dict('list')
+    return sha256([plain, table.event.fillna('').tolist(), table.obs.map(list).tolist()])
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #9c381a4a
 def looks(
@@ -362,20 +408,90 @@ def looks(
 )->tuple[dict,dict]: # Metrics, and figures by name
     "Where does the instruction show?"
     from steerlens import plot
-    found = []
-    for s in {'state','plan'} & {*acts.streams}:
-        r = acts.rows(s)
-        pair = r[r.asked==r.task].merge(r[r.asked!=r.task], on=['episode','step','position'], suffixes=('','_other'))
-        for site in acts.sites(s):
-            x = acts.x(site, s)
-            a,b = x[pair.row_id.tolist()], x[pair.row_id_other.tolist()]
-            found.append(dict(layer=acts.catalog['layers'][site], stream=s, distance=((a-b).norm(dim=1)/a.norm(dim=1)).mean().item()))
-    if not found: return {}, {}
-    apart = pd.DataFrame(found).sort_values(['stream','layer'])
+    apart = _distances(acts)
+    if not len(apart): return {}, {}
     most = ', '.join(f'{s} tokens by up to {d:.0%}' for s,d in apart.groupby('stream').distance.max().items())
     fig = plot.curves(apart, 'layer', 'distance', 'stream', f'Opposite instructions move {most} of their length',
                       'prefix layer (its output)', 'mean |x(own) - x(opposite)| / |x|', xticks=sorted(apart.layer.unique()))
     return dict(apart=apart.to_dict('records')), dict(apart=fig)
+
+def _distances(acts):
+    "Distance of the same state under both instructions, by layer and stream"
+    found = []
+    for s in ('plan', 'state'):
+        if s not in acts.streams: continue
+        r = acts.rows(s)
+        own,other = r[r.asked==r.task], r[r.asked!=r.task]
+        pair = own.merge(other, on=['episode','step','position'], suffixes=('','_other'))
+        for site in acts.sites(s):
+            x = acts.x(site, s)
+            a,b = x[pair.row_id.tolist()], x[pair.row_id_other.tolist()]
+            distance = ((a-b).norm(dim=1)/a.norm(dim=1)).mean().item()
+            found.append(dict(layer=acts.catalog['layers'][site], stream=s, distance=distance))
+    return pd.DataFrame(found)
+
+# %% ../../nbs/13_subjects.nano_vla.ipynb #1e39fdcc
+class Actions:
+    "Scores actions under swapped activations"
+    def __init__(self):
+        self.actions = {} # swap -> actions of each batch, [B, chunk*axes]
+        self.groups = []  # the seed of each state
+
+    def add(self,
+        batch:Batch, # What was run
+        mask_BT,     # Tokens that were replaced; actions depend on all of them
+        swap:str,    # `clean`, `spliced`, `mean` or `zero`
+        output:Tensor # Actions, [B, chunk, axes]
+    ):
+        "One run of one batch"
+        bad = ~output.isfinite().flatten(1).all(1)
+        need(not bad.any(), f'{swap} actions', f'{bad.sum()} of {len(bad)} are NaN or infinite', 'finite numbers')
+        self.actions.setdefault(swap, []).append(output.flatten(1).double().cpu())
+        if swap=='clean': self.groups.append(batch.rows['seed'].to_numpy())
+
+    def sums(self)->pd.DataFrame: # A row per seed: n is the variance of the clean actions, the others squared distances
+        "What `stats.cluster_means` takes"
+        actions = {swap: torch.cat(parts) for swap,parts in self.actions.items()}
+        clean = actions['clean']
+        sums = dict(n=(clean-clean.mean(0)).pow(2).sum(1))
+        for swap,a in actions.items(): sums[f'fvu {swap}'] = (a-clean).pow(2).sum(1)
+        return pd.DataFrame(sums).groupby(np.concatenate(self.groups)).sum()
+
+    def scores(self,
+        found:dict, # From `stats.cluster_means`
+        swap:str    # Which
+    )->dict: # action_r2 with its ends
+        "R2 is one minus FVU, so the interval's ends change places"
+        mean,lo,hi = found[f'fvu {swap}']
+        return dict(action_r2=1-mean, action_r2_lo=_rest(hi), action_r2_hi=_rest(lo))
+
+def _rest(share): return None if share is None else 1-share
+
+# %% ../../nbs/13_subjects.nano_vla.ipynb #413be49a
+def held_out(
+    acts,           # Harvested `Acts`
+    n:int=0,        # Has no meaning here: all held-out decisions are taken
+    seed:int=0      # Phrasings
+)->list[Batch]:
+    "The decisions of the episodes that were held out"
+    file = acts.folder/'decisions.parquet'
+    need(file.exists(), file, 'not there', 'the decisions that the harvest ran', 'harvest with 1_residuals')
+    table = pd.read_parquet(file)
+    held = table.episode.isin(acts.catalog['splits']['validation'])
+    return batches(table[held].reset_index(drop=True), seed)
+
+def hits(
+    subject:Subject, # The policy, perhaps inside `edit`
+    n:int,           # Trials per task
+    first_seed:int   # Seeds count up from here
+)->np.ndarray: # True where the first event is the one asked for
+    "Does the policy do what it is told?"
+    trials = [t for task in TASKS for t in trials_of(task, n, first_seed)]
+    with threads(1): return np.array([e.event==t.task for e,t in zip(rollout(subject, trials), trials)])
+
+def work()->Work:
+    "A policy acts"
+    return Work(held_out, Actions, hits)
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #0062620f
 def retrain(
@@ -388,7 +504,8 @@ def retrain(
     model = train(steps, episodes=episodes, seed=seed)
     with threads(1): table = success(as_subject(model))
     by_task = (table.event==table.task).groupby(table.task).mean().round(4).to_dict()
-    save(model, folder or root()/'weights'/'nano_vla', params=dict(steps=steps, episodes=episodes), seed=seed, success=by_task, trials=len(table))
+    save(model, folder or root()/'weights'/'nano_vla', params=dict(steps=steps, episodes=episodes), seed=seed,
+         success=by_task, trials=len(table))
     print('success on held-out seeds:', by_task)
     return table
 
