@@ -390,8 +390,8 @@ def _held_together(tokens, windows):
     "Episode -> what is held out with it; for the episodes among these windows"
     w = windows.drop_duplicates('episode')
     groups = tokens.documents.group[w.document].to_numpy()
-    n_shared = tokens.documents.group.duplicated(keep=False).sum()
-    if n_shared: print(f'{n_shared} of {len(tokens.documents)} documents share a name or a text: held out together')
+    n_copies = tokens.documents.content.duplicated().sum()
+    if n_copies: print(f'{n_copies} of {len(tokens.documents)} documents are copies of others: held out with them')
     if (w.block > 0).any():
         print(f'long documents are cut into blocks: {len(w)} episodes of {w.document.nunique()} documents')
     return {e: f'{g} #{b}' if b else g for e,g,b in zip(w.episode.tolist(), groups, w.block)}

@@ -14,32 +14,39 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from ..core import SteerlensError, atomic, generator, manifest, rng, root, seed_of, sha256, threads
+from ..core import SteerlensError, atomic, generator, manifest, need, rng, root, seed_of, sha256, threads
 from .base import Runs, Subject
-from .lm import baselines, batches, bigram, generate, load, looks, reading
+from .hf import bf16_units, generate, load
+from .lm import baselines, batches, bigram, looks, reading, work
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
-__all__ = ['SKIP', 'TABLES', 'SPLITS', 'SHORTEST', 'OWNERS', 'NOTICES', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS',
-           'modules', 'split_of', 'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'blank', 'bf16', 'loss',
-           'train', 'save', 'subject', 'validate', 'samples', 'runs', 'retrain']
+__all__ = ['SKIP', 'TABLES', 'SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS',
+           'modules', 'split_of', 'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train',
+           'save', 'subject', 'validate', 'samples', 'runs', 'retrain']
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #9493b82b
-SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'encodings', 'pydoc_data', '__phello__', '_bundled'}
+SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'encodings', 'pydoc_data',
+        '__phello__', '_bundled'}
 TABLES = re.compile('_sysconfigdata.*|config-.*|entities|stringprep')
 
 def modules()->dict[str,Path]: # Dotted name -> file, sorted by file
     "The standard library's modules, written by people, of the Python that runs"
     top = Path(sysconfig.get_paths()['stdlib'])
-    paths = [(f.relative_to(top).with_suffix('').parts, f) for f in sorted(top.rglob('*.py'))]
-    return {'.'.join(p for p in parts if p!='__init__'): f for parts,f in paths if not SKIP & {*parts} and not any(map(TABLES.fullmatch, parts))}
+    found = {}
+    for f in sorted(top.rglob('*.py')):
+        parts = f.relative_to(top).with_suffix('').parts
+        if SKIP & {*parts} or any(map(TABLES.fullmatch, parts)): continue
+        found['.'.join(p for p in parts if p!='__init__')] = f
+    return found
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #97e0cb27
-SPLITS,SHORTEST = ('train', 'validation'), 200
+SPLITS = ('train', 'validation')
 
 def split_of(
     module:str # Dotted name
 )->str: # 'train' or 'validation'
+    "Which split a module belongs to"
     return SPLITS[seed_of('nano_lm', module)%10==0]
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #ad55d63e
@@ -48,8 +55,11 @@ NOTICES = re.compile(r'copyright|licen[sc]e|^!/|coding[:=]', re.I)
 
 def _comments(text):
     "Line -> comment, of those that have the line to themselves"
-    found = lexer.generate_tokens(io.StringIO(text).readline)
-    return {t.start[0]: t.string.lstrip('#').removeprefix(' ') for t in found if t.type==lexer.COMMENT and t.line.lstrip().startswith('#')}
+    found = {}
+    for t in lexer.generate_tokens(io.StringIO(text).readline):
+        alone = t.type==lexer.COMMENT and t.line.lstrip().startswith('#')
+        if alone: found[t.start[0]] = t.string.lstrip('#').removeprefix(' ')
+    return found
 
 def _blocks(comments):
     "Comments of adjoining lines joined, notices left out"
@@ -64,32 +74,39 @@ def kinds(
     "One module's text, by kind"
     owners = [n for n in ast.walk(ast.parse(text)) if isinstance(n, OWNERS) and ast.get_docstring(n)]
     owners.sort(key=lambda n: n.body[0].lineno)
-    comments,lines = _comments(text), dict(enumerate(text.split('\n'), 1))
+    comments = _comments(text)
+    lines = dict(enumerate(text.split('\n'), 1))
     for n in owners:
         d = n.body[0]
         for i in range(d.lineno, d.end_lineno+1): lines.pop(i, None)
         if len(n.body)==1: lines[d.lineno] = ' '*d.col_offset + 'pass'
     code = '\n'.join(lines[i].rstrip() for i in sorted(lines.keys()-comments.keys()))
-    return dict(docstring='\n\n'.join(map(ast.get_docstring, owners)), comment='\n\n'.join(_blocks(comments)), source=re.sub(r'\n{3,}', '\n\n', code).strip())
+    return dict(docstring='\n\n'.join(map(ast.get_docstring, owners)), comment='\n\n'.join(_blocks(comments)),
+                source=re.sub(r'\n{3,}', '\n\n', code).strip())
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #6cbf8ea3
+SHORTEST = 200 # Characters
+
 @cache
 def _documents()->pd.DataFrame:
     "split, kind, module, text: parsed once a process"
     rows = []
     for name,f in modules().items():
         with lexer.open(f) as h: text = kinds(h.read())
-        rows += [dict(split=split_of(name), kind=k, name=name, text=t+'\n') for k,t in text.items() if len(t)>=SHORTEST]
+        for kind,t in text.items():
+            if len(t) >= SHORTEST: rows.append(dict(split=split_of(name), kind=kind, name=name, text=t+'\n'))
     return pd.DataFrame(rows)
 
 def corpus(
     folder:str|Path # Where `train/` and `validation/` go, each with a JSONL file per kind
 )->pd.DataFrame: # split, kind, documents, bytes
     "The running Python's standard library as text"
-    for (split,kind),g in (docs := _documents()).groupby(['split','kind']):
-        with atomic(Path(folder)/split/f'{kind}.jsonl') as tmp: tmp.write_text(''.join(json.dumps(r)+'\n' for r in g[['name','text']].to_dict('records')))
-    size = docs.text.str.encode('utf-8').str.len()
-    return docs.assign(bytes=size).groupby(['split','kind'], as_index=False).agg(documents=('text','size'), bytes=('bytes','sum'))
+    docs = _documents()
+    for (split,kind),g in docs.groupby(['split','kind']):
+        lines = [json.dumps(r)+'\n' for r in g[['name','text']].to_dict('records')]
+        with atomic(Path(folder)/split/f'{kind}.jsonl') as tmp: tmp.write_text(''.join(lines))
+    sizes = docs.assign(bytes=docs.text.str.encode('utf-8').str.len()).groupby(['split','kind'], as_index=False)
+    return sizes.agg(documents=('text','size'), bytes=('bytes','sum'))
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #0fde3e46
 VOCAB,CONTEXT,EOT = 2048, 256, '<|endoftext|>'
@@ -102,11 +119,15 @@ def fit_tokenizer(
     "Learn a byte-level BPE and write it as a transformers tokenizer"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer,bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOT], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOT], show_progress=False,
+                                                       initial_alphabet=alphabet))
     Path(folder).mkdir(parents=True, exist_ok=True)
     with atomic(Path(folder)/'tokenizer.json') as f: bpe.save(str(f), pretty=False)
-    config = dict(tokenizer_class='PreTrainedTokenizerFast', bos_token=EOT, eos_token=EOT, model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
+    config = dict(tokenizer_class='PreTrainedTokenizerFast', bos_token=EOT, eos_token=EOT, model_max_length=CONTEXT,
+                  clean_up_tokenization_spaces=False)
     with atomic(Path(folder)/'tokenizer_config.json') as f: f.write_text(json.dumps(config, indent=1)+'\n')
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #19ca8bc7
@@ -118,10 +139,11 @@ def tokens(
     tokenizer:str|Path|None=None, # The shipped one by default
 )->Tokens:
     "Token shards of the running Python's standard library"
-    if split not in SPLITS: raise SteerlensError(f"split '{split}': expected one of {', '.join(SPLITS)}")
+    need(split in SPLITS, f"split '{split}'", 'unknown', f'one of {", ".join(SPLITS)}')
     corpus(Path(folder)/'text')
     source = f'standard library of Python {platform.python_version()}, {split} modules'
-    return tokenize(Path(folder)/'text'/split, tokenizer or root()/WEIGHTS, Path(folder)/'tokens'/split, source, 'PSF-2.0')
+    text,made = Path(folder)/'text'/split, Path(folder)/'tokens'/split
+    return tokenize(text, tokenizer or root()/WEIGHTS, made, source, 'PSF-2.0')
 
 def texts(
     folder:str|Path # Made by `corpus`, one split
@@ -139,18 +161,19 @@ def blank(
 ): # A `GPT2LMHeadModel` with random weights
     "The architecture, untrained"
     from transformers import GPT2Config, GPT2LMHeadModel
-    config = GPT2Config(vocab_size=vocab, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=0, eos_token_id=0, dtype='float32', architectures=['GPT2LMHeadModel'])
-    with torch.random.fork_rng(): torch.manual_seed(seed); return GPT2LMHeadModel(config)
-
-# %% ../../nbs/17_subjects.nano_lm.ipynb #be411088
-def bf16()->bool: # Whether this processor multiplies bfloat16 itself
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    config = GPT2Config(vocab_size=vocab, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=heads,
+                        resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=0, eos_token_id=0, dtype='float32',
+                        architectures=['GPT2LMHeadModel'])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #f9abce1e
 def _windows(ids, batch, gen):
     "Inputs and targets [batch, CONTEXT], epoch after epoch"
     while True:
-        at = torch.randperm((len(ids)-CONTEXT)//CONTEXT, generator=gen)*CONTEXT + torch.randint(CONTEXT, (1,), generator=gen)
+        at = torch.randperm((len(ids)-CONTEXT)//CONTEXT, generator=gen)*CONTEXT
+        at += torch.randint(CONTEXT, (1,), generator=gen)
         for i in range(0, len(at)-batch+1, batch):
             y = ids[at[i:i+batch,None] + torch.arange(CONTEXT)]
             yield F.pad(y[:,:-1], (1,0)), y # token 0 is <|endoftext|>
@@ -161,14 +184,16 @@ def loss(
     x:Tensor, # Token ids, [B, T]
     y:Tensor  # The tokens after them, [B, T]
 )->Tensor: # Cross-entropy, nats
-    with torch.autocast('cpu', torch.bfloat16, enabled=bf16()): logits = model(x, use_cache=False).logits
+    "What training minimises"
+    with torch.autocast('cpu', torch.bfloat16, enabled=bf16_units()): logits = model(x, use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0,1), y.flatten())
 
 def _optimizers(model, lr, lr_rest):
     "Muon for the matrices of the blocks, AdamW for the rest"
     matrices = [p for p in model.transformer.h.parameters() if p.ndim==2]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    return torch.optim.Muon(matrices, lr, weight_decay=.1, adjust_lr_fn='match_rms_adamw'), torch.optim.AdamW(rest, lr_rest, betas=(.9,.95), weight_decay=0., fused=True)
+    muon = torch.optim.Muon(matrices, lr, weight_decay=.1, adjust_lr_fn='match_rms_adamw')
+    return muon, torch.optim.AdamW(rest, lr_rest, betas=(.9,.95), weight_decay=0., fused=True)
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #55d66a75
 def train(
@@ -183,22 +208,29 @@ def train(
     every:int=250       # Steps between progress lines
 ):
     "Train on the CPU; the same bytes for the same machine and number of threads"
-    gen,opts,start = generator('nano_lm', seed), _optimizers(model, lr, lr_rest), time.time()
-    scheds = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: min(1, (i+1)*20/steps)*.5*(1+math.cos(math.pi*i/steps))) for o in opts]
+    gen,opts = generator('nano_lm', seed), _optimizers(model, lr, lr_rest)
+    def warm_cosine(i): return min(1, (i+1)*20/steps)*.5*(1+math.cos(math.pi*i/steps))
+    scheds = [torch.optim.lr_scheduler.LambdaLR(o, warm_cosine) for o in opts]
     acts = [b.mlp.act for b in model.transformer.h]
     for b in model.transformer.h: b.mlp.act = nn.GELU('tanh')
+    start = time.time()
     for step,(x,y) in zip(range(1, steps+1), _windows(ids, batch, gen)):
-        model.zero_grad(); (l := loss(model, x, y)).backward()
+        model.zero_grad()
+        l = loss(model, x, y)
+        l.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.)
         for o in (*opts, *scheds): o.step()
-        if step%every==0 or step==steps: print(_progress(model, step, steps, l, held, step*y.numel(), time.time()-start), flush=True)
+        if step%every==0 or step==steps:
+            print(_progress(model, step, steps, l, held, step*y.numel(), time.time()-start), flush=True)
     for b,a in zip(model.transformer.h, acts): b.mlp.act = a
 
 @torch.no_grad()
 def _progress(model, step, steps, l, held, n, seconds):
     "A line of progress; the held-out loss is of 64 windows"
     out = f'{step:5d}/{steps}  loss {l:.3f}'
-    if held is not None: out += f'  held out {loss(model, *next(_windows(held, 64, generator("held", 0)))):.3f}'
+    if held is not None:
+        x,y = next(_windows(held, 64, generator('held', 0)))
+        out += f'  held out {loss(model, x, y):.3f}'
     return f'{out}  {n/seconds:,.0f} tokens/s  {seconds:.0f} s'
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #f221485f
@@ -211,19 +243,21 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    state = {k: v.half().contiguous() for k,v in model.state_dict().items() if k!='lm_head.weight'} # tied, so stored once
+    tied = 'lm_head.weight' # stored once, as the embedding
+    state = {k: v.half().contiguous() for k,v in model.state_dict().items() if k!=tied}
     with atomic(folder/'model.safetensors') as f: save_file(state, f, dict(format='pt'))
     for n in tokenizer_hashes(tokenizer): (folder/n).write_bytes((Path(tokenizer)/n).read_bytes())
 
 def subject(
     folder:str|Path|None=None, # Weights; `weights/nano_lm` of the project by default
-    **how # As for `subjects.lm.load`: dtype, device
-)->Subject: # Sites `blocks.0.hook_resid_post` ..., or `transformer.h.0.out` ...; raises `SteerlensError` where weights are missing or don't fit
+    **how # As for `subjects.hf.load`: dtype, device
+)->Subject: # Sites `blocks.0.hook_resid_post` ...; raises `SteerlensError` where weights are missing or don't fit
     "The shipped language model"
     folder = Path(folder or root()/WEIGHTS)
-    if not (folder/'model.safetensors').exists(): raise SteerlensError(f'{folder}: no weights; `make subject SUBJECT=nano_lm` trains them (about 10 minutes)')
+    there = (folder/'model.safetensors').exists()
+    need(there, folder, 'no weights', do='`make subject SUBJECT=nano_lm` trains them (about 10 minutes)')
     try: return load(folder, **how)
-    except SteerlensError as e: raise SteerlensError(f'{e}; `make subject SUBJECT=nano_lm` retrains them') from None
+    except SteerlensError as e: raise SteerlensError(e, do='`make subject SUBJECT=nano_lm` retrains them') from None
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #4694e516
 def validate(
@@ -235,11 +269,13 @@ def validate(
 )->pd.DataFrame: # who, what, unit, value, lo, hi, n (tokens), documents
     "Next-token loss, bits per byte and accuracy on held-out modules, beside bigram and unigram"
     d = held.documents if kind is None else held.documents[held.documents.task==kind]
-    found = baselines(load(folder), batches(held, folder, CONTEXT, n_windows, batch_size=32, documents=d.document), bigram(train))
-    t = pd.DataFrame(found['scores'])
-    size = np.array([len(w) for w in load_tokenizer(folder).convert_ids_to_tokens(range(held.vocab))]) # a byte-level token has a letter per byte
-    per = d.n.sum()/sum(size[held.ids(f, n)].sum() for f,n in zip(d['first'], d.n))
-    bits = t[t.what=='bits'].assign(what='bits per byte', unit='bits/byte', **{k: t[k]*per for k in ('value','lo','hi')})
+    text = batches(held, folder, CONTEXT, n_windows, batch_size=32, documents=d.document)
+    t = pd.DataFrame(baselines(load(folder), text, bigram(train))['scores'])
+    pieces = load_tokenizer(folder).convert_ids_to_tokens(range(held.vocab))
+    n_bytes = np.array([len(w) for w in pieces]) # a byte-level token has a letter per byte
+    per = d.n.sum()/sum(n_bytes[held.ids(f, n)].sum() for f,n in zip(d['first'], d.n))
+    bits = t[t.what=='bits'].assign(what='bits per byte', unit='bits/byte')
+    for k in ('value','lo','hi'): bits[k] *= per
     return pd.concat([t[t.what.isin(['loss','top1'])], bits], ignore_index=True)
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #87797d28
@@ -266,25 +302,26 @@ def samples(
     def row(seed, p):
         ids = [tok.bos_token_id, *tok.encode(p, add_special_tokens=False)]
         long = generate(lm, torch.tensor([ids]), n, seed, temperature)[0].tolist()
-        return dict(prompt=p, nano_lm=tok.decode(long[1:]), bigram=tok.decode(_bigram_text(two, ids, n, seed, temperature)[1:]))
+        pairs = _bigram_text(two, ids, n, seed, temperature)
+        return dict(prompt=p, nano_lm=tok.decode(long[1:]), bigram=tok.decode(pairs[1:]))
     return pd.DataFrame([row(seed+i, p) for i,p in enumerate(prompts)])
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #a2b9ead1
 def runs(
     subject:Subject,     # `nano_lm`
+    model:str|Path|None, # Folder of its weights and tokenizer; the shipped ones if None
     folder:str|Path,     # Where text and token shards are kept
-    context:int=CONTEXT, # Tokens the model reads at once
-    windows:int=512,     # Windows to harvest
-    batch:int=16,        # Windows a batch
     seed:int=0,          # Which windows
-    model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones by default
-    **others             # Parameters of other subjects
+    context:int=256,     # tokens that the model sees at once
+    windows:int=512,     # stretches of that many tokens that it reads
+    batch:int=16,        # stretches at once
 )->Runs:
     "Read the running Python's standard library"
     weights = Path(model or root()/WEIGHTS)
     folder = Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
-    train,held = (tokens(folder, s, weights) for s in SPLITS)
-    return reading(subject, train, weights, context, windows, batch, seed, batches(held, weights, context, batch_size=batch))
+    train,held = tokens(folder, 'train', weights), tokens(folder, 'validation', weights)
+    held = batches(held, weights, context, batch_size=batch)
+    return reading(subject, train, weights, context, windows, batch, seed, held)
 
 # %% ../../nbs/17_subjects.nano_lm.ipynb #274db1e1
 def retrain(
@@ -294,18 +331,23 @@ def retrain(
 )->pd.DataFrame: # From `validate`
     "Corpus, tokenizer, training and validation; writes weights and manifest"
     with tempfile.TemporaryDirectory() as d, atomic(folder or root()/WEIGHTS) as out, threads(2):
-        table,tok = corpus(Path(d)/'text'), Path(d)/'tokenizer'
+        table = corpus(Path(d)/'text')
+        tok = Path(d)/'tokenizer'
         print(table.to_string(index=False), flush=True)
         fit_tokenizer(texts(Path(d)/'text'/'train'), tok)
-        ds = [tokens(d, s, tok) for s in SPLITS]
-        ids = [torch.from_numpy(t.ids(0, t.n_tokens)).long() for t in ds]
+        ds = {s: tokens(d, s, tok) for s in SPLITS}
+        ids = {s: torch.from_numpy(t.ids(0, t.n_tokens)).long() for s,t in ds.items()}
+        model = blank(seed=seed)
         start = time.time()
-        train(model := blank(seed=seed), ids[0], steps, seed=seed, held=ids[1])
+        train(model, ids['train'], steps, seed=seed, held=ids['validation'])
         seconds = round(time.time()-start)
         save(model.eval(), tok, out)
-        scores = validate(out, *ds, 400)
-        manifest(out, 'nano_lm-weights', dict(steps=steps), seed=seed, sha256=sha256(out/'model.safetensors'), source=f'standard library of Python {platform.python_version()}', licence='PSF-2.0',
-                 corpus_sha256=sha256(Path(d)/'text'), corpus=table.to_dict('records'), tokens={s: t.n_tokens for s,t in zip(SPLITS, ds)}, threads=2, bf16=bf16(), train_seconds=seconds, validation=scores.to_dict('records'))
+        scores = validate(out, ds['train'], ds['validation'], 400)
+        manifest(out, 'nano_lm-weights', dict(steps=steps), seed=seed, sha256=sha256(out/'model.safetensors'),
+                 source=f'standard library of Python {platform.python_version()}', licence='PSF-2.0',
+                 corpus_sha256=sha256(Path(d)/'text'), corpus=table.to_dict('records'),
+                 tokens={s: t.n_tokens for s,t in ds.items()}, threads=2, bf16=bf16_units(), train_seconds=seconds,
+                 validation=scores.to_dict('records'))
     print(scores.to_string(index=False))
     return scores
 

@@ -25,7 +25,8 @@ __all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES'
            'success', 'decisions', 'batches', 'runs', 'looks', 'Actions', 'held_out', 'hits', 'work', 'retrain']
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #15ffb4a8
-PLAN_WORDS = 'move lower raise pull push slide grasp lift open drawer window puck gripper above down back forward up right left tight'
+PLAN_WORDS = ('move lower raise pull push slide grasp lift open drawer window puck gripper '
+              'above down back forward up right left tight')
 WORDS = ('<pad>', *sorted({w for says in TASKS.values() for s in says for w in s.split()} | set(PLAN_WORDS.split())))
 N_WORDS,N_STATE,N_PLAN = 7, 3, 3
 PREFIX_TYPES = ('state',)*N_STATE + ('instruction',)*N_WORDS + ('plan',)*N_PLAN
@@ -359,7 +360,8 @@ def _batch(rows, noise):
     tokens = torch.tensor([tokenize(s) for s in rows.instruction])
     noises = torch.stack([noise[s][k] for s,k in zip(rows.seed, rows.decision)])
     words = [_prefix_words(t) for t in tokens.tolist()]
-    return Batch((tokens, torch.tensor(np.stack(rows.obs)), noises), rows.drop(columns=['obs','decision']), dict(lm=words))
+    args = tokens, torch.tensor(np.stack(rows.obs)), noises
+    return Batch(args, rows.drop(columns=['obs','decision']), dict(lm=words))
 
 def _prefix_words(ids):
     "What the tokens of the prefix are called; None for padding"
@@ -412,7 +414,8 @@ def looks(
     if not len(apart): return {}, {}
     most = ', '.join(f'{s} tokens by up to {d:.0%}' for s,d in apart.groupby('stream').distance.max().items())
     fig = plot.curves(apart, 'layer', 'distance', 'stream', f'Opposite instructions move {most} of their length',
-                      'prefix layer (its output)', 'mean |x(own) - x(opposite)| / |x|', xticks=sorted(apart.layer.unique()))
+                      'prefix layer (its output)', 'mean |x(own) - x(opposite)| / |x|',
+                      xticks=sorted(apart.layer.unique()))
     return dict(apart=apart.to_dict('records')), dict(apart=fig)
 
 def _distances(acts):
