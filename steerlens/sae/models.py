@@ -11,20 +11,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
-from safetensors.torch import save_file
-from ..core import SteerlensError, atomic, generator, manifest, read_json, root, sha256, write_json
+from safetensors.torch import load_file, save_file
+from ..core import SteerlensError, atomic, generator, manifest, need, read_json, root, sha256, write_json
 
 # %% auto #0
-__all__ = ['for_use', 'load_sae', 'new_sae', 'calibrate', 'save_sae', 'similarity']
+__all__ = ['FOREIGN', 'for_use', 'load_sae', 'new_sae', 'calibrate', 'save_sae', 'similarity']
 
 # %% ../../nbs/30_sae.models.ipynb #391b22c8
 def _sae_lens():
+    "The sae-lens package, imported late"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='IProgress not found')
         import sae_lens
     return sae_lens
 
-def _line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0]
+def _line(e):
+    "An error's first line"
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 # %% ../../nbs/30_sae.models.ipynb #48b83244
 def _inference(sae):
@@ -44,31 +47,86 @@ def for_use(
     return used.to(sae.W_dec.device).eval()
 
 # %% ../../nbs/30_sae.models.ipynb #3944dac2
-def _opened(folder):
-    "The autoencoder in a directory of either format, for inference"
-    sl,folder = _sae_lens(), Path(folder)
+def _opened(folder, scale):
+    "The autoencoder in a sae-lens directory of either format, for inference"
+    sl = _sae_lens()
     from sae_lens.registry import SAE_CLASS_REGISTRY
-    from sae_lens.training.activation_scaler import ActivationScaler
-    if not (folder/'cfg.json').exists(): raise FileNotFoundError
-    if read_json(folder/'cfg.json').get('architecture', 'standard') in SAE_CLASS_REGISTRY: sae = sl.SAE.load_from_disk(folder)
+    if read_json(folder/'cfg.json').get('architecture', 'standard') in SAE_CLASS_REGISTRY:
+        sae = sl.SAE.load_from_disk(folder)
     else: sae = for_use(sl.TrainingSAE.load_from_disk(folder))
-    if sae.cfg.normalize_activations!='none' and (folder/'activation_scaler.json').exists():
-        (scaler := ActivationScaler()).load(folder/'activation_scaler.json')
-        if scaler.scaling_factor: sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-        if w := scaler.whitening: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+    if sae.cfg.normalize_activations=='expected_average_only_in': _fold_scale(sae, folder, scale)
     return sae
 
+def _fold_scale(sae, folder, scale):
+    "Make it take the network's own vectors"
+    from sae_lens.training.activation_scaler import ActivationScaler
+    if scale: return sae.fold_activation_norm_scaling_factor(scale)
+    file,scaler = folder/'activation_scaler.json', ActivationScaler()
+    if file.exists(): scaler.load(file)
+    need(scaler.scaling_factor, folder, 'expects activations scaled by a factor that is not in its folder',
+         'activation_scaler.json', 'give the factor as scale=, sqrt(d_in) over the mean length of the activations')
+    sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if w := scaler.whitening: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+
 # %% ../../nbs/30_sae.models.ipynb #a91d88bc
+def _dictionary_learning(folder):
+    "Weights and configuration of a folder of dictionary_learning"
+    w = torch.load(folder/'ae.pt', map_location='cpu', weights_only=True)
+    about = read_json(folder/'config.json').get('trainer', {}) if (folder/'config.json').exists() else {}
+    kind = about.get('dict_class', '')
+    known = ('', 'AutoEncoder', 'AutoEncoderTopK', 'BatchTopKSAE', 'JumpReluAutoEncoder')
+    need(kind in known, folder, f'a {kind} of dictionary_learning', f'one of {", ".join(known[1:])}')
+    if 'W_enc' in w: found = {k: w[k] for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec', 'threshold')}
+    else: found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], W_dec=w['decoder.weight'].T,
+                       b_dec=w['b_dec'] if 'b_dec' in w else w['bias'])
+    if kind=='BatchTopKSAE': found['threshold'] = w['threshold'].expand(len(found['b_enc']))
+    how = dict(architecture='jumprelu') if 'threshold' in found else dict(architecture='standard')
+    if kind=='AutoEncoderTopK': how = dict(architecture='topk', k=int(w['k']), rescale_acts_by_decoder_norm=False)
+    return found, how | dict(apply_b_dec_to_input=kind!='JumpReluAutoEncoder')
+
+def _sparsify(folder):
+    "Weights and configuration of a folder of sparsify"
+    w,cfg = load_file(folder/'sae.safetensors'), read_json(folder/'cfg.json')
+    plain = not cfg.get('transcode') and not cfg.get('skip_connection') and cfg.get('activation', 'topk')=='topk'
+    need(plain, folder, 'a transcoder, a skip connection or another activation of sparsify', 'a TopK autoencoder')
+    found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], W_dec=w['W_dec'], b_dec=w['b_dec'])
+    return found, dict(architecture='topk', k=int(cfg['k']), rescale_acts_by_decoder_norm=False,
+                       apply_b_dec_to_input=True)
+
+# %% ../../nbs/30_sae.models.ipynb #9c06b2eb
+FOREIGN = {'ae.pt': _dictionary_learning, 'sae.safetensors': _sparsify} # What gives a format away -> its reader
+
+def _foreign(folder, read):
+    "An autoencoder from another library's folder"
+    weights,how = read(folder)
+    d_in,d_sae = weights['W_enc'].shape
+    sae = _sae_lens().SAE.from_dict(how | dict(d_in=d_in, d_sae=d_sae, dtype='float32', device='cpu', metadata={}))
+    sae.load_state_dict({k: v.float().contiguous() for k,v in weights.items()})
+    return sae
+
+# %% ../../nbs/30_sae.models.ipynb #6fd5861f
 def load_sae(
     folder:str|Path, # A sae-lens directory, ours or not, for inference or a checkpoint
     site:str|None=None, # The site it is meant for; checked where the directory names one
-): # A `sae_lens.SAE` for inference, on the CPU
-    "Open any sae-lens directory"
-    try: sae = _opened(folder)
-    except FileNotFoundError: raise SteerlensError(f'{folder}: no SAE here; run phase 2_sae') from None
-    except Exception as e: raise SteerlensError(f'{folder}: not a readable sae-lens directory ({_line(e)}); remove it and run phase 2_sae') from None
-    if site and (at:=sae.cfg.metadata.hook_name) and at!=site: raise SteerlensError(f"{folder}: this SAE belongs to site '{at}', not '{site}'")
+    scale:float|None=None, # Factor that its activations were scaled by, where its folder doesn't say
+): # A `sae_lens.SAE` for inference, on the CPU; raises `SteerlensError` where there is none
+    "Open a directory of sae-lens, dictionary_learning or sparsify"
+    folder = Path(folder)
+    read = next((FOREIGN[name] for name in FOREIGN if (folder/name).exists()), None)
+    need(read or (folder/'cfg.json').exists(), folder, 'no SAE here', f'cfg.json, {" or ".join(FOREIGN)}',
+         'if it is one of this project, run phase 2_sae')
+    try: sae = _foreign(folder, read) if read else _opened(folder, scale)
+    except SteerlensError: raise
+    except KeyError as e: raise SteerlensError(folder, f'lacks {e}', do='get the folder again') from None
+    except Exception as e:
+        raise SteerlensError(folder, f'not a readable SAE ({_all_lines(e)})', do='get the folder again') from None
+    at = sae.cfg.metadata.hook_name
+    need(not site or not at or at==site, folder, f"this SAE belongs to site '{at}'", f"'{site}'")
     return sae.eval()
+
+def _all_lines(e):
+    "What torch says of keys and shapes, in one line"
+    return ' '.join(str(e).split())[:200] or type(e).__name__
 
 # %% ../../nbs/30_sae.models.ipynb #020aa021
 _INPUT = ('apply_b_dec_to_input', 'normalize_activations', 'rescale_acts_by_decoder_norm') # how a row is read
@@ -77,26 +135,56 @@ def _classes(architecture):
     "The class that sae-lens trains under this name, and its configuration's"
     _sae_lens()
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as known
-    if architecture not in known: raise SteerlensError(f"new_sae: architecture {architecture!r}; expected one of {', '.join(known)}")
+    need(architecture in known, 'new_sae', f'architecture {architecture!r}', f'one of {", ".join(known)}')
     return known[architecture]
 
 # %% ../../nbs/30_sae.models.ipynb #23174241
 def _values(architecture, d_sae, k, config, source, init):
     "What a class's configuration is made of, checked"
-    names = {f.name: f.type for f in fields(_classes(architecture)[1]) if f.name not in ('d_in', 'd_sae', 'dtype', 'device', 'metadata')}
-    if odd := [n for n in config if n not in names]: raise SteerlensError(f"new_sae: {architecture} has no {', '.join(odd)}; it has {', '.join(names)}")
+    names = _settings(architecture)
     for n,v in config.items():
-        if names[n] in (int, float, bool, str) and type(v) not in (names[n], int if names[n] is float else names[n]): raise SteerlensError(f'new_sae: {n}={v!r}; expected {names[n].__name__}')
-    if source:
-        config = {n: getattr(source.cfg, n) for n in _INPUT if n in names and hasattr(source.cfg, n)} | config
-        if k is None and 'k' in names: k = getattr(source.cfg, 'k', (source.cfg.metadata.training_architecture_details or {}).get('k'))
-    if (way := config.get('normalize_activations', 'none')) not in ('none', 'expected_average_only_in', 'constant_norm_rescale'): raise SteerlensError(f"new_sae: normalize_activations='{way}'{f' of {init}' if source else ''} can't be folded into the weights; expected none or expected_average_only_in")
-    if config.get('use_sparse_activations'): raise SteerlensError('new_sae: use_sparse_activations is not covered, scores need dense codes; leave it out')
-    if ('k' in names)!=(k is not None): raise SteerlensError(f"new_sae: k={k}; {architecture} " + ('needs a number of active latents' if 'k' in names else 'has no such number, leave it out'))
-    if not isinstance(d_sae, int) or d_sae<1: raise SteerlensError(f'new_sae: d_sae={d_sae!r}; expected a whole number of latents from 1 on')
-    if k is not None and not 0<k<=d_sae: raise SteerlensError(f'new_sae: k={k} of d_sae={d_sae} latents; expected 0 < k <= d_sae')
-    if k is not None and names['k'](k)!=k: raise SteerlensError(f'new_sae: k={k}; {architecture} keeps a whole number of latents a row; round it, or choose batchtopk')
-    return config | dict(d_sae=d_sae) | ({} if k is None else dict(k=names['k'](k)))
+        need(n in names, 'new_sae', f'{architecture} has no {n}', f'one of {", ".join(names)}')
+        _check_type(n, v, names[n])
+    if source: config,k = _inherited(source, names, config, k)
+    way = config.get('normalize_activations', 'none')
+    need(way in ('none', 'expected_average_only_in'), 'new_sae',
+         f"normalize_activations='{way}'{f' of {init}' if source else ''} can't be folded into the weights",
+         'none or expected_average_only_in')
+    need(not config.get('use_sparse_activations'), 'new_sae',
+         'use_sparse_activations is not covered, scores need dense codes', do='leave it out')
+    need(type(d_sae) is int and d_sae >= 1, 'new_sae', f'd_sae={d_sae!r}', 'a whole number of latents from 1 on')
+    k = _check_k(architecture, k, names.get('k'), d_sae)
+    return config | dict(d_sae=d_sae) | ({} if k is None else dict(k=k))
+
+# %% ../../nbs/30_sae.models.ipynb #af783f1c
+def _settings(architecture):
+    "Name and type of the fields that may be set"
+    given = ('d_in', 'd_sae', 'dtype', 'device', 'metadata')
+    return {f.name: f.type for f in fields(_classes(architecture)[1]) if f.name not in given}
+
+def _check_type(name, value, kind):
+    "Refuse a text for a number, and the like"
+    if kind not in (int, float, bool, str): return
+    fits = type(value) is kind or kind is float and type(value) is int
+    need(fits, 'new_sae', f'{name}={value!r}', kind.__name__)
+
+def _inherited(source, names, config, k):
+    "How a row is read, and how many latents are active, unless said otherwise"
+    config = {n: getattr(source.cfg, n) for n in _INPUT if n in names and hasattr(source.cfg, n)} | config
+    before = (source.cfg.metadata.training_architecture_details or {}).get('k')
+    return config, getattr(source.cfg, 'k', before) if k is None and 'k' in names else k
+
+# %% ../../nbs/30_sae.models.ipynb #11621624
+def _check_k(architecture, k, kind, d_sae):
+    "The number of active latents, as the architecture has it"
+    if kind is None:
+        need(k is None, 'new_sae', f'k={k}; {architecture} has no such number', do='leave it out')
+        return None
+    need(k is not None, 'new_sae', f'{architecture} needs a number of active latents', do='give k')
+    need(0 < k <= d_sae, 'new_sae', f'k={k} of d_sae={d_sae} latents', '0 < k <= d_sae')
+    need(kind(k)==k, 'new_sae', f'k={k}; {architecture} keeps a whole number of latents a row',
+         do='round it, or choose batchtopk')
+    return kind(k)
 
 def _built(architecture, values, seed):
     "sae-lens's own autoencoder with sae-lens's own initial weights, under a seed"
@@ -104,14 +192,14 @@ def _built(architecture, values, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try: return cls(config(**values))
-        except (TypeError, ValueError) as e: raise SteerlensError(f'new_sae: {architecture}: {_line(e)}') from None
+        except (TypeError, ValueError) as e: raise SteerlensError(f'new_sae: {architecture}', _line(e)) from None
 
-# %% ../../nbs/30_sae.models.ipynb #af783f1c
+# %% ../../nbs/30_sae.models.ipynb #32301043
 @torch.no_grad()
 def _start(sae, x_BD, data, seed):
     "Output bias at the mean of the rows; with `data`, latents on rows"
     mean = x_BD.mean(0, dtype=torch.float32)
-    if not mean.isfinite().all(): raise SteerlensError('new_sae: x_BD holds values that are not finite; harvest again')
+    need(mean.isfinite().all(), 'new_sae', 'x_BD holds values that are not finite', do='harvest again')
     sae.b_dec.copy_(mean)
     if not data: return
     g = generator('new_sae', 'data', seed)
@@ -123,21 +211,34 @@ def _start(sae, x_BD, data, seed):
 # %% ../../nbs/30_sae.models.ipynb #1c463651
 def _source(init):
     "Another autoencoder, and where it is from"
-    if (folder := root()/init).is_dir(): return load_sae(folder), dict(source=str(init), sha256=sha256(folder/'sae_weights.safetensors'))
+    folder = root()/init
+    if folder.is_dir():
+        sae = load_sae(folder)
+        weights = next(folder/f for f in ('sae_weights.safetensors', *FOREIGN) if (folder/f).exists())
+        return sae, dict(source=str(init), sha256=sha256(weights))
     release,_,name = str(init).partition('/')
-    if not release or not name: raise SteerlensError(f'new_sae: init {str(init)!r}; expected random, data, a sae-lens directory that exists, or RELEASE/SAE_ID')
-    try: return _sae_lens().SAE.from_pretrained(release, name), dict(source=init)
-    except Exception as e: raise SteerlensError(f'new_sae: init {init!r} is no directory, and sae-lens could not get it ({_line(e)}); fetch its directory where there is a network and give that') from None
+    where = f'new_sae: init {str(init)!r}'
+    need(release and name, where, 'unknown', 'random, data, a directory that exists, or RELEASE/SAE_ID')
+    try: sae = _sae_lens().SAE.from_pretrained(release, name)
+    except Exception as e:
+        raise SteerlensError(where, f'is no directory, and sae-lens could not get it ({_line(e)})',
+                             do='fetch its directory where there is a network and give that') from None
+    scaled = sae.cfg.normalize_activations=='expected_average_only_in'
+    need(not scaled, where, 'expects scaled activations, and the release does not say by how much',
+         do='save it to a folder, open that with load_sae and scale=, and save it again')
+    return sae, dict(source=init)
 
 @torch.no_grad()
 def _take_over(sae, source):
     "Copy the parameters both have; returns what differs, {name: [theirs, ours]}"
-    state,theirs,ours = sae.state_dict(), source.cfg.to_dict(), sae.cfg.to_dict()
+    state = sae.state_dict()
     for n,t in source.state_dict().items():
         if n not in state or state[n].ndim!=t.ndim: continue
         both = tuple(slice(min(a, b)) for a,b in zip(state[n].shape, t.shape))
         state[n][both] = t[both]
-    return {n: [theirs.get(n), ours[n]] for n in ('architecture', 'd_sae', 'k', *_INPUT) if n in ours and theirs.get(n)!=ours[n]}
+    theirs,ours = source.cfg.to_dict(), sae.cfg.to_dict()
+    compared = [n for n in ('architecture', 'd_sae', 'k', *_INPUT) if n in ours]
+    return {n: [theirs.get(n), ours[n]] for n in compared if theirs.get(n)!=ours[n]}
 
 # %% ../../nbs/30_sae.models.ipynb #86836507
 def new_sae(
@@ -151,11 +252,14 @@ def new_sae(
     **config                  # More fields of the architecture's configuration
 ): # A sae-lens `TrainingSAE`, float32, on the CPU
     "A fresh autoencoder to train; what was asked wrongly is refused before it is built"
-    if x_BD is not None and (x_BD.ndim!=2 or x_BD.shape[1]!=d_in or len(x_BD)==0): raise SteerlensError(f'new_sae: x_BD is {list(x_BD.shape)}; expected rows of width {d_in}')
-    if init=='data' and x_BD is None: raise SteerlensError("new_sae: init 'data' needs x_BD, the training rows")
-    source,origin = (None, dict(source=init)) if init in ('random', 'data') else _source(init)
-    if source:
-        if source.cfg.d_in!=d_in: raise SteerlensError(f'new_sae: {init} is for width {source.cfg.d_in}, this site has {d_in}; choose another init')
+    fits = x_BD is None or x_BD.ndim==2 and x_BD.shape[1]==d_in and len(x_BD)
+    need(fits, 'new_sae', f'x_BD is {list(x_BD.shape) if x_BD is not None else None}', f'rows of width {d_in}')
+    need(init!='data' or x_BD is not None, 'new_sae', "init 'data' needs x_BD, the training rows")
+    source,origin = None, dict(source=init)
+    if init not in ('random', 'data'):
+        source,origin = _source(init)
+        theirs = source.cfg.d_in
+        need(theirs==d_in, 'new_sae', f'{init} is for width {theirs}, this site has {d_in}', do='choose another init')
         if d_sae is None: d_sae = source.cfg.d_sae
     sae = _built(architecture, dict(d_in=d_in) | _values(architecture, d_sae, k, config, source, init), seed)
     if source: origin |= dict(site=source.cfg.metadata.hook_name, overrides=_take_over(sae, source))
@@ -201,9 +305,9 @@ def save_sae(
     folder = Path(folder)
     (folder/'manifest.json').unlink(missing_ok=True) # it is there again when all is
     write_json(folder/'cfg.json', cfg)
-    for name,write in {'sae_weights.safetensors': lambda f: save_file(state, f), 'sparsity.safetensors': lambda f: save_file({'sparsity': density.clamp_min(1e-10).log10()}, f),
-                       'metrics.parquet': lambda f: log.to_parquet(f, index=False)}.items():
-        with atomic(folder/name) as tmp: write(tmp)
+    with atomic(folder/'sae_weights.safetensors') as tmp: save_file(state, tmp)
+    with atomic(folder/'sparsity.safetensors') as tmp: save_file({'sparsity': density.clamp_min(1e-10).log10()}, tmp)
+    with atomic(folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
     manifest(folder, 'sae', params, inputs=inputs, site=site, **facts)
 
 # %% ../../nbs/30_sae.models.ipynb #2e86c86f
@@ -214,6 +318,10 @@ def similarity(
 )->pd.DataFrame: # latent, decoder_cosine, and encoder_cosine where `start` has an encoder
     "Cosine of each latent with what it was"
     W_dec = start if isinstance(start, Tensor) else start.W_dec
-    if W_dec.shape!=sae.W_dec.shape: raise SteerlensError(f'similarity: latents {list(sae.W_dec.shape)} and {list(W_dec.shape)}; expected the same [d_sae, d_in]')
-    pairs = dict(decoder_cosine=(sae.W_dec, W_dec)) | (dict(encoder_cosine=(sae.W_enc.T, start.W_enc.T)) if hasattr(start, 'W_enc') else {})
-    return pd.DataFrame(dict(latent=range(len(W_dec))) | {n: cosine_similarity(a, b.to(a), dim=1).cpu() for n,(a,b) in pairs.items()})
+    need(W_dec.shape==sae.W_dec.shape, 'similarity', f'latents {list(sae.W_dec.shape)} and {list(W_dec.shape)}',
+         'the same [d_sae, d_in]')
+    pairs = dict(decoder_cosine=(sae.W_dec, W_dec))
+    if hasattr(start, 'W_enc'): pairs['encoder_cosine'] = (sae.W_enc.T, start.W_enc.T)
+    found = dict(latent=range(len(W_dec)))
+    for name,(a,b) in pairs.items(): found[name] = cosine_similarity(a, b.to(a), dim=1).cpu()
+    return pd.DataFrame(found)

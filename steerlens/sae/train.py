@@ -15,14 +15,14 @@ import torch, xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from ..core import SteerlensError, atomic, generator, lock, read_json, sha256, write_json
+from ..core import SteerlensError, atomic, generator, lock, need, read_json, sha256, write_json
 from ..acts.stream import Stream
 from .gpu import fast_step
 from .models import calibrate
 from .step import DenseStep, unsupported
 
 # %% auto #0
-__all__ = ['scheduled', 'Rows', 'Training', 'Trained', 'train', 'live', 'to_wandb']
+__all__ = ['MEASURED', 'scheduled', 'Rows', 'Training', 'class_coefficients', 'Trained', 'train', 'live', 'to_wandb']
 
 # %% ../../nbs/34_sae.train.ipynb #24c60a6c
 def scheduled(
@@ -34,7 +34,7 @@ def scheduled(
     for value,updates in spec:
         if step < updates: return value
         step -= updates
-    return value
+    return value # the last piece goes on to the end
 
 # %% ../../nbs/34_sae.train.ipynb #2c311af7
 class Rows:
@@ -46,11 +46,13 @@ class Rows:
         seed:int=0,       # Of the order
         normalise:str|None='expected_average_only_in', # Or None
     ):
-        if x_BD.ndim!=2 or len(x_BD)<batch: raise SteerlensError(f'Rows: activations {list(x_BD.shape)}, expected [rows, d_in] with at least one batch of {batch}; lower `batch`')
-        if not x_BD.any(): raise SteerlensError('Rows: all values are zero; harvest again')
-        if not x_BD.isfinite().all(): raise SteerlensError(f'Rows: rows {(~x_BD.isfinite().all(1)).nonzero()[:3,0].tolist()} ... are not finite; harvest again')
-        self.x,self.batch,self.seed,self.normalise,self.d_in = x_BD, batch, seed, normalise, x_BD.shape[1]
-        self.scale = x_BD.shape[1]**.5/x_BD.norm(dim=1).mean().item() if normalise else None
+        need(x_BD.ndim==2 and len(x_BD)>=batch, 'Rows', f'activations {list(x_BD.shape)}',
+             f'[rows, d_in] with at least one batch of {batch}', 'lower `batch`')
+        need(x_BD.any(), 'Rows', 'all values are zero', do='harvest again')
+        _check_finite(x_BD, 'Rows: rows')
+        self.x,self.batch,self.seed,self.normalise = x_BD, batch, seed, normalise
+        self.d_in = x_BD.shape[1]
+        self.scale = self.d_in**.5/x_BD.norm(dim=1).mean().item() if normalise else None
         self.load_state_dict(dict(done=0))
     def __iter__(self):
         n = len(self.x)//self.batch
@@ -64,34 +66,58 @@ class Rows:
     def load_state_dict(self, state): self.done = state['done']
     def _settled(self): return dict(rows=_hash(self.x), batch=self.batch, seed=self.seed, normalise=self.normalise)
 
-def _hash(x): return xxhash.xxh3_128_hexdigest(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+def _hash(x):
+    "Of a tensor's bytes"
+    return xxhash.xxh3_128_hexdigest(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+def _check_finite(x_BD, where):
+    "Refuse rows with NaN or infinities, naming the first few"
+    bad = (~x_BD.isfinite().all(1)).nonzero()[:3,0].tolist()
+    need(not bad, where, f'{bad} ... are not finite', do='harvest again')
 
 # %% ../../nbs/34_sae.train.ipynb #543853a6
 @dataclass
 class Training:
     "How an autoencoder is trained"
-    steps:int = 800               # Updates
-    lr:float|list = 2e-3          # Peak learning rate; a number falls along a cosine to a tenth, pieces are taken as they are
-    warmup:float = .05            # Share of the updates over which the learning rate rises from zero
-    coefficients:dict = field(default_factory=dict) # Of the class's own losses (`l1`, `l0`), each a number or pieces; the class's by default
-    clip:float = 1.               # Largest norm of the gradient
-    dead_after:int = 100_000      # Rows without firing after which a latent counts as dead
-    resample:int = 0              # Updates between resamplings of dead latents; 0 for none
-    measure:int = 100             # Updates between measurements on held-out rows
-    checkpoint:int = 500          # Updates between checkpoints
-    dense:bool = False            # The dense step even where the fast one applies
-    precision:str = ''            # Of products: bfloat16 or float32; by default bfloat16 where the fast step has units for it
-    seed:int = 0                  # Of resampling
-    drift:dict = field(default_factory=dict) # Bands of the measurements, `{dead: [0, .5]}`, and how far explained variance may fall below its best, `{explained_variance: .05}`
-    stop:bool = False             # End at the first drift?
+    steps:int = 800            # Updates
+    lr:float|list = 2e-3       # Peak learning rate; a number falls along a cosine to a tenth, pieces are taken as they are
+    warmup:float = .05         # Share of the updates over which the learning rate rises from zero
+    coefficients:dict = field(default_factory=dict) # Of the class's own losses, each a number or pieces: `l1_sum`, `l1_mean`, `l0`
+    clip:float = 1.            # Largest norm of the gradient
+    dead_after:int = 100_000   # Rows without firing after which a latent counts as dead
+    resample:int = 0           # Updates between resamplings of dead latents; 0 for none
+    measure:int = 100          # Updates between measurements on held-out rows
+    checkpoint:int = 500       # Updates between checkpoints
+    dense:bool = False         # The dense step even where the fast one applies
+    precision:str = ''         # Of products: bfloat16 or float32; by default bfloat16 where the processor has units for it
+    seed:int = 0               # Of resampling
+    drift:dict = field(default_factory=dict) # Bands of the measurements, `{dead: [0, .5], explained_variance: .05}`
+    stop:bool = False          # End at the first drift?
 
 # %% ../../nbs/34_sae.train.ipynb #bba2bb7b
+def class_coefficients(
+    coefficients:dict, # As in `Training`
+    sae,               # A sae-lens training class
+)->dict: # As the class calls them, `l1` as a sum over latents
+    "Coefficients of the class's own losses; raises `SteerlensError` for one that it hasn't"
+    own,found = set(sae.get_coefficients()), {}
+    names = dict(l1_sum=('l1', 1), l1_mean=('l1', 1/sae.cfg.d_sae)) if 'l1' in own else {}
+    known = [*names, *sorted(own - {'l1'})]
+    for name,spec in coefficients.items():
+        need(name in known, 'train', f'{type(sae).__name__} has no coefficient {name}', f'{", ".join(known) or "none"}',
+             'l1 is a sum over latents (l1_sum) or their mean (l1_mean)' if name=='l1' and names else '')
+        called,factor = names.get(name, (name, 1))
+        pieces = isinstance(spec, (list,tuple))
+        found[called] = [[v*factor, n] for v,n in spec] if pieces else spec*factor
+    return found
+
+# %% ../../nbs/34_sae.train.ipynb #60053fdc
 @dataclass
 class Trained:
     "A finished run"
-    log:pd.DataFrame # One row per measurement: `loss`, `aux` and `mse_row` of the last batch, summed over dimensions, mean over rows; the rest on held-out rows
+    log:pd.DataFrame # A row per measurement: `loss`, `aux`, `mse_row` of the last batch (summed over dimensions); the rest held out
     best:int         # Updates of the checkpoint with the most explained variance
-    scale:float      # Of the rows in training; `sae.fold_activation_norm_scaling_factor(scale)` makes the autoencoder take the network's own
+    scale:float      # Of the rows in training; folded into the weights, the autoencoder takes the network's own
 
 # %% ../../nbs/34_sae.train.ipynb #198fbbd7
 def _lr(t, step):
@@ -100,83 +126,149 @@ def _lr(t, step):
     return base*min(1, (step+1)/max(1, t.warmup*t.steps))
 
 # %% ../../nbs/34_sae.train.ipynb #2664189d
-_MEASURED = ('explained_variance', 'fvu', 'l0', 'dead', 'silent_held_out', 'density', 'cosine', 'grad_norm') # `density` is the median one of the latents that fire
+MEASURED = ('explained_variance', 'fvu', 'l0', 'dead', 'silent_held_out', 'density', 'cosine', 'grad_norm')
 
-def _check_values(t):
-    "Schedules and bands"
-    number = lambda v: isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
-    if not number(t.clip) or t.clip<=0: raise SteerlensError(f'train: clip={t.clip!r}; expected a positive number')
-    if not number(t.warmup) or not 0<=t.warmup<=1: raise SteerlensError(f'train: warmup={t.warmup!r}; expected a share of the updates, 0 to 1')
-    if t.precision not in ('', 'bfloat16', 'float32'): raise SteerlensError(f'train: precision={t.precision!r}; expected bfloat16, float32 or nothing')
-    for k,spec in dict(lr=t.lr, **t.coefficients).items():
-        pieces = spec if isinstance(spec, (list,tuple)) else [[spec, 1]]
-        if not pieces or not all(isinstance(p, (list,tuple)) and len(p)==2 and all(map(number, p)) and p[0]>=0 and p[1]>0 for p in pieces): raise SteerlensError(f'train: {k}={spec}; expected a number from 0 on, or pieces [[value, updates], ...]')
-    for k,band in t.drift.items():
-        if k not in _MEASURED: raise SteerlensError(f'train: drift of {k}; expected some of {", ".join(_MEASURED)}')
-        if not (k=='explained_variance' and number(band)) and not (isinstance(band, (list,tuple)) and len(band)==2 and all(map(number, band)) and band[0]<=band[1]): raise SteerlensError(f'train: drift of {k}: {band}; expected [low, high]')
+def _number(v):
+    "Is it a finite number?"
+    return isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
+
+def _check_schedule(name, spec):
+    "A number from 0 on, or pieces of such numbers"
+    for piece in spec if isinstance(spec, (list,tuple)) and spec else [[spec, 1]]:
+        pair = isinstance(piece, (list,tuple)) and len(piece)==2 and all(map(_number, piece))
+        need(pair and piece[0]>=0 and piece[1]>0, 'train', f'{name}={spec}',
+             'a number from 0 on, or pieces [[value, updates], ...]')
+
+def _check_band(name, band):
+    "Low and high; of explained variance, also how far it may fall"
+    need(name in MEASURED, 'train', f'drift of {name}', f'some of {", ".join(MEASURED)}')
+    if name=='explained_variance' and _number(band): return
+    pair = isinstance(band, (list,tuple)) and len(band)==2 and all(map(_number, band)) and band[0]<=band[1]
+    need(pair, 'train', f'drift of {name}: {band}', '[low, high]')
 
 # %% ../../nbs/34_sae.train.ipynb #eee3263d
+def _check_values(t):
+    "Settings by themselves"
+    for name,least in dict(steps=1, measure=1, checkpoint=1, resample=0, dead_after=1).items():
+        v = getattr(t, name)
+        need(type(v) is int and v >= least, 'train', f'{name}={v!r}', f'a whole number from {least} on')
+    need(t.steps < 10_000_000, 'train', f'steps={t.steps:,}', 'less than ten million')
+    need(_number(t.clip) and t.clip>0, 'train', f'clip={t.clip!r}', 'a positive number')
+    need(_number(t.warmup) and 0<=t.warmup<=1, 'train', f'warmup={t.warmup!r}', 'a share of the updates, 0 to 1')
+    known = ('', 'bfloat16', 'float32')
+    need(t.precision in known, 'train', f'precision={t.precision!r}', 'bfloat16, float32 or nothing')
+    _check_schedule('lr', t.lr)
+    for name,spec in t.coefficients.items(): _check_schedule(name, spec)
+    for name,band in t.drift.items(): _check_band(name, band)
+
+# %% ../../nbs/34_sae.train.ipynb #10fe7b5d
 def _check(sae, stream, held, t):
+    "Settings together with the autoencoder and the data"
     d = sae.cfg.d_in
-    if stream.d_in!=d: raise SteerlensError(f"train: the stream of site '{stream.site}' has vectors of width {stream.d_in}, the autoencoder takes {d}; make it with d_in={stream.d_in}")
-    if held.ndim!=2 or held.shape[1]!=d or len(held)<2: raise SteerlensError(f'train: held-out rows {list(held.shape)}, expected [rows, {d}], at least two')
-    if not held.isfinite().all(): raise SteerlensError(f'train: held-out rows {(~held.isfinite().all(1)).nonzero()[:3,0].tolist()} ... are not finite; harvest again')
-    if stream.normalise not in (None, 'expected_average_only_in'): raise SteerlensError(f"train: stream with normalise='{stream.normalise}', which can't be folded into the weights; expected None or expected_average_only_in")
-    for k,least in dict(steps=1, measure=1, checkpoint=1, resample=0, dead_after=1).items():
-        if type(v := getattr(t, k)) is not int or v < least: raise SteerlensError(f'train: {k}={v!r}; expected a whole number from {least} on')
-    if stream.epochs is not None and len(stream) < t.steps: raise SteerlensError(f'train: the stream ends after {len(stream)} batches, expected {t.steps}; leave `epochs` out')
-    if odd := set(t.coefficients)-set(sae.get_coefficients()): raise SteerlensError(f'train: {type(sae).__name__} has no coefficient {", ".join(sorted(odd))}; it has {", ".join(sae.get_coefficients()) or "none"}')
+    need(stream.d_in==d, f"train: the stream of site '{stream.site}'", f'vectors of width {stream.d_in}',
+         f'{d}, as the autoencoder takes', f'make it with d_in={stream.d_in}')
+    need(held.ndim==2 and held.shape[1]==d and len(held)>=2, 'train', f'held-out rows {list(held.shape)}',
+         f'[rows, {d}], at least two')
+    _check_finite(held, 'train: held-out rows')
+    need(not (held==held[0]).all(), 'train', 'all held-out rows are the same', do='harvest more episodes')
+    need(stream.normalise in (None, 'expected_average_only_in'), 'train',
+         f"stream with normalise='{stream.normalise}', which can't be folded into the weights",
+         'None or expected_average_only_in')
     _check_values(t)
-    if t.resample and 'threshold' in dict(sae.named_parameters()): raise SteerlensError(f'train: {type(sae).__name__} has thresholds, which resampling leaves as they are; expected resample=0')
-    if (held==held[0]).all(): raise SteerlensError('train: all held-out rows are the same; harvest more episodes')
-    if t.steps > 9_999_999: raise SteerlensError(f'train: steps={t.steps:,}; expected less than ten million')
+    class_coefficients(t.coefficients, sae)
+    enough = stream.epochs is None or len(stream) >= t.steps
+    need(enough, 'train', 'the stream ends too early', f'{t.steps} batches', 'leave `epochs` out')
+    thresholds = 'threshold' in dict(sae.named_parameters())
+    need(not (t.resample and thresholds), 'train',
+         f'{type(sae).__name__} has thresholds, which resampling leaves as they are', 'resample=0')
 
 # %% ../../nbs/34_sae.train.ipynb #8abba0a0
 class _Run:
     "What a run knows, and a checkpoint keeps"
     def __init__(self, sae, stream, held, t):
         self.sae,self.stream,self.held,self.t = sae, stream, held, t
-        self.why = 'asked for' if t.dense else unsupported(sae)
-        self.stepper = DenseStep(sae, clip=t.clip, autocast=t.precision=='bfloat16') if self.why else fast_step(sae, clip=t.clip, encode=getattr(torch, t.precision) if t.precision else None)
-        self.kind = f'dense step: {self.why}' if self.why else f"fast step, screened in {str(self.stepper.encode).split('.')[1]}"
-        self.silent,self.done,self.log,self.best = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device), 0, [], {}
+        self.why = 'asked for' if t.dense else unsupported(sae) # not to use the fast step; empty if it is used
+        self.stepper,self.kind = self._stepper()
+        self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device) # rows since each latent fired
+        self.done = 0             # updates
+        self.log,self.best = [], {}
         self.start = sae.W_dec.detach().clone()
         self.scale = 1. if stream.scale is None else float(stream.scale)
-        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','step','train')]
-        self.key = sha256(dict(training={k: v for k,v in asdict(t).items() if k not in ('measure','drift','stop')}, code=code, sae=sae.cfg.to_dict(), start=_hash(self.start), stream=stream._settled(), held=_hash(held)))
+        self.coefficients = class_coefficients(t.coefficients, sae)
+        self.key = self._key()
 
-def _coefficients(sae, t, step):
-    "Of the class's own losses, warmed up as it wants them"
-    own = {k: (getattr(c, 'value', c), getattr(c, 'warm_up_steps', 0)) for k,c in sae.get_coefficients().items()}
-    return {k: scheduled(t.coefficients[k], step) if k in t.coefficients else v*min(1, (step+1)/max(1, warm)) for k,(v,warm) in own.items()}
+    def _stepper(self):
+        "What makes an update, and its name"
+        t = self.t
+        if self.why:
+            return DenseStep(self.sae, clip=t.clip, autocast=t.precision=='bfloat16'), f'dense step: {self.why}'
+        fast = fast_step(self.sae, clip=t.clip, encode=getattr(torch, t.precision) if t.precision else None)
+        return fast, f"fast step, screened in {str(fast.encode).split('.')[1]}"
+
+    def _key(self):
+        "What a checkpoint must agree in: settings, data, start and code"
+        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','step','train')]
+        settings = {k: v for k,v in asdict(self.t).items() if k not in ('measure','drift','stop')}
+        return sha256(dict(training=settings, code=code, sae=self.sae.cfg.to_dict(), start=_hash(self.start),
+                           stream=self.stream._settled(), held=_hash(self.held)))
+
+# %% ../../nbs/34_sae.train.ipynb #44c68158
+def _coefficients(run):
+    "Of the class's own losses, for the next update"
+    found = {}
+    for name,c in run.sae.get_coefficients().items():
+        value,warm = getattr(c, 'value', c), getattr(c, 'warm_up_steps', 0)
+        own = value*min(1, (run.done+1)/max(1, warm))
+        found[name] = scheduled(run.coefficients[name], run.done) if name in run.coefficients else own
+    return found
 
 # %% ../../nbs/34_sae.train.ipynb #5bef56bb
 @torch.no_grad()
-def _measure(run, step, rate):
-    x,err,fired,n = run.held*run.scale, 0., 0., 0.
-    for b in x.to(run.sae.device).split(run.stream.batch):
+def _held_out(run):
+    "Unexplained variance, L0, and how often each latent fires, on the watched rows"
+    x = (run.held*run.scale).to(run.sae.device)
+    err,fired = 0., torch.zeros(run.sae.cfg.d_sae, dtype=torch.int64, device=x.device)
+    for b in x.split(run.stream.batch):
         z = run.sae.encode(b)
-        err,fired,n = err+(run.sae.decode(z)-b).pow(2).sum(dtype=torch.float64).item(), fired+z.count_nonzero(0), n+float(z.count_nonzero())
+        err += (run.sae.decode(z)-b).pow(2).sum(dtype=torch.float64).item()
+        fired += z.count_nonzero(0)
     fvu = err/(x-x.mean(0)).pow(2).sum(dtype=torch.float64).item()
-    cosine = torch.nn.functional.cosine_similarity(run.sae.W_dec, run.start, dim=1).mean().item()
-    return dict(step=run.done, loss=step.mse+step.aux, aux=step.aux, mse_row=step.mse, explained_variance=1-fvu, fvu=fvu, l0=n/len(x), dead=(run.silent>run.t.dead_after).float().mean().item(),
-                silent_held_out=(fired==0).float().mean().item(), density=(fired[fired>0]/len(x)).median().item() if fired.any() else 0., cosine=cosine, grad_norm=step.grad_norm, lr=_lr(run.t, run.done-1), rows_per_s=rate, drift=None)
-
-def _drift(run, row):
-    "What left its band, in words"
-    out = []
-    for k,band in run.t.drift.items():
-        if k=='explained_variance' and not isinstance(band, (list,tuple)):
-            best = max([r[k] for r in run.log], default=row[k])
-            if row[k] < best-band: out.append(f'{k} {row[k]:.4f} fell more than {band:g} below its best, {best:.4f}')
-        elif not band[0] <= row[k] <= band[1]: out.append(f'{k} {row[k]:.4g} left {band[0]:g} to {band[1]:g}')
-    return '; '.join(out) or None
+    return dict(explained_variance=1-fvu, fvu=fvu, l0=fired.sum().item()/len(x)), fired/len(x)
 
 # %% ../../nbs/34_sae.train.ipynb #893db18a
 @torch.no_grad()
+def _measure(run, step, rate):
+    "One row of the log, after update `step`"
+    need(math.isfinite(step.mse+step.aux), f'train: update {run.done:,}', 'the loss is NaN or infinite',
+         do='lower lr, or set precision=float32; earlier checkpoints are kept')
+    found,share = _held_out(run)
+    firing = share[share>0]
+    row = dict(step=run.done, loss=step.mse+step.aux, aux=step.aux, mse_row=step.mse) | found
+    row['dead'] = (run.silent>run.t.dead_after).float().mean().item()
+    row['silent_held_out'] = (share==0).float().mean().item()
+    row['density'] = firing.median().item() if len(firing) else 0. # the median one of the latents that fire
+    row['cosine'] = torch.nn.functional.cosine_similarity(run.sae.W_dec, run.start, dim=1).mean().item()
+    return row | dict(grad_norm=step.grad_norm, lr=_lr(run.t, run.done-1), rows_per_s=rate, drift=None)
+
+# %% ../../nbs/34_sae.train.ipynb #b05621dc
+def _drift(run, row):
+    "What left its band, in words; None for nothing"
+    said = []
+    for name,band in run.t.drift.items():
+        now = row[name]
+        if isinstance(band, (list,tuple)):
+            if not band[0] <= now <= band[1]: said.append(f'{name} {now:.4g} left {band[0]:g} to {band[1]:g}')
+        else:
+            best = max([r[name] for r in run.log], default=now)
+            if now < best-band: said.append(f'{name} {now:.4f} fell more than {band:g} below its best, {best:.4f}')
+    return '; '.join(said) or None
+
+# %% ../../nbs/34_sae.train.ipynb #4a5d0d0f
+@torch.no_grad()
 def _resample(run, x):
     "Dead latents on rows of this batch that are rebuilt badly; how many"
-    dead,sae = (run.silent>run.t.dead_after).nonzero()[:,0][:len(x)], run.sae
+    sae = run.sae
+    dead = (run.silent>run.t.dead_after).nonzero()[:,0][:len(x)]
     if not len(dead) or len(dead)==sae.cfg.d_sae: return 0
     loss = (sae.decode(sae.encode(x))-x).pow(2).sum(1).double().square()
     picked = torch.multinomial(loss.cpu(), len(dead), generator=generator('resample', run.t.seed, run.done)).to(x.device)
@@ -192,50 +284,58 @@ def _resample(run, x):
 # %% ../../nbs/34_sae.train.ipynb #ab963a84
 def _save(run, folder, row):
     "A checkpoint; what isn't the latest, the one before or the best is removed"
-    if not run.best or row['explained_variance']>run.best['explained_variance']: run.best = {k: row[k] for k in ('step','explained_variance')}
+    better = not run.best or row['explained_variance']>run.best['explained_variance']
+    if better: run.best = {k: row[k] for k in ('step','explained_variance')}
     calibrate(run.sae, run.held*run.scale)
     if folder is None: return
-    at = folder/'checkpoints'/f'{run.done:07d}'
-    state = dict(key=run.key, done=run.done, kind=run.kind, threads=torch.get_num_threads(), stream=run.stream.state_dict(), log=run.log, best=run.best)
-    with atomic(at) as tmp:
+    with atomic(folder/'checkpoints'/f'{run.done:07d}') as tmp:
         tmp.mkdir()
-        save_file({k: v.contiguous() for k,v in run.sae.state_dict().items()}, tmp/'sae_weights.safetensors')
-        write_json(tmp/'cfg.json', run.sae.cfg.to_dict() | (dict(normalize_activations=run.stream.normalise) if run.stream.normalise else {}))
-        write_json(tmp/'activation_scaler.json', dict(scaling_factor=run.scale))
-        save_file(run.stepper.state_dict() | dict(silent=run.silent), tmp/'training.safetensors')
-        write_json(tmp/'state.json', dict(state=state, files=_digests(tmp, state)))
+        _write(run, tmp)
     _tidy(run, folder)
 
-# %% ../../nbs/34_sae.train.ipynb #b5f72e66
-def _digests(folder, state): return dict(state=sha256(state)) | {n: sha256(folder/n) for n in ('activation_scaler.json','cfg.json','sae_weights.safetensors','training.safetensors')}
+def _write(run, folder):
+    "The files of a checkpoint"
+    cfg = run.sae.cfg.to_dict()
+    if run.stream.normalise: cfg['normalize_activations'] = run.stream.normalise
+    save_file({k: v.contiguous() for k,v in run.sae.state_dict().items()}, folder/'sae_weights.safetensors')
+    write_json(folder/'cfg.json', cfg)
+    write_json(folder/'activation_scaler.json', dict(scaling_factor=run.scale))
+    save_file(run.stepper.state_dict() | dict(silent=run.silent), folder/'training.safetensors')
+    state = dict(key=run.key, done=run.done, kind=run.kind, threads=torch.get_num_threads(),
+                 stream=run.stream.state_dict(), log=run.log, best=run.best)
+    write_json(folder/'state.json', dict(state=state, files=_digests(folder, state)))
 
-def _checkpoints(folder): return sorted((folder/'checkpoints').glob('[0-9]'*7))
+# %% ../../nbs/34_sae.train.ipynb #b5f72e66
+_FILES = ('activation_scaler.json', 'cfg.json', 'sae_weights.safetensors', 'training.safetensors')
+
+def _digests(folder, state):
+    "Checksums of a checkpoint's parts"
+    return dict(state=sha256(state)) | {n: sha256(folder/n) for n in _FILES}
+
+def _checkpoints(folder):
+    "All of a run, the oldest first"
+    return sorted((folder/'checkpoints').glob('[0-9]'*7))
 
 def _tidy(run, folder):
     "The best is named, others go (out of sight first), and so does what a killed run left unfinished"
     write_json(folder/'checkpoints'/'best.json', run.best)
     for p in _checkpoints(folder)[:-2]:
         if int(p.name)!=run.best['step']: p.rename(p.with_name(f'.old-{p.name}'))
-    for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.[to][ml][pd]-*')]: shutil.rmtree(p) if p.is_dir() else p.unlink()
+    for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.tmp-*'), *(folder/'checkpoints').glob('.old-*')]:
+        if p.is_dir(): shutil.rmtree(p)
+        else: p.unlink()
 
 # %% ../../nbs/34_sae.train.ipynb #9426562b
 def _resume(run, folder):
     "Back to the latest checkpoint, if there is one"
-    if folder is None or not (found := _checkpoints(folder)): return
-    at = found[-1]
-    try:
-        saved = read_json(at/'state.json')
-        state = saved['state']
-        if saved['files']!=_digests(at, state): raise ValueError('checksums differ')
-        weights,training = load_file(at/'sae_weights.safetensors'), load_file(at/'training.safetensors')
-    except (SteerlensError, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise SteerlensError(f'{at}: damaged ({str(e).partition(";")[0]}); remove it, and training goes on from {found[-2].name if len(found)>1 else "the start"}') from None
-    if state['key']!=run.key:
-        if not (folder/'manifest.json').exists(): raise SteerlensError(f'{at}: of a run with other settings or data, or made by other code; remove {folder}/checkpoints, or choose another folder')
-        print(f'{folder}: made with other settings, data or code; trained anew', flush=True)
-        (folder/'manifest.json').unlink() # from now on it is an unfinished one
-        return shutil.rmtree(folder/'checkpoints')
-    if (was := (state['kind'], state['threads']))!=(now := (run.kind, torch.get_num_threads())): print(f'{at}: made by {was[0]} in {was[1]} threads, now {now[0]} in {now[1]}: the last bits will differ', flush=True)
+    found = _checkpoints(folder) if folder else []
+    if not found: return
+    state,weights,training = _read(found)
+    if state['key']!=run.key: return _begin_anew(folder, found[-1])
+    was,now = (state['kind'], state['threads']), (run.kind, torch.get_num_threads())
+    if was!=now:
+        print(f'{found[-1]}: made by {was[0]} in {was[1]} threads, now {now[0]} in {now[1]}: the last bits will differ',
+              flush=True)
     run.sae.load_state_dict(weights)
     run.silent = training.pop('silent').to(run.sae.device)
     run.stepper.load_state_dict(training)
@@ -243,17 +343,41 @@ def _resume(run, folder):
     run.done,run.log,run.best = state['done'], state['log'], state['best']
     _tidy(run, folder)
 
+def _read(found):
+    "State, weights and moments of the latest of these checkpoints"
+    at = found[-1]
+    try:
+        saved = read_json(at/'state.json')
+        state = saved['state']
+        if saved['files']!=_digests(at, state): raise ValueError('checksums differ')
+        return state, load_file(at/'sae_weights.safetensors'), load_file(at/'training.safetensors')
+    except (SteerlensError, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        before = found[-2].name if len(found)>1 else 'the start'
+        raise SteerlensError(at, f'damaged ({str(e).partition(";")[0]})',
+                             do=f'remove it, and training goes on from {before}') from None
+
+def _begin_anew(folder, at):
+    "A finished run whose settings changed is made anew; an unfinished one is refused"
+    need((folder/'manifest.json').exists(), at, 'of a run with other settings or data, or made by other code',
+         do=f'remove {folder}/checkpoints, or choose another folder')
+    print(f'{folder}: made with other settings, data or code; trained anew', flush=True)
+    (folder/'manifest.json').unlink() # from now on it is an unfinished one
+    shutil.rmtree(folder/'checkpoints')
+
 # %% ../../nbs/34_sae.train.ipynb #ddae77f4
 @contextmanager
 def _bar(t):
     "What shows the updates done: a bar on a terminal"
     from rich.console import Console
     from rich.progress import Progress
-    if sys.stderr is not sys.__stderr__ or not sys.stderr.isatty(): yield lambda done: None
-    else:
-        with Progress(*Progress.get_default_columns(), '{task.completed:,} of {task.total:,}', console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(), redirect_stderr=False) as bar:
-            task = bar.add_task('train', total=t.steps)
-            yield lambda done: bar.update(task, completed=done)
+    if sys.stderr is not sys.__stderr__ or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    columns = *Progress.get_default_columns(), '{task.completed:,} of {task.total:,}'
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(),
+                  redirect_stderr=False) as bar:
+        task = bar.add_task('train', total=t.steps)
+        yield lambda done: bar.update(task, completed=done)
 
 # %% ../../nbs/34_sae.train.ipynb #69ebf433
 def train(
@@ -262,22 +386,24 @@ def train(
     held_BD:Tensor,  # Held-out activations in the network's units, [rows, d_in]
     folder:str|Path|None, # The run's: `checkpoints/` and `metrics.parquet` are made in it; None keeps nothing
     t:Training,      # How
-    looks:Sequence[Callable]=() # Called with the log after each measurement, such as `live()`
-)->Trained:
+    callbacks:Sequence[Callable]=() # Called with the log after each measurement, such as `live()`
+)->Trained: # Raises `SteerlensError` where the settings or the data can't work
     "Train, from the start or from the latest checkpoint; `sae` ends up as of the last update"
     folder = None if folder is None else Path(folder)
     _check(sae, stream, held_BD, t)
     run = _Run(sae, stream, held_BD, t)
     with lock(folder/'.lock', str(folder)) if folder else nullcontext(), _bar(t) as show:
         _resume(run, folder)
-        _train(run, folder, looks, show)
+        _train(run, folder, callbacks, show)
     return Trained(pd.DataFrame(run.log), run.best['step'], run.scale)
 
 # %% ../../nbs/34_sae.train.ipynb #967dc031
 def _note(run, folder, row):
+    "Keep and show a measurement"
     row['drift'] = _drift(run, row)
     run.log.append(row)
-    print('{step:6,d}/{steps:,}  explained variance {explained_variance:.4f}  L0 {l0:.1f}  dead {dead:.1%}  {rows_per_s:,.0f} rows/s'.format(steps=run.t.steps, **row), flush=True)
+    print(f"{row['step']:6,d}/{run.t.steps:,}  explained variance {row['explained_variance']:.4f}  L0 {row['l0']:.1f}  "
+          f"dead {row['dead']:.1%}  {row['rows_per_s']:,.0f} rows/s", flush=True)
     if row['drift']: print(f"drift: {row['drift']}", flush=True)
     log = pd.DataFrame(run.log)
     if folder:
@@ -285,50 +411,59 @@ def _note(run, folder, row):
     return log
 
 # %% ../../nbs/34_sae.train.ipynb #b887662d
-def _train(run, folder, looks, show):
-    t,batches,clock,since = run.t, iter(run.stream), time.perf_counter(), run.done
-    print(f"{'from update '+format(run.done, ',')+', ' if run.done else ''}{run.kind}", flush=True)
+def _train(run, folder, callbacks, show):
+    "Updates up to the last, or to the first drift"
+    t,batches = run.t, iter(run.stream)
+    clock,since = time.perf_counter(), run.done
+    print(f"{f'from update {run.done:,}, ' if run.done else ''}{run.kind}", flush=True)
     ended = bool(run.log and t.stop and run.log[-1]['drift'])
     while run.done < t.steps and not ended:
         x = next(batches).to(run.sae.device)
-        step = run.stepper.step(x, _lr(t, run.done), run.silent>t.dead_after, **(dict(coefficients=_coefficients(run.sae, t, run.done)) if run.why else {}))
-        run.silent = torch.where(step.fired>0, 0, run.silent+len(x))
-        run.done += 1
+        step = _update(run, x)
         show(run.done)
-        if t.resample and run.done%t.resample==0 and run.done<t.steps: _resample(run, x)
-        last = run.done==t.steps
-        if last or run.done%t.measure==0 or run.done%t.checkpoint==0:
-            row = _measure(run, step, (run.done-since)*len(x)/(time.perf_counter()-clock))
-            log = _note(run, folder, row)
-            ended = bool(t.stop and row['drift'])
-            if last or ended or run.done%t.checkpoint==0: _save(run, folder, row)
-            for look in looks: look(log)
-            clock,since = time.perf_counter(), run.done
+        last,save = run.done==t.steps, run.done%t.checkpoint==0
+        if t.resample and run.done%t.resample==0 and not last: _resample(run, x)
+        if not (last or save or run.done%t.measure==0): continue
+        row = _measure(run, step, (run.done-since)*len(x)/(time.perf_counter()-clock))
+        log = _note(run, folder, row)
+        ended = bool(t.stop and row['drift'])
+        if last or ended or save: _save(run, folder, row)
+        for call in callbacks: call(log)
+        clock,since = time.perf_counter(), run.done
     batches.close()
 
-# %% ../../nbs/34_sae.train.ipynb #e84a370e
+def _update(run, x):
+    "One update on a batch"
+    more = dict(coefficients=_coefficients(run)) if run.why else {}
+    step = run.stepper.step(x, _lr(run.t, run.done), run.silent>run.t.dead_after, **more)
+    run.silent = torch.where(step.fired>0, 0, run.silent+len(x))
+    run.done += 1
+    return step
+
+# %% ../../nbs/34_sae.train.ipynb #05e9ea6e
 def live(
     y:str='fvu', # A measurement
     **kw         # For the axes, such as `yscale='log'`
-)->Callable: # For `train`'s `looks`
+)->Callable: # For `train`'s `callbacks`
     "A figure that is drawn again at each measurement"
     from IPython.display import display
     from steerlens import plot
     shown = []
-    def look(log):
-        fig = plot.curves(log.assign(of=y), 'step', y, 'of', f'{y} {log[y].iloc[-1]:.4g} after {log.step.iloc[-1]:,} updates', 'update', y, **kw)
+    def draw(log):
+        title = f'{y} {log[y].iloc[-1]:.4g} after {log.step.iloc[-1]:,} updates'
+        fig = plot.curves(log.assign(of=y), 'step', y, 'of', title, 'update', y, **kw)
         if shown: shown[0].update(fig)
         else: shown.append(display(fig, display_id=True))
-    return look
+    return draw
 
-# %% ../../nbs/34_sae.train.ipynb #05e9ea6e
+# %% ../../nbs/34_sae.train.ipynb #900504a7
 def to_wandb(
     project:str,       # Its name there
     folder:str|Path,   # Where it keeps its files
     config:dict={},    # What made the run
     mode:str='offline', # Or `online`
     name:str|None=None # Of the run
-)->Callable: # For `train`'s `looks`
+)->Callable: # For `train`'s `callbacks`
     "Log each measurement with Weights & Biases"
     import wandb
     run = wandb.init(project=project, dir=folder, config=config, mode=mode, name=name, reinit='create_new')
