@@ -57,11 +57,10 @@ def headline(
     name = 'The sparse SAE direction' if led=='sae_topk' else 'The SAE direction'
     told = [name+(f' ({size} latents)' if size else '')+' flips {} of {}'.format(*pooled(metrics, led))]
     if (k := pooled(metrics, 'diffmean'))[1]:
-        as_well = 'DiffMean does as well, {} of {}' if k>=pooled(metrics, led) else 'DiffMean {} of {}'
-        told.append(as_well.format(*k))
+        told.append(('DiffMean does as well: {} of {}' if k>=pooled(metrics, led) else 'DiffMean {} of {}').format(*k))
     if (k := pooled_placebos(metrics))[1]: told.append('random ones of the same length {} of {:,}'.format(*k))
     if (k := pooled(metrics, 'swap'))[1]: told.append('the other instruction itself {} of {}'.format(*k))
-    return ', '.join(told)
+    return '; '.join(told)
 
 # %% ../nbs/95_report.ipynb #9ada3219
 def interval(
