@@ -1,4 +1,4 @@
-"How one definition looks in the docs: its signature as Python writes it, its docstring, a row for each documented argument"
+"How a definition looks in the docs: its signature as Python writes it, its docstring, its documented arguments"
 import ast, inspect, re
 from dataclasses import is_dataclass
 from functools import reduce
@@ -35,7 +35,7 @@ def declared(name, annotation, default):
 
 
 def arguments(fn):
-    "{name: as Python writes it} of the arguments of the function node `fn`; a lone `*` and `/` stand under their own name"
+    "{name: as Python writes it} of the arguments of the function node `fn`; a lone `*` and `/` are named so"
     a = fn.args
     positional = a.posonlyargs+a.args
     defaults = [None]*(len(positional)-len(a.defaults))+a.defaults

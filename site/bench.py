@@ -48,7 +48,8 @@ def plot(rows):
     from steerlens.plot import COLORS, sheet
     ratios = [better(r) for _,r in rows]
     won = sum(x>1 for x in ratios)
-    title = f'Ours is ahead of its peer in {won} of {len(rows)}: {num(max(ratios))} times as good at best, {num(min(ratios))} at worst'
+    ends = f'{num(max(ratios))} times as good at best, {num(min(ratios))} at worst'
+    title = f'Ours is ahead of its peer in {won} of {len(rows)}: {ends}'
     fig,(ax,) = sheet(title, .8+.36*len(rows))
     ax.set_xscale('log')
     for y,x in enumerate(ratios):
@@ -77,8 +78,8 @@ def named(name, r):
 def short_table(rows):
     "The leading rows with their numbers"
     lines = [line(['', 'times as good', 'ours', 'peer', 'unit']), line(['---', '--:', '--:', '--:', '---'])]
-    for label,r in rows:
-        lines.append(line([named(label, r), f'**{num(better(r))}**', num(r['ours']), num(r['peer']), r['unit']]))
+    for name,r in rows:
+        lines.append(line([named(name, r), f'**{num(better(r))}**', num(r['ours']), num(r['peer']), r['unit']]))
     return '\n'.join(lines)
 
 
@@ -92,8 +93,8 @@ def row(r):
 def whole(t):
     "All rows of a benchmark, folded"
     ran = ', '.join(f'{k} {v}' for k,v in t['machine'].items() if k!='quick')
-    table = '\n'.join([line(['', 'ours', 'peer', 'unit', 'ours / peer', 'MB']), line(['---', '--:', '--:', '---', '--:', '--:']),
-                       *map(row, t['rows'])])
+    head = [line(['', 'ours', 'peer', 'unit', 'ours / peer', 'MB']), line(['---', '--:', '--:', '---', '--:', '--:'])]
+    table = '\n'.join(head+[row(r) for r in t['rows']])
     about = f"{t['about']}\n\n`benchmarks/{t['stem']}.py` on {ran}."
     return f"### {t['title']}\n\n"+about+'\n\n'+fold(f"All {len(t['rows'])} rows", table)
 

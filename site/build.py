@@ -10,8 +10,11 @@ from execnb.nbio import read_nb
 from nbdev.config import get_config
 from bench import benchmarks
 from cells import DIRECTIVE, HIDDEN, SILENT
-from links import leftovers, resolve
+from links import leftovers, loaded, resolve
 from pages import DOCS, HERE, ROOT, SHOWCASE, header, library, runs, showcase
+
+FROM = 'the lines above say where; pages come from nbs/ and reports/showcase/, by way of site/docs/'
+STALE = 'README.md: stale; run `python site/build.py --readme-only` after editing nbs/index.ipynb'
 
 # -- the site
 
@@ -50,10 +53,15 @@ def write():
 
 
 def check(folder):
-    "Refuse Markdown that is left over in the HTML"
-    found = [(p.name, *left) for p in sorted(folder.glob('*.html')) for left in leftovers(p.read_text(encoding='utf-8'))]
-    for page,what,text in found: print(f'docs: {page}: Markdown of {what} is left over: {text}', file=sys.stderr)
-    if found: sys.exit('docs: not right; pages come from nbs/ and reports/showcase/, by way of site/docs/')
+    "Refuse Markdown that is left over in the HTML, and what is missing or loaded from the network"
+    wrong = []
+    for p in sorted(folder.glob('*.html')):
+        page = p.read_text(encoding='utf-8')
+        wrong += [f'{p.name}: Markdown of {what} is left over: {text}' for what,text in leftovers(page)]
+        wrong += [f'{p.name}: {src}: loaded from the network' for src in loaded(page) if '//' in src]
+        wrong += [f'{p.name}: {src}: no such file' for src in loaded(page) if '//' not in src and not (folder/src).exists()]
+    for w in wrong: print(f'docs: {w}', file=sys.stderr)
+    if wrong: sys.exit(f'docs: not right; {FROM}')
 
 
 def site():
@@ -65,7 +73,7 @@ def site():
     nav,n_pages = write()
     cfg = load_config(str(HERE/'mkdocs.yml'), nav=nav, strict=True)
     try: build(cfg)
-    except Abort: sys.exit('docs: not built; the lines above say which page and link (pages come from nbs/, by way of site/docs/)')
+    except Abort: sys.exit(f'docs: not built; {FROM}')
     check(Path(cfg.site_dir))
     print(f'docs: {n_pages} pages, open {Path(cfg.site_dir)/"index.html"}')
 
@@ -95,7 +103,7 @@ def main():
     os.chdir(ROOT)
     old,new = ROOT/'README.md', readme()
     fresh = old.exists() and old.read_text(encoding='utf-8')==new
-    if a.check and not fresh: sys.exit('README.md: stale; run `python site/build.py --readme-only` after editing nbs/index.ipynb')
+    if a.check and not fresh: sys.exit(STALE)
     if a.check: return
     old.write_text(new, encoding='utf-8')
     if not a.readme_only: site()

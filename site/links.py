@@ -72,8 +72,13 @@ def resolve(pages, host, stems, modules):
 QUOTED = re.compile(r'<!--.*?-->|<(pre|script|style|svg)\b.*?</\1>', re.S)
 INLINE = re.compile(r'<code\b.*?</code>', re.S)
 TAG = re.compile(r'<[^>]*>')
-LEFT = {'a link': r'\]\([^)\s]*\)', 'bold': r'\*\*\w[^*]*\*\*', 'code': '`', 'a heading': r'^\s*#{1,6} ', 'a table': r'^\s*\|.*\|\s*$',
-        'attributes': r'\{ ?[.#:][\w-]', 'a block': r'^\s*(///|:::)'}
+LEFT = {'a link': r'\]\([^)\s]*\)',
+        'bold': r'\*\*\w[^*]*\*\*',
+        'code': '`',
+        'a heading': r'^\s*#{1,6} ',
+        'a table': r'^\s*\|.*\|\s*$',
+        'attributes': r'\{ ?[.#:][\w-]',
+        'a block': r'^\s*(///|:::)'}
 
 
 def leftovers(page):
@@ -87,3 +92,10 @@ def leftovers(page):
         for m in re.finditer(pattern, text, re.M):
             found.append((what, ' '.join(text[max(0, m.start()-40):m.end()+20].split())))
     return found
+
+
+def loaded(page):
+    "What the HTML `page` loads as it opens: images, films, scripts and styles"
+    tags = re.findall(r'<(?:img|video|script|source|iframe)\b[^>]*?\ssrc="([^"]+)"', page)
+    tags += re.findall(r'<link\b[^>]*?rel="(?:stylesheet|icon)"[^>]*?href="([^"]+)"', page)
+    return [unescape(t).split('?')[0] for t in tags if not t.startswith('data:')]

@@ -10,8 +10,8 @@ HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1
 DOCS, SHOWCASE = HERE/'docs', ROOT/'reports/showcase'
 TOP = re.compile(r'# *(.+)\n*(?:> *(.+(?:\n> *.+)*))?\s*')
 # The library's parts: the first numbers of their notebooks, and a name
-PARTS = {'0': 'Core', '1': 'Subjects', '2': 'Activations', '3': 'Autoencoders', '4': 'Codes', '5': 'Steering', '6': 'Lens',
-         '7': 'Exploring', '8': 'Decoders and explanations', '9': 'Report and command line'}
+PARTS = {'0': 'Core', '1': 'Subjects', '2': 'Activations', '3': 'Autoencoders', '4': 'Codes', '5': 'Steering',
+         '6': 'Lens', '7': 'Exploring', '8': 'Decoders and explanations', '9': 'Report and command line'}
 
 
 def header(title, description=''):
@@ -52,7 +52,11 @@ def library():
 
 # -- executed phases
 
-def tagged(cells, tag): return next((c for c in cells if tag in c.metadata.get('tags', [])), None)
+PARAMETERS = 'parameters', 'injected-parameters' # papermill's tags
+
+
+def tags(c): return c.metadata.get('tags', [])
+def tagged(cells, tag): return next((c for c in cells if tag in tags(c)), None)
 
 
 def assigned(text):
@@ -66,13 +70,14 @@ def assigned(text):
 
 def parameters(cells):
     "What a run was made with, as a folded table: each parameter's value and what it means"
-    declared,injected = tagged(cells, 'parameters'), tagged(cells, 'injected-parameters')
+    declared,injected = [tagged(cells, tag) for tag in PARAMETERS]
     if not declared: return ''
     values = assigned(declared.source) | (assigned(injected.source) if injected else {})
     meaning = dict(re.findall(r'^(\w+) *:.*?#\s*(.*)$', declared.source, re.M))
     bar = '\\|'
-    lines = [f"| `{k}` | `{v.replace('|', bar)}` | {meaning.get(k, '')} |" for k,v in values.items()]
-    return fold(f'{len(values)} parameters', '\n'.join(['| parameter | value | meaning |', '|---|---|---|', *lines]), 'parameters')
+    lines = ['| parameter | value | meaning |', '|---|---|---|']
+    lines += [f"| `{k}` | `{v.replace('|', bar)}` | {meaning.get(k, '')} |" for k,v in values.items()]
+    return fold(f'{len(values)} parameters', '\n'.join(lines), 'parameters')
 
 
 def executed(c, name):
@@ -99,9 +104,10 @@ def run_page(path):
     cells = read_nb(path).cells
     top = TOP.match(cells[0].source)
     cells[0].source = cells[0].source[top.end():]
-    about = f'Executed on **{subject}**. [The notebook](notebooks/{page}.ipynb); `steerlens run {phase} {subject}` makes it anew.'
-    shown = [c for c in cells if c.source.strip() and not {'parameters', 'injected-parameters'} & {*c.metadata.get('tags', [])}]
-    body = [executed(c, f'{page}_{i}') for i,c in enumerate(shown)]
+    about = (f'Executed on **{subject}**. [The notebook](notebooks/{page}.ipynb); '
+             f'`steerlens run {phase} {subject}` makes it anew.')
+    told = [c for c in cells if c.source.strip() and not {*PARAMETERS} & {*tags(c)}]
+    body = [executed(c, f'{page}_{i}') for i,c in enumerate(told)]
     (DOCS/'notebooks').mkdir(exist_ok=True)
     shutil.copy(path, DOCS/'notebooks'/f'{page}.ipynb')
     folder = path.parent/subject
@@ -114,7 +120,8 @@ def sweep(folder):
     svg = folder/'sweep.svg'
     if not svg.exists(): return []
     shutil.copy(svg, DOCS/f'{folder.name}.sweep.svg')
-    return ['## Other sizes and seeds', '`make sweep` trains and compares them.', figure(f'{folder.name}.sweep.svg', alt(svg))]
+    drawn = figure(f'{folder.name}.sweep.svg', alt(svg))
+    return ['## Other sizes and seeds', '`make sweep` trains and compares them.', drawn]
 
 
 def subjects():
@@ -191,7 +198,8 @@ def showcase():
     parts = []
     (DOCS/'showcase').mkdir(exist_ok=True)
     for s in subjects():
-        read_on = ', '.join(f'[{p.parent.name}]({p.parent.name}.{s}.md)' for p in sorted(SHOWCASE.glob(f'[0-9]*_*/{s}.ipynb')))
+        phases = [p.parent.name for p in sorted(SHOWCASE.glob(f'[0-9]*_*/{s}.ipynb'))]
+        read_on = ', '.join(f'[{phase}]({phase}.{s}.md)' for phase in phases)
         flipped = (SHOWCASE/'3_steering'/s/'metrics.json').exists()
         parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s))]
     parts = parts or ['There is no showcase yet: `make showcase` makes one from a finished run.']

@@ -2,8 +2,8 @@
 
     python site/showcase.py [SUBJECT ...] [--reports FOLDER] [--to FOLDER]
 
-Of each phase and subject: the executed notebook, its metrics, manifest, figures and films, as they are. What was not run
-this time stays as it was. Without SUBJECT: all that were run.
+Of each phase and subject: the executed notebook, its metrics, manifest, figures and films, as they are. What was not
+run this time stays as it was. Without SUBJECT: all that were run.
 """
 import argparse, shutil, subprocess, sys
 from pathlib import Path
@@ -16,7 +16,8 @@ KEPT = ('metrics.json', 'manifest.json', '*.svg', '*.mp4', '*.png')
 def finished(reports, names):
     "The folders of finished runs, `<reports>/<phase>/<subject>`, of all subjects or those named"
     done = [p.parent for p in sorted(reports.glob('[0-9]*_*/*/metrics.json'))]
-    if missing := {*names}-{p.name for p in done}: sys.exit(f"{reports}: no finished run of {', '.join(sorted(missing))}; run its phases")
+    missing = sorted({*names}-{p.name for p in done})
+    if missing: sys.exit(f"{reports}: no finished run of {', '.join(missing)}; run its phases")
     if not done: sys.exit(f'{reports}: no finished run; `make run` makes one')
     return [p for p in done if not names or p.name in names]
 
@@ -26,7 +27,7 @@ def copy(run, to, sweeps):
     notebook = run.with_suffix('.ipynb')
     if not notebook.exists(): sys.exit(f'{notebook}: missing; run the phase again')
     size = notebook.stat().st_size
-    if size>NOTEBOOK: sys.exit(f'{notebook}: {size/1e6:.1f} MB; expected at most {NOTEBOOK/1e6:.0f} MB; show fewer points in its figures')
+    if size>NOTEBOOK: sys.exit(f'{notebook}: {size/1e6:.1f} MB; expected at most 1 MB; show fewer points in its figures')
     folder = to/run.parent.name/run.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -7,12 +7,25 @@ from steerlens import params
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
-RUNS = [*[(phase, SUBJECT) for phase in params.phases()], *[(phase, 'nano_lm') for phase in params.phases()[:2]]] # as in the Snakefile
+PHASES = params.phases()
+RUNS = [(phase, SUBJECT) for phase in PHASES]+[(phase, 'nano_lm') for phase in PHASES[:2]] # as in the Snakefile
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
 
-def pytest_configure(config): config.addinivalue_line('filterwarnings', "ignore:The 'utils' module has been deprecated:DeprecationWarning") # what sae-lens imports of TransformerLens
+def pytest_configure(config):
+    ignored = "The 'utils' module has been deprecated:DeprecationWarning" # what sae-lens imports of TransformerLens
+    config.addinivalue_line('filterwarnings', f'ignore:{ignored}')
+    config.addinivalue_line('markers', 'slow: needs what `make run` and `make test` do not; run with `-m slow`')
+    config.addinivalue_line('markers', 'xdist_group(name): tests that one worker runs')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "With several workers, the small run and what reads it belong to one; every other file to one as well"
+    for item in items:
+        name = 'smoke' if 'smoke' in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def sh(*args, cwd=ROOT, **env):
