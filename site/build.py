@@ -58,8 +58,9 @@ def check(folder):
     for p in sorted(folder.glob('*.html')):
         page = p.read_text(encoding='utf-8')
         wrong += [f'{p.name}: Markdown of {what} is left over: {text}' for what,text in leftovers(page)]
-        wrong += [f'{p.name}: {src}: loaded from the network' for src in loaded(page) if '//' in src]
-        wrong += [f'{p.name}: {src}: no such file' for src in loaded(page) if '//' not in src and not (folder/src).exists()]
+        for src in loaded(page):
+            if '//' in src: wrong.append(f'{p.name}: {src}: loaded from the network')
+            elif not (folder/src).exists(): wrong.append(f'{p.name}: {src}: no such file')
     for w in wrong: print(f'docs: {w}', file=sys.stderr)
     if wrong: sys.exit(f'docs: not right; {FROM}')
 

@@ -27,7 +27,7 @@ def copy(run, to, sweeps):
     notebook = run.with_suffix('.ipynb')
     if not notebook.exists(): sys.exit(f'{notebook}: missing; run the phase again')
     size = notebook.stat().st_size
-    if size>NOTEBOOK: sys.exit(f'{notebook}: {size/1e6:.1f} MB; expected at most 1 MB; show fewer points in its figures')
+    if size>NOTEBOOK: sys.exit(f'{notebook}: {size/1e6:.1f} MB; expected at most 1 MB; draw fewer points')
     folder = to/run.parent.name/run.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
