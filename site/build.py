@@ -42,7 +42,7 @@ def write():
     "All pages as markdown in `site/docs/`; returns their navigation"
     shutil.rmtree(DOCS, ignore_errors=True)
     DOCS.mkdir()
-    shutil.copy(HERE/'steerlens.css', DOCS)
+    for f in ('steerlens.css', 'offline.js'): shutil.copy(HERE/f, DOCS)
     lib,phases = library(), runs()
     show = showcase()+benchmarks(ROOT, DOCS, header)
     pages = [p for ps in (*lib.values(), show, *phases.values()) for p in ps]
@@ -60,9 +60,15 @@ def check(folder):
         wrong += [f'{p.name}: Markdown of {what} is left over: {text}' for what,text in leftovers(page)]
         for src in loaded(page):
             if '//' in src: wrong.append(f'{p.name}: {src}: loaded from the network')
-            elif not (folder/src).exists(): wrong.append(f'{p.name}: {src}: no such file')
+            elif not (folder/src.lstrip('/')).exists(): wrong.append(f'{p.name}: {src}: no such file')
     for w in wrong: print(f'docs: {w}', file=sys.stderr)
     if wrong: sys.exit(f'docs: not right; {FROM}')
+
+
+def searchable(folder):
+    "The search's index as a script too: a page opened from the file system can't fetch"
+    index = (folder/'search/search_index.json').read_text(encoding='utf-8')
+    (folder/'search/search_index.js').write_text(f'var __index = {index}', encoding='utf-8')
 
 
 def site():
@@ -75,6 +81,7 @@ def site():
     cfg = load_config(str(HERE/'mkdocs.yml'), nav=nav, strict=True)
     try: build(cfg)
     except Abort: sys.exit(f'docs: not built; {FROM}')
+    searchable(Path(cfg.site_dir))
     check(Path(cfg.site_dir))
     print(f'docs: {n_pages} pages, open {Path(cfg.site_dir)/"index.html"}')
 

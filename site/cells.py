@@ -9,6 +9,7 @@ CALLOUT = re.compile(r'^::: *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:::$', re.M|re.S)
 VIDEO = re.compile(r'^\[([^\]]*)\]\(([^)]+\.mp4)\)$', re.M)
 POSTER = re.compile(r'^\[!\[([^\]]*)\]\(([^)]+\.png)\)\]\(([^)]+\.mp4)\)$', re.M)
 FIGURE = re.compile(r'^!\[([^\]]*)\]\(([^)]+\.svg)\)$', re.M)
+JOINT = re.compile(r'_|(?<=[A-Za-z])\.') # in a name, not in a number
 STYLE = re.compile(r'<style.*?</style>', re.S)
 
 
@@ -47,8 +48,10 @@ def image(data, name, folder):
 
 
 def html(text):
-    "A table of pandas, or other HTML: without its style, and in one block, as markdown wants it"
-    return '<div class="table" tabindex="0">'+re.sub(r'\n\s*\n', '\n', STYLE.sub('', text)).strip()+'</div>'
+    "A table of pandas, or other HTML: without its style, in one block as markdown wants it; names may wrap"
+    text = re.sub(r'\n\s*\n', '\n', STYLE.sub('', text)).strip()
+    text = re.sub(r'(?<=>)[^<>]+(?=</t[hd]>)', lambda m: JOINT.sub(r'\g<0><wbr>', m[0]), text)
+    return f'<div class="table" tabindex="0">{text}</div>'
 
 
 def output(o, name, folder):
