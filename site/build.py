@@ -25,9 +25,11 @@ def stems():
     return nbs | phases
 
 
-def modules():
-    "The library's source, module by module"
-    return [p.read_text(encoding='utf-8') for p in sorted((ROOT/'steerlens').rglob('[!_]*.py'))]
+def sources():
+    "All code that gives words a meaning: the library's modules, and the phases"
+    library = [p.read_text(encoding='utf-8') for p in sorted((ROOT/'steerlens').rglob('[!_]*.py'))]
+    phases = [read_nb(p).cells for p in sorted((ROOT/'sae_notebooks').glob('[0-9]*.ipynb'))]
+    return library+['\n'.join(c.source for c in cells if c.cell_type=='code') for cells in phases]
 
 
 def menu(lib, show, phases):
@@ -48,7 +50,7 @@ def write():
     pages = [p for ps in (*lib.values(), show, *phases.values()) for p in ps]
     cfg = get_config()
     host = cfg.doc_host+cfg.doc_baseurl.rstrip('/')+'/'
-    for page,_,text in resolve(pages, host, stems(), modules()): (DOCS/f'{page}.md').write_text(text, encoding='utf-8')
+    for page,_,text in resolve(pages, host, stems(), sources()): (DOCS/f'{page}.md').write_text(text, encoding='utf-8')
     return menu(lib, show, phases), len(pages)
 
 

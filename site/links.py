@@ -14,7 +14,7 @@ def anchor(name): return name.lower().replace('__', '')
 
 
 def meanings(tree):
-    "The words that a module uses for an argument, a variable, a field or a key"
+    "The words that code uses for an argument, a variable, a field or a key"
     for n in ast.walk(tree):
         if isinstance(n, ast.arg): yield n.arg
         elif isinstance(n, ast.keyword) and n.arg: yield n.arg
@@ -22,11 +22,11 @@ def meanings(tree):
         elif isinstance(n, ast.Constant) and isinstance(n.value, str): yield n.value
 
 
-def unambiguous(anchors, modules):
-    "{name: (page, anchor)} of the names defined on one page that mean nothing else in any of `modules`, as source"
+def unambiguous(anchors, sources):
+    "{name: (page, anchor)} of the names defined on one page that mean nothing else in any of the `sources`"
     pages = Counter(name for names in anchors.values() for name in names)
     taken = set()
-    for text in modules: taken |= set(meanings(ast.parse(EXPORTED.sub('', text))))
+    for text in sources: taken |= set(meanings(ast.parse(EXPORTED.sub('', text))))
     return {name: (page, anchor(name)) for page,names in anchors.items() for name in names
             if pages[name]==1 and name not in taken}
 
@@ -60,10 +60,10 @@ def local(text, host, anchors, stems):
     return text.replace('../reports/showcase/', 'showcase/')
 
 
-def resolve(pages, host, stems, modules):
+def resolve(pages, host, stems, sources):
     "The pages [(page, title, text)] with all their links"
     anchors = {page: re.findall(r'^### `([\w.]+)` \{ #\S+ \.api', text, re.M) for page,_,text in pages}
-    where = unambiguous(anchors, modules)
+    where = unambiguous(anchors, sources)
     for page,title,text in pages:
         yield page, title, link_names(local(text, host, anchors, stems), page, where)
 
