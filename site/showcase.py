@@ -22,6 +22,13 @@ def finished(reports, names):
     return [p for p in done if not names or p.name in names]
 
 
+def by_hand(run):
+    "The parameters in which a run differs from the published one"
+    from steerlens.params import changed
+    phase,subject = run.parts[-2:]
+    return changed(phase, subject, run.parents[2].as_posix()) or {}
+
+
 def copy(run, to, sweeps):
     "One run: its notebook, and what it left beside it"
     notebook = run.with_suffix('.ipynb')
@@ -43,12 +50,15 @@ def main():
     a.add_argument('--reports', type=Path, default=ROOT/'reports', help='where the runs are')
     a.add_argument('--to', type=Path, default=ROOT/'reports/showcase', help='where the copies go')
     a = a.parse_args()
-    for run in finished(a.reports, a.subjects): copy(run, a.to, a.reports.parent/'sweeps')
+    ready,committed = finished(a.reports, a.subjects), a.to==ROOT/'reports/showcase'
+    for run in ready if committed else []:
+        if found := by_hand(run): sys.exit(f"{run}: not the published {', '.join(found)}; run it again with `make run`")
+    for run in ready: copy(run, a.to, a.reports.parent/'sweeps')
     files = [p for p in a.to.rglob('*') if p.is_file()]
     size = sum(p.stat().st_size for p in files)
     if size>WHOLE: sys.exit(f'{a.to}: {size/1e6:.1f} MB; expected at most {WHOLE/1e6:.0f} MB; make the videos smaller')
     print(f'showcase: {len(files)} files, {size/1e3:.0f} kB')
-    if a.to!=ROOT/'reports/showcase': return
+    if not committed: return
     for cmd in (['save.py', 'nbs/index.ipynb'], ['build.py', '--readme-only']):
         subprocess.run([sys.executable, HERE/cmd[0], *cmd[1:]], cwd=ROOT, check=True)
     print('README.md and nbs/index.ipynb are written anew')

@@ -16,7 +16,7 @@ os.chdir(ROOT)
 def pytest_configure(config):
     ignored = "The 'utils' module has been deprecated:DeprecationWarning" # what sae-lens imports of TransformerLens
     config.addinivalue_line('filterwarnings', f'ignore:{ignored}')
-    config.addinivalue_line('markers', 'slow: takes a minute, and needs an optional package; skipped where that is missing')
+    config.addinivalue_line('markers', 'slow: takes a minute and an optional package; skipped where that is missing')
 
 
 SMOKE = 'tests/test_phases.py', 'tests/test_steering.py' # what reads the small run

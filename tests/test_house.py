@@ -124,9 +124,14 @@ def test_every_import_is_declared():
     assert not missing, f'{missing}: add to pyproject.toml'
 
 
-def test_links_lead_somewhere():
-    "Of README and CONTRIBUTING, to files of this repository"
-    for page in ('README.md', 'CONTRIBUTING.md'):
-        targets = re.findall(r'\]\(([^)#\s]+)', (ROOT/page).read_text(encoding='utf-8'))
-        dead = [t for t in targets if '://' not in t and not (ROOT/t).exists()]
-        assert not dead, f'{page}: {dead}'
+def prose(path):
+    if path.suffix=='.md': return path.read_text(encoding='utf-8')
+    return '\n'.join(''.join(c['source']) for c in cells(path) if c['cell_type']=='markdown')
+
+
+@pytest.mark.parametrize('path', [ROOT/'README.md', ROOT/'CONTRIBUTING.md', *NBS, *PHASES], ids=name)
+def test_links_lead_somewhere(path):
+    "To files of this repository; a phase may be linked from the library by its name alone"
+    targets = [t for t in re.findall(r'\]\(([^)#\s]+)', prose(path)) if '://' not in t]
+    dead = [t for t in targets if not any((folder/t).exists() for folder in (path.parent, ROOT/'sae_notebooks'))]
+    assert not dead, f'{path.name}: {dead}'
