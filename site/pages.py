@@ -163,14 +163,13 @@ def shown(folder):
 
 def steered(subject):
     "What the showcase says of a subject that was steered"
-    from steerlens import report
+    from steerlens import findings
     m = read(SHOWCASE/'3_steering'/subject/'metrics.json')
     films,figures = shown(SHOWCASE/'3_steering'/subject)
     tokens = SHOWCASE/'4_tokens'/subject
     words = shown(tokens)[1] if tokens.exists() else []
-    placebos = getattr(report, 'placebos_md', lambda m: '')(m)
-    return [f'**{report.headline(m)}.**', *films, '### Flips', report.flips_md(m), placebos, *figures, *words,
-            '### The run', report.facts_md(m)]
+    told = [f'**{findings.headline(m)}.**', *films, '### Flips', findings.flips_md(m), *figures, *words]
+    return [*told, '### The run', findings.facts_md(m)]
 
 
 def able(subject):
@@ -186,9 +185,9 @@ def able(subject):
 
 def gates():
     "The gates that the committed runs miss"
-    from steerlens import report
+    from steerlens import findings
     found = {p.parent.name: read(p) for p in sorted(SHOWCASE.glob('2_sae/*/metrics.json'))}
-    text = getattr(report, 'gates_md', lambda ms: '')(found)
+    text = findings.gates_md(found)
     return ['## Gates missed', text] if text else []
 
 
