@@ -32,7 +32,7 @@ Version = Annotated[bool, typer.Option('--version', callback=print_version, is_e
 def _steerlens(
     version:Version=False, # Print the version
 ):
-    "Find sparse directions in robot policies and language models, read them, steer with them, prove it against a placebo."
+    "Find sparse directions in robot policies and language models, read them, steer with them, check the placebo."
 
 # %% ../nbs/99_cli.ipynb #7fbff0e9
 Phase = Annotated[str, typer.Argument(help='A phase, by name or number.')]
