@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test docs lab subject sweep showcase bench tables clean
+.PHONY: help run test check docs lab subject sweep showcase bench tables clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,10 +51,21 @@ test: $(HERE) ## every check: the notebooks, the tests, the docs
 	@echo "== notebooks: nbdev_test"
 	@"$(BIN)"/nbdev_test --n_workers 2
 	@echo "== tests: pytest"
-	@"$(BIN)"/pytest
+	@OMP_NUM_THREADS=1 "$(BIN)"/pytest -n 2 --dist loadscope --no-loadscope-reorder
 	@echo "== docs: strict build"
 	@"$(BIN)"/python site/build.py
 	@echo "== all checks passed"
+
+# The notebooks that differ from BASE, as nbdev_test wants them: (00_core|01_params).ipynb
+BASE ?= HEAD
+none :=
+CHANGED = $(sort $(basename $(notdir $(shell git diff --name-only --diff-filter=d $(BASE) -- nbs; git ls-files --others --exclude-standard nbs))))
+FILES = ($(subst $(none) $(none),|,$(CHANGED))).ipynb
+
+check: $(HERE) ## the inner loop: the house's rules, and the notebooks that changed since the last commit, or BASE=main
+	@"$(BIN)"/pytest -q tests/test_house.py tests/test_repo.py -k 'house or export or clean or readme or docs'
+	@if [ -n "$(CHANGED)" ]; then echo "== $(CHANGED)"; "$(BIN)"/nbdev_test --n_workers 2 --file_re '^$(FILES)$$'; \
+	 else echo "== no notebook differs from $(BASE)"; fi
 
 docs: $(HERE) ## build the documentation into _site/
 	@"$(BIN)"/python site/build.py

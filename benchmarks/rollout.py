@@ -35,10 +35,12 @@ def step_rows(name):
 def memory_row():
     "Resident memory of 64 episodes: one model and 64 states, or an environment each"
     n,before = 64, resident()
-    scene = Scene('puck'); worlds = [scene.reset(i) for i in range(n)]
+    scene = Scene('puck')
+    worlds = [scene.reset(i) for i in range(n)]
     ours,before = resident()-before, resident()
     envs = [Scene('puck').env for _ in range(n)]
-    return dict(name=f'memory of {n} episodes, puck', ours=ours, peer=resident()-before, peer_name='metaworld, one env an episode', unit='MB')
+    peer = dict(peer=resident()-before, peer_name='metaworld, one env an episode')
+    return dict(name=f'memory of {n} episodes, puck', ours=ours, unit='MB', **peer)
 
 
 def trial_rows():
@@ -54,15 +56,18 @@ def trial_rows():
         with Lab('nano_vla', 1) as one, Lab('nano_vla', 2, chunk=len(trials)//2) as two:
             two.run(trials, edits) # start the workers
             peer = rate(lambda: alone(one), few, 1)
-            found = [('one process', rate(lambda: one.run(trials, edits), len(trials), 2)), ('two processes', rate(lambda: two.run(trials, edits), len(trials), 2))]
+            labs = {'one process': one, 'two processes': two}
+            found = {k: rate(lambda: lab.run(trials, edits), len(trials), 2) for k,lab in labs.items()}
     finally: sys.stdout = out
-    return [dict(name=f'steered trials, {k}', ours=v, peer=peer, peer_name='the same policy, one episode at a time', unit='trials/s') for k,v in found]
+    beside = dict(peer=peer, peer_name='the same policy, one episode at a time', unit='trials/s')
+    return [dict(name=f'steered trials, {k}', ours=v, **beside) for k,v in found.items()]
 
 
 def main():
     rows = [r for k in KINDS for r in step_rows(k)] + trial_rows() + [memory_row()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
-    finish([r | dict(memory_mb=peak) for r in rows], ARGS, title='Rollouts', about='Control steps, steered trials and memory; memory is the whole run\'s peak.')
+    about = "Control steps, steered trials and memory; memory is the whole run's peak."
+    finish([r | dict(memory_mb=peak) for r in rows], ARGS, title='Rollouts', about=about)
 
 
 if __name__=='__main__': main()

@@ -20,7 +20,8 @@ TMP = re.compile(r'/tmp/[\w./-]*?tmp\w{8}')
 def skipped(cell, flags):
     "Is this a cell that `nbdev_test` wouldn't run?"
     d = getattr(cell, 'directives_', None) or {}
-    return cell.cell_type!='code' or 'nbdev_export(' in cell.source or d.get('eval:', [''])[0].lower()=='false' or bool(flags & d.keys())
+    if cell.cell_type!='code' or 'nbdev_export(' in cell.source: return True
+    return d.get('eval:', [''])[0].lower()=='false' or bool(flags & d.keys())
 
 def steady(outputs):
     "`outputs` without what differs between two runs"

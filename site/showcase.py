@@ -1,28 +1,67 @@
-"""Copy the small committed set, `reports/showcase/`, from a finished run, and write the front page anew
+"""Copy the committed set, `reports/showcase/`, from finished runs, and write the front page anew
 
-    python site/showcase.py [SUBJECT] [FIGURE ...]     without figures all of 3_steering and 4_tokens, and of sweeps (`sweep_SUBJECT`)
+    python site/showcase.py [SUBJECT ...] [--reports FOLDER] [--to FOLDER]
+
+Of each phase and subject: the executed notebook, its metrics, manifest, figures and films, as they are. What was not
+run this time stays as it was. Without SUBJECT: all that were run.
 """
-import shutil, subprocess, sys
+import argparse, shutil, subprocess, sys
 from pathlib import Path
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]
-LIMIT = 3e6 # bytes: every clone carries it
+NOTEBOOK, WHOLE = 1e6, 12e6 # bytes: every clone carries them
+KEPT = ('metrics.json', 'manifest.json', '*.svg', '*.mp4', '*.png')
 
-def main(subject='nano_vla', *figures):
-    base, dest = ROOT/'reports', ROOT/'reports/showcase'
-    run = base/'3_steering'/subject
-    if not (run/'metrics.json').exists(): sys.exit(f'{run}: no metrics.json; run the phases with `make run`, then come back')
-    svgs = [p for phase in ('3_steering', '4_tokens') for p in sorted((base/phase/subject).glob('*.svg')) if not figures or p.stem in figures]
-    sweeps = {name: p for p in ROOT.glob('sweeps/*/compare.svg') if (name := f'sweep_{p.parent.name}') in figures or not figures}
-    if missing := set(figures)-{p.stem for p in svgs}-set(sweeps): sys.exit(f"{', '.join(missing)}: no such figure in the run of {subject}")
-    shutil.rmtree(dest, ignore_errors=True)
-    dest.mkdir(parents=True)
-    for p in (run/'metrics.json', *svgs, *run.glob('*.mp4'), *run.glob('*.png')): shutil.copy(p, dest)
-    for name,p in sweeps.items(): shutil.copy(p, dest/f'{name}.svg')
-    if (tokens := base/'4_tokens'/subject/'metrics.json').exists(): shutil.copy(tokens, dest/'tokens.json')
-    size = sum(p.stat().st_size for p in dest.iterdir())
-    if size>LIMIT: sys.exit(f'{dest}: {size/1e6:.1f} MB, at most {LIMIT/1e6:.0f} MB; name the figures to keep, or make the videos smaller')
-    for cmd in (['save.py', 'nbs/index.ipynb'], ['build.py', '--readme-only']): subprocess.run([sys.executable, HERE/cmd[0], *cmd[1:]], cwd=ROOT, check=True)
-    print(f'showcase: {len(list(dest.iterdir()))} files, {size/1e3:.0f} kB; README.md and nbs/index.ipynb are written anew')
 
-if __name__=='__main__': main(*sys.argv[1:])
+def finished(reports, names):
+    "The folders of finished runs, `<reports>/<phase>/<subject>`, of all subjects or those named"
+    done = [p.parent for p in sorted(reports.glob('[0-9]*_*/*/metrics.json'))]
+    missing = sorted({*names}-{p.name for p in done})
+    if missing: sys.exit(f"{reports}: no finished run of {', '.join(missing)}; run its phases")
+    if not done: sys.exit(f'{reports}: no finished run; `make run` makes one')
+    return [p for p in done if not names or p.name in names]
+
+
+def by_hand(run):
+    "The parameters in which a run differs from the published one"
+    from steerlens.params import changed
+    phase,subject = run.parts[-2:]
+    return changed(phase, subject, run.parents[2].as_posix()) or {}
+
+
+def copy(run, to, sweeps):
+    "One run: its notebook, and what it left beside it"
+    notebook = run.with_suffix('.ipynb')
+    if not notebook.exists(): sys.exit(f'{notebook}: missing; run the phase again')
+    size = notebook.stat().st_size
+    if size>NOTEBOOK: sys.exit(f'{notebook}: {size/1e6:.1f} MB; expected at most 1 MB; draw fewer points')
+    folder = to/run.parent.name/run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(notebook, folder.with_suffix('.ipynb'))
+    for p in [p for pattern in KEPT for p in run.glob(pattern)]: shutil.copy(p, folder)
+    compared = sweeps/run.name/'compare.svg'
+    if run.parent.name=='2_sae' and compared.exists(): shutil.copy(compared, folder/'sweep.svg')
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('subjects', nargs='*', metavar='SUBJECT', help='whose runs; all that are there by default')
+    a.add_argument('--reports', type=Path, default=ROOT/'reports', help='where the runs are')
+    a.add_argument('--to', type=Path, default=ROOT/'reports/showcase', help='where the copies go')
+    a = a.parse_args()
+    ready,committed = finished(a.reports, a.subjects), a.to==ROOT/'reports/showcase'
+    for run in ready if committed else []:
+        if found := by_hand(run): sys.exit(f"{run}: not the published {', '.join(found)}; run it again with `make run`")
+    for run in ready: copy(run, a.to, a.reports.parent/'sweeps')
+    files = [p for p in a.to.rglob('*') if p.is_file()]
+    size = sum(p.stat().st_size for p in files)
+    if size>WHOLE: sys.exit(f'{a.to}: {size/1e6:.1f} MB; expected at most {WHOLE/1e6:.0f} MB; make the videos smaller')
+    print(f'showcase: {len(files)} files, {size/1e3:.0f} kB')
+    if not committed: return
+    for cmd in (['save.py', 'nbs/index.ipynb'], ['build.py', '--readme-only']):
+        subprocess.run([sys.executable, HERE/cmd[0], *cmd[1:]], cwd=ROOT, check=True)
+    print('README.md and nbs/index.ipynb are written anew')
+
+
+if __name__=='__main__': main()

@@ -30,7 +30,7 @@ def _version(
 # %% ../nbs/99_cli.ipynb #8953903c
 @app.callback()
 def _steerlens(
-    version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=False,
+    version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='The version.')]=False,
 ):
     "Find sparse directions inside robot policies and language models, read them in words, steer with them, prove it."
 

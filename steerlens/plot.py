@@ -11,7 +11,7 @@ import io, re, textwrap
 from pathlib import Path
 import numpy as np, matplotlib as mpl
 from matplotlib.figure import Figure
-from .core import SteerlensError, atomic
+from .core import atomic, need
 
 # %% ../nbs/02_plot.ipynb #5ff51ace
 COLORS = dict(baseline='#949494', sae='#0173b2', sae_topk='#029e73', diffmean='#de8f05',
@@ -91,8 +91,9 @@ def tidy(
     "`data` as a `DataFrame`; raises where a column is missing"
     import pandas as pd
     df = pd.DataFrame(data)
-    if missing := [c for c in cols if c not in df]:
-        raise SteerlensError(f"figure data: no column {', '.join(missing)}; expected {', '.join(cols)}, got {', '.join(map(str, df))}")
+    missing = [c for c in cols if c not in df]
+    got = f"no column {', '.join(missing)}, only {', '.join(map(str, df))}"
+    need(not missing, 'figure data', got, ', '.join(cols))
     return df
 
 # %% ../nbs/02_plot.ipynb #edfa29f4
@@ -148,7 +149,8 @@ _dashes = ['-', '-.', ':', (0, (8, 2)), (0, (5, 1, 1, 1, 1, 1))]
 
 def _line(ax, i, name, g, x, y):
     placebo = name=='random'
-    look = dict(color='#888' if placebo else COLORS.get(name, _cycle[i%len(_cycle)]), ls='--' if placebo else _dashes[i%len(_dashes)], lw=1.8)
+    color = '#888' if placebo else COLORS.get(name, _cycle[i%len(_cycle)])
+    look = dict(color=color, ls='--' if placebo else _dashes[i%len(_dashes)], lw=1.8)
     ax.plot(g[x], g[y], marker='o' if len(g)<13 else None, ms=4, **look)
     if 'lo' in g and 'hi' in g:
         if len(g)==1: ax.vlines(g[x], g.lo, g.hi, color=look['color'], lw=1.2)
@@ -213,7 +215,8 @@ def bars(
 )->Plot:
     "One horizontal bar per name, with its value"
     fig, (ax,) = sheet(title, .9 + .27*len(values))
-    b = ax.barh([LABELS.get(k, k) for k in values], list(values.values()), .66, color=[COLORS.get((looks or {}).get(k, k), COLORS['sae']) for k in values])
+    colors = [COLORS.get((looks or {}).get(k, k), COLORS['sae']) for k in values]
+    b = ax.barh([LABELS.get(k, k) for k in values], list(values.values()), .66, color=colors)
     ax.bar_label(b, [short(v, fmt) for v in values.values()], padding=4, fontsize=9)
     ax.grid(False)
     ax.invert_yaxis()
@@ -259,7 +262,8 @@ def heatmap(
     ax.grid(False)
     ax.pcolormesh(x, cmap='RdBu_r', vmin=-top, vmax=top, edgecolors='white', linewidth=1)
     for (i,j),v in np.ndenumerate(x):
-        ax.text(j+.5, i+.5, f'{v:{fmt}}'.replace('-', '−'), ha='center', va='center', fontsize=9, color='white' if abs(v)>.65*top else '#222')
+        shown,color = f'{v:{fmt}}'.replace('-', '−'), 'white' if abs(v)>.65*top else '#222'
+        ax.text(j+.5, i+.5, shown, ha='center', va='center', fontsize=9, color=color)
     ax.set(yticks=np.arange(len(df))+.5, yticklabels=df.index, ylim=(len(df), 0), xticks=np.arange(df.shape[1])+.5)
     tilt = max(map(len, map(str, df.columns)))*df.shape[1] > 70
     ax.set_xticklabels(df.columns, rotation=25 if tilt else 0, ha='right' if tilt else 'center', rotation_mode='anchor')

@@ -1,5 +1,5 @@
 "What the tests share: the project's root, the command line, and one small run of every phase"
-import os, subprocess, sys, time
+import fcntl, os, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -7,12 +7,33 @@ from steerlens import params
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
-RUNS = [*[(phase, SUBJECT) for phase in params.phases()], *[(phase, 'nano_lm') for phase in params.phases()[:2]]] # as in the Snakefile
+PHASES = params.phases()
+RUNS = [(phase, SUBJECT) for phase in PHASES]+[(phase, 'nano_lm') for phase in PHASES[:2]] # as in the Snakefile
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
 
-def pytest_configure(config): config.addinivalue_line('filterwarnings', "ignore:The 'utils' module has been deprecated:DeprecationWarning") # what sae-lens imports of TransformerLens
+def pytest_configure(config):
+    ignored = "The 'utils' module has been deprecated:DeprecationWarning" # what sae-lens imports of TransformerLens
+    config.addinivalue_line('filterwarnings', f'ignore:{ignored}')
+    config.addinivalue_line('markers', 'slow: takes a minute and an optional package; skipped where that is missing')
+
+
+SMOKE = 'tests/test_phases.py', 'tests/test_steering.py' # what reads the small run
+
+
+def pytest_collection_modifyitems(items): items.sort(key=lambda item: item.nodeid.split('::')[0] not in SMOKE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With several workers each file is one worker's; those of the small run, the longest, are one's together and first"
+    from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split('::')[0]
+            return 'smoke' if file in SMOKE else file
+    return ByFile(config, log)
 
 
 def sh(*args, cwd=ROOT, **env):
@@ -23,13 +44,23 @@ def sh(*args, cwd=ROOT, **env):
     return SimpleNamespace(rc=r.returncode, out=r.stdout, err=r.stderr, seconds=time.perf_counter()-start)
 
 
-@pytest.fixture(scope='session')
-def smoke(tmp_path_factory, pytestconfig):
-    "Every phase, run in order with params/smoke.yaml by the command line's own function; returns the folder"
-    out = tmp_path_factory.mktemp('smoke')
-    shown = pytestconfig.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled
+def run_phases(out, shown):
+    "Every phase in order with params/smoke.yaml, by the command line's own function"
     for phase,subject in RUNS:
         start = time.perf_counter()
         params.execute(phase, subject, [f'out={out}'], ['params/smoke.yaml'], progress=False)
         with shown(): print(f'\n{phase} {subject}: {time.perf_counter()-start:.0f} s', end=' ', flush=True)
+
+
+@pytest.fixture(scope='session')
+def smoke(tmp_path_factory, pytestconfig):
+    "The folder of the small run of every phase, made once for all workers"
+    several = 'PYTEST_XDIST_WORKER' in os.environ
+    base = tmp_path_factory.getbasetemp().parent if several else tmp_path_factory.getbasetemp()
+    out,done = base/'smoke', base/'smoke.done'
+    with open(base/'smoke.lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        if not done.exists():
+            run_phases(out, pytestconfig.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled)
+            done.touch()
     return out

@@ -50,6 +50,10 @@ write_json(Path(out)/'reports'/'PHASE'/subject/'metrics.json', dict(ok=True))
 """
 
 
+def code_cell(name, source, *tags):
+    return dict(cell_type='code', id=name, source=source, metadata=dict(tags=tags), outputs=[], execution_count=None)
+
+
 @pytest.fixture
 def toy(tmp_path):
     "A project with this one's Snakefile and two phases that only wait"
@@ -60,8 +64,9 @@ def toy(tmp_path):
         shutil.copy(ROOT/f, tmp_path/f)
     for phase,seconds in (('1_a', 0), ('2_b', 4)):
         work = WORK.replace('PHASE', phase).replace('SECONDS', str(seconds))
-        cells = [dict(cell_type='code', id=f'c{i}', source=s, metadata=dict(tags=t), outputs=[], execution_count=None) for i,(s,t) in enumerate([(PARAMETERS, ['parameters']), (work, [])])]
-        nb = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')), cells=cells)
+        cells = [code_cell('c0', PARAMETERS, 'parameters'), code_cell('c1', work)]
+        kernel = dict(name='python3', display_name='python3', language='python')
+        nb = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel), cells=cells)
         (tmp_path/f'sae_notebooks/{phase}.ipynb').write_text(json.dumps(nb))
     return tmp_path
 
@@ -78,14 +83,16 @@ def test_a_killed_run_goes_on(toy, whole_tree):
     goal = 'reports/2_b/nano_vla/metrics.json'
     command = f'flock .run.lock {makes_line()} {goal}' # as the Makefile's `run` does
     env = os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', PYTHONUNBUFFERED='1')
-    p = subprocess.Popen(command, shell=True, cwd=toy, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen(command, shell=True, cwd=toy, env=env, start_new_session=True, **quiet)
     try:
         while not (toy/'2_b.log').exists():
             assert p.poll() is None, 'ended before it could be killed'
             time.sleep(.05)
         if whole_tree: os.killpg(p.pid, signal.SIGKILL)
         else:
-            children = subprocess.run(['pgrep', '-g', str(p.pid), '-f', 'snakemake --nolock'], capture_output=True, text=True).stdout.split()
+            find = ['pgrep', '-g', str(p.pid), '-f', 'snakemake --nolock']
+            children = subprocess.run(find, capture_output=True, text=True).stdout.split()
             for c in children: os.kill(int(c), signal.SIGKILL)
     finally: p.wait()
     assert not (toy/goal).exists()
@@ -93,5 +100,6 @@ def test_a_killed_run_goes_on(toy, whole_tree):
     assert said.rc==0, said.out+said.err
     assert read_json(toy/goal)==dict(ok=True)
     assert (toy/'1_a.log').read_text()=='began ended ', 'a finished phase was done again'
-    assert (toy/'2_b.log').read_text() in ('began ended began ended ', 'began began ended '), 'two runs of one phase overlapped'
+    twice = 'began ended began ended ', 'began began ended '
+    assert (toy/'2_b.log').read_text() in twice, 'two runs of one phase overlapped'
     assert not list(toy.rglob('.tmp-*'))

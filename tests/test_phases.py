@@ -10,7 +10,8 @@ from conftest import RUNS, sh
 @pytest.mark.parametrize('phase,subject', RUNS)
 def test_phase_ran(smoke, phase, subject):
     ran = read_json(smoke/'reports'/phase/f'{subject}.ipynb')
-    assert ran['metadata']['papermill']['parameters']==params.resolve(phase, subject, [f'out={smoke}'], ['params/smoke.yaml'])
+    asked = params.resolve(phase, subject, [f'out={smoke}'], ['params/smoke.yaml'])
+    assert ran['metadata']['papermill']['parameters']==asked
     assert read_json(smoke/'reports'/phase/subject/'metrics.json')
 
 
@@ -35,6 +36,8 @@ def test_figures_carry_no_date(smoke):
 def test_a_sweep_plans_every_combination():
     r = sh('snakemake', '--dry-run', '--printshellcmds', '--config', 'sweep=params/sweeps/nano_lm.yaml', '--', 'sweep')
     assert r.rc==0, r.err
-    planned = {tuple(re.search(rf'\b{k}=(\d+)', line)[1] for k in ('k','d_sae','seed')) for line in re.findall(r'steerlens run 2_sae nano_lm .*', r.out+r.err)}
+    planned = set()
+    for line in re.findall(r'steerlens run 2_sae nano_lm .*', r.out+r.err):
+        planned.add(tuple(re.search(rf'\b{k}=(\d+)', line)[1] for k in ('k', 'd_sae', 'seed')))
     assert "'bars={" in r.out+r.err # in one piece
     assert planned==set(product(('8','16','32','64'), ('1024','4096'), '01'))

@@ -17,7 +17,9 @@ def a_tokenizer(folder):
     from transformers import PreTrainedTokenizerFast
     t = Tokenizer(models.BPE())
     t.pre_tokenizer,t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    t.train([heapq.__file__], trainers.BpeTrainer(vocab_size=400, special_tokens=['<|endoftext|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = dict(special_tokens=['<|endoftext|>'], initial_alphabet=alphabet)
+    t.train([heapq.__file__], trainers.BpeTrainer(vocab_size=400, show_progress=False, **special))
     PreTrainedTokenizerFast(tokenizer_object=t, eos_token='<|endoftext|>').save_pretrained(folder)
     return str(folder)
 
@@ -29,7 +31,8 @@ def test_killed_tokenizing_goes_on_to_the_same_bytes(tmp_path):
     finish = lambda to: tokenize(files, tokenizer, to, 'the standard library', 'PSF-2.0', per_shard=50_000)
     shards = lambda: len(read_json(killed/'catalog.json')['shards']) if (killed/'catalog.json').exists() else 0
     whole = finish(tmp_path/'whole')
-    p = subprocess.Popen([sys.executable, '-c', TOKENIZE, *files, tokenizer, str(killed)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    command = [sys.executable, '-c', TOKENIZE, *files, tokenizer, str(killed)]
+    p = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while p.poll() is None and shards() < 5: time.sleep(.002)
     p.kill()
     p.wait()

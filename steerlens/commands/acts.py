@@ -22,7 +22,8 @@ def _show(
     "Print a table; numbers to the right"
     from rich import box, console, table
     def side(i): return 'right' if rows and isinstance(rows[0][i], (int,float)) else 'left'
-    t = table.Table(*(table.Column(c, justify=side(i), no_wrap=True) for i,c in enumerate(columns)), box=box.SIMPLE_HEAD)
+    heads = [table.Column(c, justify=side(i), no_wrap=True) for i,c in enumerate(columns)]
+    t = table.Table(*heads, box=box.SIMPLE_HEAD)
     for row in rows: t.add_row(*map(_shown, row))
     wide = console.Console(width=10**4).measure(t).maximum # names stay whole, however narrow the terminal
     console.Console(width=max(console.Console().width, wide)).print(t)
@@ -59,7 +60,8 @@ def _listed(catalog):
     size = DTYPES[d.catalog['dtype']].itemsize
     gb = sum(d.n_rows(s)*sum(d.catalog['streams'][s].values())*size for s in d.streams)/1e9
     state = 'finished' if n==want else f'{n} of {want} shards'
-    return [catalog.parent.as_posix(), ', '.join(d.streams), sum(map(d.n_rows, d.streams)), gb, d.catalog['dtype'], state]
+    n_rows = sum(map(d.n_rows, d.streams))
+    return [catalog.parent.as_posix(), ', '.join(d.streams), n_rows, gb, d.catalog['dtype'], state]
 
 # %% ../../nbs/98_commands.acts.ipynb #1eee6c86
 @app.command('show')
@@ -108,7 +110,7 @@ def acts_verify(
 @app.command('split')
 def acts_split(
     folder:Folder, # A dataset
-    by:Annotated[str, typer.Option(help='Column whose values are held out together: episode, task, ...')]='episode', # Column
+    by:Annotated[str, typer.Option(help='Column whose values are held out together.')]='episode', # Such as task, seed
     validation:Annotated[float, typer.Option(help='Share of its values held out.')]=.1, # Share
     seed:Annotated[int, typer.Option(help='Which ones.')]=0, # Seed
 ):
@@ -145,7 +147,7 @@ def acts_import(
     kind:Kind,          # The format
     source:Annotated[str, typer.Argument(help='The folder (or file) in that format.')], # From here
     folder:Annotated[str, typer.Argument(help='The dataset to make.')], # To here
-    validation:Annotated[float|None, typer.Option(help='Hold out this share of the episodes.')]=None, # Not what the source says
+    validation:Annotated[float|None, typer.Option(help='Hold out this share of the episodes.')]=None, # Or as the source
     stream:Stream=None, # Of rows that don't say it
     site:Annotated[list[str]|None, typer.Option(metavar='PART=TEMPLATE',
         help='Names for chunks, such as decision=expert.{layer}.out. May be given again.')]=None, # Names of sites

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from torch import Tensor
-from ..core import SteerlensError, generator
+from ..core import generator, need
+from ..stats import chance_p
 from ..subjects.base import Subject
 
 # %% auto #0
@@ -23,7 +24,7 @@ def top_tokens(
 )->list[tuple[str,float]]: # Token and logit, highest first
     "What `v_D` says through the final norm and unembedding (the logit lens)"
     logits = subject.logits(v_D[None])[0]
-    if len(logits)!=len(words): raise SteerlensError(f'lens: {len(logits)} logits, {len(words)} words; pass the vocabulary of this subject')
+    need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words', do='pass the vocabulary of this subject')
     return [(words[i], float(logits[i])) for i in logits.topk(min(n, len(words))).indices]
 
 # %% ../../nbs/60_lens.words.ipynb #c4ba9b91
@@ -45,8 +46,8 @@ def rank_test(
 )->dict: # rank; median rank under random directions; p, the share of them at least as good
     "How much better than random a direction names a word"
     r = torch.randn(n, len(v_D), generator=generator('lens', seed))
-    own,chance = rank(subject, v_D[None], token)[0], rank(subject, r, token)
-    return dict(rank=int(own), random_median=float(chance.float().median()), p=float(((chance<=own).sum()+1)/(n+1)))
+    own,chance = int(rank(subject, v_D[None], token)[0]), rank(subject, r, token)
+    return dict(rank=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
 
 # %% ../../nbs/60_lens.words.ipynb #8963e8a8
 def joint_rank_test(
@@ -56,10 +57,13 @@ def joint_rank_test(
     seed:int=0       # Which
 )->dict: # sum of ranks; median sum under random directions; p
     "Do these directions name their words better than random ones, taken together?"
-    total = lambda get: sum(rank(subject, get(v, 1, i), t) + rank(subject, get(w, -1, i), u) for i,(v,t,w,u) in enumerate(pairs))
-    r = torch.randn(len(pairs), n, len(pairs[0][0]), generator=generator('lens joint', seed))
-    own,chance = total(lambda v, sign, i: v[None])[0], total(lambda v, sign, i: sign*r[i])
-    return dict(rank_sum=int(own), random_median=float(chance.float().median()), p=float(((chance<=own).sum()+1)/(n+1)))
+    def rank_sum(forward, backward):
+        "Sum of the tokens' ranks, each pair under its own vectors"
+        return sum(rank(subject, v, t)+rank(subject, w, u) for (_,t,_,u),v,w in zip(pairs, forward, backward))
+    own = int(rank_sum([v[None] for v,_,_,_ in pairs], [w[None] for _,_,w,_ in pairs])[0])
+    noise = torch.randn(len(pairs), n, len(pairs[0][0]), generator=generator('lens joint', seed))
+    chance = rank_sum(noise, -noise) # a direction and its opposite are one draw
+    return dict(rank_sum=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
 
 # %% ../../nbs/60_lens.words.ipynb #2ded48d7
 def words_table(

@@ -60,7 +60,8 @@ KINDS = dict(
 # %% ../../nbs/12_subjects.scenes.ipynb #1debec6d
 def _headless():
     "Choose a GL backend before mujoco is imported, unless the user did"
-    if sys.platform=='linux' and not os.environ.get('DISPLAY'): os.environ.setdefault('MUJOCO_GL', 'egl' if find_library('EGL') else 'disable')
+    if sys.platform!='linux' or os.environ.get('DISPLAY'): return
+    os.environ.setdefault('MUJOCO_GL', 'egl' if find_library('EGL') else 'disable')
 
 # %% ../../nbs/12_subjects.scenes.ipynb #e3968dab
 class Scene:
@@ -71,7 +72,8 @@ class Scene:
         if name not in KINDS: raise SteerlensError(f"scene '{name}': expected one of {', '.join(KINDS)}")
         _headless()
         try: import mujoco; from metaworld.env_dict import ALL_V3_ENVIRONMENTS as envs
-        except ImportError as e: raise SteerlensError(f"scenes need the simulator ({e.name} is missing): pip install 'steerlens[sim]'") from None
+        except ImportError as e:
+            raise SteerlensError('scenes', f'{e.name} is missing', 'the simulator', "pip install 'steerlens[sim]'") from None
         self.name,self.kind,self.mj = name, KINDS[name], mujoco
         env = self.env = envs[self.kind.env]()
         env._freeze_rand_vec,env.seeded_rand_vec = False, True
@@ -108,7 +110,8 @@ def step(self:Scene,
     "Advance by one control step (five physics steps, 12.5 ms)"
     a = np.clip(action, -1, 1)
     if self.kind.furniture: self.model.body(self.kind.furniture).pos = w.place
-    w.data.mocap_pos[0] = np.clip(w.data.mocap_pos[0] + a[:3]*self.env.action_scale, self.env.mocap_low, self.env.mocap_high)
+    moved = w.data.mocap_pos[0] + a[:3]*self.env.action_scale
+    w.data.mocap_pos[0] = np.clip(moved, self.env.mocap_low, self.env.mocap_high)
     w.data.mocap_quat[0] = 1,0,1,0
     w.data.ctrl[:] = a[3],-a[3]
     self.mj.mj_step(self.model, w.data, nstep=self.env.frame_skip)
@@ -202,7 +205,8 @@ class Camera:
         q = scene.model.vis.quality
         q.offsamples = q.shadowsize = 0
         self.r = mj.Renderer(scene.model, height, width)
-        for f in (mj.mjtRndFlag.mjRND_SHADOW, mj.mjtRndFlag.mjRND_REFLECTION, mj.mjtRndFlag.mjRND_SKYBOX): self.r.scene.flags[f] = 0
+        flags = mj.mjtRndFlag
+        for f in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX): self.r.scene.flags[f] = 0
         self.cam,self.option = mj.MjvCamera(), mj.MjvOption()
         self.option.sitegroup[:] = 0 # Meta-World's goal markers
         self.cam.lookat[:],self.cam.distance,self.cam.azimuth,self.cam.elevation = (0,.68,.08), .95, 140, -40

@@ -197,7 +197,8 @@ def write(self:_Shards,
     i = len(self.catalog['shards'])
     file = self.folder/f'tokens_{i:04d}.safetensors'
     rows = [d for d in self.docs if self.start <= d[_FIRST] < stop]
-    with atomic(file) as p: p.write_bytes(save(dict(input_ids=np.ascontiguousarray(x[:n])), dict(first=str(self.start))))
+    ids = dict(input_ids=np.ascontiguousarray(x[:n]))
+    with atomic(file) as p: p.write_bytes(save(ids, dict(first=str(self.start))))
     with atomic(self.folder/f'documents_{i:04d}.parquet') as p: pq.write_table(_table(rows), p)
     self.catalog['shards'].append(dict(tokens=n, documents=len(rows), sha256=sha256(file)))
     self.catalog.update(n_tokens=stop, next=self._next(stop))
