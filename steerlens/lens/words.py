@@ -5,6 +5,7 @@
 # %% ../../nbs/60_lens.words.ipynb #10ca94e4
 from __future__ import annotations
 from collections.abc import Sequence
+from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..stats import chance_p
 from ..subjects.base import Subject
 
 # %% auto #0
-__all__ = ['top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'words_table', 'cosines']
+__all__ = ['top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'words_table', 'cosines', 'chosen_directions', 'opposite_pairs']
 
 # %% ../../nbs/60_lens.words.ipynb #583d0d81
 def top_tokens(
@@ -24,7 +25,8 @@ def top_tokens(
 )->list[tuple[str,float]]: # Token and logit, highest first
     "What `v_D` says through the final norm and unembedding (the logit lens)"
     logits = subject.logits(v_D[None])[0]
-    need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words', do='pass the vocabulary of this subject')
+    need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words',
+         do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
     return [(words[i], float(logits[i])) for i in logits.topk(min(n, len(words))).indices]
 
 # %% ../../nbs/60_lens.words.ipynb #c4ba9b91
@@ -75,7 +77,7 @@ def words_table(
 )->pd.DataFrame: # direction, says, random says
     "Top tokens of each direction, a random direction's beside them"
     r = torch.randn(len(directions), len(next(iter(directions.values()))), generator=generator('lens table', seed))
-    say = lambda v: ' '.join(w for w,_ in top_tokens(subject, v, words, n))
+    def say(v): return ' '.join(w for w,_ in top_tokens(subject, v, words, n))
     return pd.DataFrame([dict(direction=k, says=say(v), random=say(x)) for (k,v),x in zip(directions.items(), r)])
 
 # %% ../../nbs/60_lens.words.ipynb #b31fcc02
@@ -85,3 +87,31 @@ def cosines(
     "Cosine similarity between directions"
     v = torch.nn.functional.normalize(torch.stack(list(directions.values())), dim=1)
     return pd.DataFrame((v@v.T).numpy(), list(directions), list(directions))
+
+# %% ../../nbs/60_lens.words.ipynb #12ea4ad6
+def chosen_directions(
+    folder:str|Path,  # Of directions, from phase 3
+    flips:dict,       # From the metrics of phase 3
+    cells:dict,       # Contrast -> [(a, b), ...]
+    methods:list[str] # Whose directions
+)->dict: # (contrast, a, b, method) -> file
+    "The file of each method's direction, at its chosen site and stream"
+    found = {}
+    for contrast,pairs in cells.items():
+        for a,b in pairs:
+            for m in methods:
+                s = flips[contrast][m]['by_scene'][a.split('_')[0]]
+                found[contrast,a,b,m] = Path(folder)/f"{a}->{b}.{m}.{s['site']}.{s['stream']}.safetensors"
+    return found
+
+def opposite_pairs(
+    keys:list,  # Of `chosen_directions`
+    method:str  # One method
+)->list[tuple]: # ((contrast, a, b, method), (contrast, b, a, method)), each pair once
+    "Each direction with the one of the opposite contrast"
+    found = []
+    for key in keys:
+        _,a,b,m = key
+        back = next((k for k in keys if k[1:]==(b, a, m)), None)
+        if m==method and a < b and back: found.append((key, back))
+    return found

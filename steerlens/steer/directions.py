@@ -121,7 +121,8 @@ class Direction:
     def save(self, folder:str|Path): # Folder to put it in
         "Write `<contrast>.<method>.<site>.<stream>.safetensors`, origin in the header"
         tensors = dict(residual=self.residual, latent=self.latent, mask=self.mask)
-        about = {k: getattr(self, k) for k in ('method','site','stream','contrast')} | dict(origin=json.dumps(self.origin))
+        about = dict(method=self.method, site=self.site, stream=self.stream, contrast=self.contrast,
+                     origin=json.dumps(self.origin))
         file = Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors'
         with atomic(file) as tmp: save_file({k: v.contiguous() for k,v in tensors.items() if v is not None}, tmp, about)
 
@@ -137,7 +138,7 @@ def load_direction(
             about = f.metadata()
         return Direction(**tensors, **about | dict(origin=json.loads(about['origin'])))
     except Exception as e:
-        raise SteerlensError(file, f'not a direction ({str(e).splitlines()[0]})', do='run phase 3_steering again') from None
+        raise SteerlensError(file, f'not a direction ({str(e).splitlines()[0]})', do='run 3_steering again') from None
 
 # %% ../../nbs/50_steer.directions.ipynb #5c0166eb
 def diffmean(

@@ -112,7 +112,8 @@ class Lab:
         chunk:int=192, # Trials in a chunk
         limit:int=120  # Steps an episode may take
     ):
-        if getattr(current_process(), '_inheriting', False): sys.exit(f'Lab: {GUARD}') # a worker that runs the script again
+        again = getattr(current_process(), '_inheriting', False) # is this a worker that runs the script from its top?
+        if again: sys.exit(f'Lab: {GUARD}')
         self.subject,self.chunk,self.limit = subject, chunk, limit
         _subject(subject)
         self.pool = None

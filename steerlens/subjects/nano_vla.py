@@ -20,9 +20,10 @@ from .pi import Pi, PiConfig
 from .scenes import OPPOSITE, TASKS, KINDS, Scene, expert, scene_of
 
 # %% auto #0
-__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'HEAD', 'tokenize', 'NanoVLA', 'as_subject',
-           'subject', 'save', 'demo', 'demos', 'train', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout',
-           'success', 'decisions', 'batches', 'runs', 'looks', 'Actions', 'held_out', 'hits', 'work', 'retrain']
+__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'HEAD', 'tokenize', 'verb_of', 'NanoVLA',
+           'as_subject', 'subject', 'save', 'demo', 'demos', 'train', 'Trial', 'noise_of', 'trials_of', 'Episode',
+           'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'Actions', 'held_out', 'hits', 'work',
+           'retrain']
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #15ffb4a8
 PLAN_WORDS = ('move lower raise pull push slide grasp lift open drawer window puck gripper '
@@ -40,6 +41,13 @@ def tokenize(
     for w in words: need(w in WORDS, where, f"unknown word '{w}'; known: {' '.join(WORDS[1:])}")
     need(0 < len(words) <= N_WORDS, where, f'{len(words)} words', f'1 to {N_WORDS}')
     return [WORDS.index(w) for w in words] + [0]*(N_WORDS-len(words))
+
+# %% ../../nbs/13_subjects.nano_vla.ipynb #c0a5f001
+def verb_of(
+    task:str # A key of `TASKS`, such as `drawer_push`
+)->str: # A word
+    "The word that tells a task from its opposite"
+    return task.split('_')[1]
 
 # %% ../../nbs/13_subjects.nano_vla.ipynb #f2ee4b11
 class NanoVLA(Pi):
