@@ -363,6 +363,7 @@ def reading(
     batch:int=8,         # Windows a batch
     seed:int=0,          # Which windows, and which documents are held out
     held:Batches|None=None, # Text for the baselines, if not from `tokens`
+    n_held:int|None=None, # Windows for the baselines; as many as are harvested by default
 )->Runs: # `able` is the share of tokens that model, bigram and unigram name
     "Windows of text to harvest, and the model's baselines"
     _check_sizes(subject, context, windows, batch)
@@ -373,7 +374,7 @@ def reading(
     groups = _held_together(tokens, drawn.windows)
     count = None
     if held is None: held,count = _held_text(tokens, tokenizer, context, batch, bos, seed)
-    held = _drawn(held, windows, seed)
+    held = _drawn(held, n_held or windows, seed)
     print(f'baselines: {len(held.windows)} windows of {context} tokens', flush=True)
     base = baselines(subject, held, bigram(tokens, count, COUNTED, seed), seed)
     top = {r['who']: r['value'] for r in base['scores'] if r['what']=='top1'}
