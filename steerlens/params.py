@@ -180,15 +180,19 @@ def _read(
 
 # %% ../nbs/01_params.ipynb #8e483b7c
 def _block(
-    file:str,  # A file with a block per phase
-    phase:str, # The phase whose block is wanted
+    file:str,    # A file with a block per phase
+    phase:str,   # The phase whose block is wanted
+    subject:str='', # And the subject
 )->dict:
     "The keys for one phase"
-    found = _read(file)
-    for p in found: _pick(file, 'phase', p, phases())
-    block = found.get(phase) or {}
-    need(isinstance(block, dict), f'{file}: {phase}', repr(block), 'lines of `key: value`')
-    return block
+    values = {}
+    for name,block in _read(file).items():
+        of,_,whose = name.partition(' ')
+        _pick(file, 'phase', of, phases())
+        if whose: _pick(file, 'subject', whose, subjects())
+        need(isinstance(block or {}, dict), f'{file}: {name}', repr(block), 'lines of `key: value`')
+        if of==phase and whose in ('', subject): values |= block or {}
+    return values
 
 # %% ../nbs/01_params.ipynb #7edeffc5
 def _typed(
@@ -231,7 +235,7 @@ def _files(phase, subject, extra_files):
     if subject:
         own = f'params/subjects/{_pick("params/subjects/", "subject", subject, subjects())}.yaml'
         found.append((own, _block(own, phase)))
-    return found + [(str(f), _block(str(f), phase)) for f in extra_files]
+    return found + [(str(f), _block(str(f), phase, subject or '')) for f in extra_files]
 
 def _module(phase, subject, files, overrides):
     "The module of the subject; empty where the phase asks for no subject's own parameters"

@@ -21,8 +21,8 @@ from .store import Acts, Writer, split_episodes
 PIECE = 4096 # Rows in memory at a time
 
 # %% auto #0
-__all__ = ['PIECE', 'DIRS', 'SITES', 'COLUMNS', 'ARRAY2D', 'ARROW', 'BLOCK', 'import_chunks', 'export_chunks', 'import_sae_lens',
-           'export_sae_lens', 'import_npy', 'export_npy']
+__all__ = ['PIECE', 'DIRS', 'SITES', 'COLUMNS', 'ARRAY2D', 'ARROW', 'BLOCK', 'FORMATS', 'import_chunks', 'export_chunks',
+           'import_sae_lens', 'export_sae_lens', 'import_npy', 'export_npy']
 
 # %% ../../nbs/24_acts.convert.ipynb #b7e7890f
 def _unnamed(
@@ -550,3 +550,9 @@ def export_npy(
         for xs in _pieces(acts, sites, streams, split, out/'rows.parquet'):
             for s,x in xs.items(): files[s].write(memoryview(x.to(dtype).numpy()).cast('B'))
     return n
+
+# %% ../../nbs/24_acts.convert.ipynb #46447735
+FORMATS = { # Name -> import and export
+    'chunks': (import_chunks, export_chunks),
+    'sae-lens': (import_sae_lens, export_sae_lens),
+    'npy': (import_npy, export_npy)}

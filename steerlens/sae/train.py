@@ -80,16 +80,16 @@ def _check_finite(x_BD, where):
 class Training:
     "How an autoencoder is trained"
     steps:int = 800            # Updates
-    lr:float|list = 2e-3       # Peak learning rate; a number falls along a cosine to a tenth, pieces are taken as they are
+    lr:float|list = 2e-3       # Peak learning rate; a number falls along a cosine to a tenth, pieces don't
     warmup:float = .05         # Share of the updates over which the learning rate rises from zero
-    coefficients:dict = field(default_factory=dict) # Of the class's own losses, each a number or pieces: `l1_sum`, `l1_mean`, `l0`
+    coefficients:dict = field(default_factory=dict) # Of sparsity losses (`l1_sum`, `l1_mean`, `l0`): numbers or pieces
     clip:float = 1.            # Largest norm of the gradient
     dead_after:int = 100_000   # Rows without firing after which a latent counts as dead
     resample:int = 0           # Updates between resamplings of dead latents; 0 for none
     measure:int = 100          # Updates between measurements on held-out rows
     checkpoint:int = 500       # Updates between checkpoints
     dense:bool = False         # The dense step even where the fast one applies
-    precision:str = ''         # Of products: bfloat16 or float32; by default bfloat16 where the processor has units for it
+    precision:str = ''         # Of products: bfloat16 or float32; bfloat16 where there are units for it by default
     seed:int = 0               # Of resampling
     drift:dict = field(default_factory=dict) # Bands of the measurements, `{dead: [0, .5], explained_variance: .05}`
     stop:bool = False          # End at the first drift?
@@ -115,7 +115,7 @@ def class_coefficients(
 @dataclass
 class Trained:
     "A finished run"
-    log:pd.DataFrame # A row per measurement: `loss`, `aux`, `mse_row` of the last batch (summed over dimensions); the rest held out
+    log:pd.DataFrame # A row per measurement: `loss`, `aux`, `mse_row` of the last batch; the rest is held out
     best:int         # Updates of the checkpoint with the most explained variance
     scale:float      # Of the rows in training; folded into the weights, the autoencoder takes the network's own
 
@@ -271,7 +271,8 @@ def _resample(run, x):
     dead = (run.silent>run.t.dead_after).nonzero()[:,0][:len(x)]
     if not len(dead) or len(dead)==sae.cfg.d_sae: return 0
     loss = (sae.decode(sae.encode(x))-x).pow(2).sum(1).double().square()
-    picked = torch.multinomial(loss.cpu(), len(dead), generator=generator('resample', run.t.seed, run.done)).to(x.device)
+    g = generator('resample', run.t.seed, run.done)
+    picked = torch.multinomial(loss.cpu(), len(dead), generator=g).to(x.device)
     to = torch.nn.functional.normalize(x[picked]-sae.b_dec)
     living = run.silent<=run.t.dead_after
     sae.W_dec[dead] = to*sae.W_dec[living].norm(dim=1).mean()

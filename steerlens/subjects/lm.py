@@ -430,6 +430,7 @@ def looks(
 # %% ../../nbs/16_subjects.lm.ipynb #71fe7fa3
 class NextTokens:
     "Scores next-token prediction under swapped activations"
+    shown = ('recovered', 'the share of the loss recovered', 'share of the loss recovered; 0: as with zeros, or worse')
     def __init__(self):
         self.parts = []   # sums by group of episodes, one table per batch and swap
         self.clean = None # logits of the last clean run

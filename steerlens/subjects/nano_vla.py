@@ -436,6 +436,7 @@ def _distances(acts):
 # %% ../../nbs/13_subjects.nano_vla.ipynb #1e39fdcc
 class Actions:
     "Scores actions under swapped activations"
+    shown = ('action_r2', 'R² of the actions', 'R² of the actions with those of the unchanged policy')
     def __init__(self):
         self.actions = {} # swap -> actions of each batch, [B, chunk*axes]
         self.groups = []  # the seed of each state
