@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
-from ..core import SteerlensError, atomic, sha256
+from ..core import SteerlensError, atomic, need, sha256
 from ..acts.store import Acts
 
 # %% auto #0
@@ -27,14 +27,23 @@ class Contrast:
     kind:str     # `paired` or `event`
     rows:dict    # Stream -> (positive row ids, negative row ids)
 
-    def __repr__(self): return f'Contrast({self.name}, {self.kind}, ' + ', '.join(f'{s}: {len(p)}+{len(n)}' for s,(p,n) in self.rows.items()) + ')'
+    def __repr__(self):
+        counts = ', '.join(f'{s}: {len(p)}+{len(n)}' for s,(p,n) in self.rows.items())
+        return f'Contrast({self.name}, {self.kind}, {counts})'
+
     @property
-    def hash(self): return sha256({s: [p.tolist(), n.tolist()] for s,(p,n) in self.rows.items()})[:16]
+    def hash(self):
+        "Of the row ids"
+        return sha256({s: [p.tolist(), n.tolist()] for s,(p,n) in self.rows.items()})[:16]
 
     def save(self, folder:str|Path): # Folder to put it in
         "Write as `<name>.<kind>.parquet`: stream, row_id, positive"
-        parts = [pd.DataFrame(dict(stream=s, row_id=ids, positive=side)) for s,pn in self.rows.items() for side,ids in zip((True,False), pn)]
-        with atomic(Path(folder)/f'{self.name}.{self.kind}.parquet') as tmp: pd.concat(parts).to_parquet(tmp, index=False)
+        parts = []
+        for s,(pos,neg) in self.rows.items():
+            parts.append(pd.DataFrame(dict(stream=s, row_id=pos, positive=True)))
+            parts.append(pd.DataFrame(dict(stream=s, row_id=neg, positive=False)))
+        file = Path(folder)/f'{self.name}.{self.kind}.parquet'
+        with atomic(file) as tmp: pd.concat(parts).to_parquet(tmp, index=False)
 
 # %% ../../nbs/50_steer.directions.ipynb #43a842a9
 def paired(
@@ -62,29 +71,33 @@ def by_event(
 # %% ../../nbs/50_steer.directions.ipynb #e19fa2cd
 def _contrast(acts, a, b, kind, streams, base, side):
     "Row ids of training episodes that satisfy `base`, split by `side`"
-    out = {}
+    found = {}
     for s in streams:
         r = acts.rows(s)
         r = r[acts.split(r, 'train') & base(r)]
-        out[s] = tuple(r.row_id[side(r, t)].to_numpy() for t in (b, a))
-        for t,ids in zip((b,a), out[s]):
-            if len(ids)==0: raise SteerlensError(f"contrast {a}->{b} ({kind}): no rows of '{t}' in stream '{s}' of {acts.folder}; harvest more episodes")
-    return Contrast(f'{a}->{b}', kind, out)
+        sides = {t: r.row_id[side(r, t)].to_numpy() for t in (b, a)}
+        for t,ids in sides.items():
+            need(len(ids), f'contrast {a}->{b} ({kind})', f"no rows of '{t}' in stream '{s}' of {acts.folder}",
+                 do='harvest more episodes')
+        found[s] = sides[b], sides[a]
+    return Contrast(f'{a}->{b}', kind, found)
 
 # %% ../../nbs/50_steer.directions.ipynb #c503511a
 def event_windows(
     decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
 )->pd.DataFrame: # episode, step, window: a task name, or None
     "Label each decision by what happens in the world"
-    out = []
+    labelled = []
     for _,d in decisions.sort_values('step').groupby('episode'):
         o,scene = np.stack(d.obs), d.task.iloc[0].split('_')[0]
         move = np.diff(o[:,4:7], axis=0, append=o[-1:,4:7])
-        out.append(d[['episode','step']].assign(window=[_happening(scene, x, m) for x,m in zip(o, move)]))
-    return pd.concat(out, ignore_index=True)
+        windows = [_happening(scene, x, m) for x,m in zip(o, move)]
+        labelled.append(d[['episode','step']].assign(window=windows))
+    return pd.concat(labelled, ignore_index=True)
 
 # %% ../../nbs/50_steer.directions.ipynb #8ac8711c
 def _happening(scene, o, move, far=.008):
+    "The event at one observation; None for nothing in particular"
     dx,dy,dz = move
     if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
     if scene=='puck' and dz>far: return 'puck_grasp'
@@ -96,7 +109,7 @@ def _happening(scene, o, move, far=.008):
 @dataclass
 class Direction:
     "One vector in residual space, and the latents behind it"
-    method:str               # `sae`, `sae_topk`, `diffmean`, `tokenwise`, ...
+    method:str               # A name in `steer.methods`: `sae`, `diffmean`, ...
     residual:Tensor          # [D]; [T, D] for `tokenwise`
     site:str                 # Where it was read and is to be added
     stream:str               # Tokens it was read from and is to be added to
@@ -107,20 +120,24 @@ class Direction:
 
     def save(self, folder:str|Path): # Folder to put it in
         "Write `<contrast>.<method>.<site>.<stream>.safetensors`, origin in the header"
-        t = {k: v.contiguous() for k in ('residual','latent','mask') if (v:=getattr(self, k)) is not None}
-        about = dict(method=self.method, site=self.site, stream=self.stream, contrast=self.contrast, origin=json.dumps(self.origin))
-        with atomic(Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors') as tmp: save_file(t, tmp, about)
+        tensors = dict(residual=self.residual, latent=self.latent, mask=self.mask)
+        about = {k: getattr(self, k) for k in ('method','site','stream','contrast')} | dict(origin=json.dumps(self.origin))
+        file = Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors'
+        with atomic(file) as tmp: save_file({k: v.contiguous() for k,v in tensors.items() if v is not None}, tmp, about)
 
 # %% ../../nbs/50_steer.directions.ipynb #16ba59a3
 def load_direction(
     file:str|Path # Written by `Direction.save`
 )->Direction: # The same
     "Read a direction back; nothing but safetensors"
+    need(Path(file).exists(), file, 'no direction here', do='run phase 3_steering')
     try:
-        with safe_open(file, 'pt') as f: t,m = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
-        return Direction(**t, **(m | dict(origin=json.loads(m['origin']))))
-    except FileNotFoundError: raise SteerlensError(f'{file}: no direction here; run phase 3_steering') from None
-    except Exception as e: raise SteerlensError(f'{file}: not a direction ({str(e).splitlines()[0]}); remove it and run phase 3_steering') from None
+        with safe_open(file, 'pt') as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            about = f.metadata()
+        return Direction(**tensors, **about | dict(origin=json.loads(about['origin'])))
+    except Exception as e:
+        raise SteerlensError(file, f'not a direction ({str(e).splitlines()[0]})', do='run phase 3_steering again') from None
 
 # %% ../../nbs/50_steer.directions.ipynb #5c0166eb
 def diffmean(
@@ -142,7 +159,7 @@ def sae_direction(
     z = mean_codes(sae, pos_ND) - mean_codes(sae, neg_ND)
     v,mask = z @ sae.W_dec, torch.ones_like(z, dtype=torch.bool)
     if top is None: return v, z, mask
-    if not 0<top<=len(z): raise SteerlensError(f'sae_direction: top={top}, expected 1 to {len(z)} latents')
+    need(0<top<=len(z), 'sae_direction', f'top={top}', f'1 to {len(z)} latents')
     mask = torch.zeros_like(mask).scatter(0, z.abs().topk(top).indices, True)
     masked = (z*mask) @ sae.W_dec
     return masked * (v.norm()/masked.norm().clamp_min(1e-9)), z, mask
@@ -154,6 +171,7 @@ def mean_codes(
     x_ND:Tensor,  # Rows
     batch:int=4096 # Rows at a time
 )->Tensor: # Mean code, [F]
+    "Mean code of some rows"
     return sum(sae.encode(x).sum(0) for x in x_ND.split(batch)) / len(x_ND)
 
 # %% ../../nbs/50_steer.directions.ipynb #bd5bd532

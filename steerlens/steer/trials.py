@@ -6,20 +6,25 @@
 from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from fastcore.basics import patch
-import os, signal, threading, time
+from functools import cache
+from multiprocessing import current_process, get_context
+import os, signal, sys, threading, time
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import SteerlensError, generator, threads
+from ..core import SteerlensError, generator, need, threads
+from ..stats import rate
+from ..sae.splicing import splice
 from ..subjects.base import Subject, edit
 from ..subjects.nano_vla import Episode, Trial, rollout
 
 # %% auto #0
-__all__ = ['CELLS', 'Intervention', 'intervened', 'spliced', 'Lab', 'rate', 'outcome', 'action_flip']
+__all__ = ['GUARD', 'CELLS', 'Intervention', 'intervened', 'Lab', 'outcome', 'action_flip']
 
 # %% ../../nbs/51_steer.trials.ipynb #000cb68a
 @dataclass(frozen=True)
@@ -35,10 +40,14 @@ class Intervention:
         types:tuple # Stream of each token at the site
     )->Tensor: # What is added, [T, D]
         "The vector laid over the tokens"
+        where = f"intervention at '{self.site}'"
+        need(types, where, "this subject doesn't tell its tokens apart", 'streams such as instruction',
+             'use edit() with a gate instead')
         v = self.vector if self.vector.ndim==2 else self.vector.expand(len(types), -1)
-        if len(v)!=len(types): raise SteerlensError(f"intervention at '{self.site}': {len(v)} token vectors, the site has {len(types)} tokens")
+        need(len(v)==len(types), where, f'{len(v)} token vectors', f'{len(types)}, one per token of the site')
         on = torch.tensor([self.stream in ('all', t) for t in types])
-        if not on.any(): raise SteerlensError(f"intervention at '{self.site}': no token of stream '{self.stream}'; expected all, {', '.join(dict.fromkeys(types))}")
+        streams = ', '.join(dict.fromkeys(types))
+        need(on.any(), where, f"no token of stream '{self.stream}'", f'all, {streams}')
         return self.alpha * _like(v, self.random) * on[:,None]
 
 # %% ../../nbs/51_steer.trials.ipynb #4725544c
@@ -65,38 +74,32 @@ def intervened(
             stack.enter_context(edit(subject, site, lambda x, ctx, add=add: x + add[ctx.row_B]))
         yield
 
-# %% ../../nbs/51_steer.trials.ipynb #a465ba59
-@contextmanager
-def spliced(
-    subject:Subject, # To edit
-    site:str,        # Where
-    sae              # With `encode` and `decode`
-)->Iterator[None]:
-    "The SAE's reconstruction in place of the residual"
-    with edit(subject, site, lambda x, ctx: sae.decode(sae.encode(x))): yield
-
 # %% ../../nbs/51_steer.trials.ipynb #330855b6
 def _start(parent):
     "A worker has no life after its parent's"
     signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent decides
-    def watch():
-        while os.getppid()==parent: time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+
+def _outlive(parent):
+    "End this process when `parent` is gone"
+    while os.getppid()==parent: time.sleep(1)
+    os._exit(1)
 
 # %% ../../nbs/51_steer.trials.ipynb #de95a95b
-_subjects = {}
+@cache
 def _subject(name):
-    if name not in _subjects: _subjects[name] = import_module(f'steerlens.subjects.{name}').subject()
-    return _subjects[name]
+    "A subject, loaded once a process"
+    return import_module(f'steerlens.subjects.{name}').subject()
 
 def _run_chunk(job):
-    name,trials,interventions,splice,limit = job
+    "Episodes of one chunk of trials"
+    name,trials,interventions,spliced,limit = job
     s = _subject(name)
     with threads(1), ExitStack() as stack:
-        if splice:
+        if spliced:
             from steerlens.sae.models import load_sae
-            stack.enter_context(spliced(s, splice[0], load_sae(splice[1], splice[0])))
+            site,folder = spliced
+            stack.enter_context(splice(s, site, load_sae(folder, site)))
         stack.enter_context(intervened(s, interventions))
         return rollout(s, trials, limit=limit)
 
@@ -109,10 +112,11 @@ class Lab:
         chunk:int=192, # Trials in a chunk
         limit:int=120  # Steps an episode may take
     ):
-        from multiprocessing import get_context
+        if getattr(current_process(), '_inheriting', False): sys.exit(f'Lab: {GUARD}') # a worker that runs the script again
         self.subject,self.chunk,self.limit = subject, chunk, limit
         _subject(subject)
-        self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (os.getpid(),)) if workers>1 else None
+        self.pool = None
+        if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (os.getpid(),))
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
@@ -120,33 +124,29 @@ class Lab:
         "End the workers"
         if self.pool: self.pool.shutdown(cancel_futures=True)
 
+GUARD = "workers run a script again from its top; put what starts them under `if __name__ == '__main__':`"
+
 # %% ../../nbs/51_steer.trials.ipynb #d6427337
 @patch
 def run(self:Lab,
     trials:Sequence[Trial],      # What to run
     interventions:Sequence=None, # One per trial, None for no edit
-    splice:tuple|None=None,      # (site, folder of an SAE) to splice into every trial
+    spliced:tuple|None=None,     # (site, folder of an SAE) to splice into every trial
     label:str='trials'           # Named in the progress lines
 )->list[Episode]: # One per trial
     "Run trials, each under its own intervention"
-    inter,c = interventions or [None]*len(trials), self.chunk
-    jobs = [(self.subject, trials[i:i+c], inter[i:i+c], splice, self.limit) for i in range(0, len(trials), c)]
-    out,start = [], time.time()
-    for episodes in (self.pool.map if self.pool else map)(_run_chunk, jobs):
-        out += episodes
-        print(f'{label}: {len(out):,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
-    return out
-
-# %% ../../nbs/51_steer.trials.ipynb #4b27cb6f
-def rate(
-    hits # Booleans
-)->dict: # rate, n, lo, hi: share of True with its 95 % Wilson interval
-    "A proportion and how sure one can be of it (Wilson 1927)"
-    from scipy.stats import binomtest
-    hits = np.asarray(hits, dtype=bool)
-    if not len(hits): raise SteerlensError('rate: no trials')
-    ci = binomtest(int(hits.sum()), len(hits)).proportion_ci(.95, 'wilson')
-    return dict(rate=float(hits.mean()), n=len(hits), lo=float(ci.low), hi=float(ci.high))
+    interventions = interventions or [None]*len(trials)
+    jobs = []
+    for i in range(0, len(trials), self.chunk):
+        part = slice(i, i+self.chunk)
+        jobs.append((self.subject, trials[part], interventions[part], spliced, self.limit))
+    done,start = [], time.time()
+    try:
+        for episodes in (self.pool.map if self.pool else map)(_run_chunk, jobs):
+            done += episodes
+            print(f'{label}: {len(done):,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
+    except BrokenProcessPool: raise SteerlensError('Lab', 'a worker process died', do=f'in a script, {GUARD}') from None
+    return done
 
 # %% ../../nbs/51_steer.trials.ipynb #9a90f957
 CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')],
