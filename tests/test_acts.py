@@ -1,4 +1,4 @@
-"Harvests that are killed, crowded, starved of disk, or damaged afterwards: nothing is lost, and the bytes come out the same"
+"Harvests that are killed, crowded, starved of disk, or damaged afterwards: nothing is lost, the bytes are the same"
 import errno, fcntl, json, os, random, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -35,12 +35,15 @@ class Batches:
 def work(folder, n=48, pause=0.):
     torch.manual_seed(0)
     toy = Subject(Model(), aliases={'lm': 'layers'}, token_types={'lm': ('instruction',)*20 + ('state',)*4})
-    return harvest(toy, Batches(n, pause), ['lm.0.out', 'lm.1.out'], folder, dict(toy=1), dict(train=list(range(4, 4*n)), validation=[0,1,2,3]), per_shard=2)
+    splits = dict(train=list(range(4, 4*n)), validation=[0,1,2,3])
+    return harvest(toy, Batches(n, pause), ['lm.0.out', 'lm.1.out'], folder, dict(toy=1), splits, per_shard=2)
 """
 exec(WORK)
 
 
-def contents(folder): return {f.relative_to(folder).as_posix(): sha256(f) for f in folder.rglob('*') if f.is_file() and f.name not in ('manifest.json', '.lock')}
+def contents(folder):
+    files = [f for f in folder.rglob('*') if f.is_file() and f.name not in ('manifest.json', '.lock')]
+    return {f.relative_to(folder).as_posix(): sha256(f) for f in files}
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +87,9 @@ class Harvests:
     "A process that has the libraries loaded, and forks a harvest when asked"
     def __init__(self, said):
         self.said = said
-        self.p = subprocess.Popen([sys.executable, '-c', SERVER], cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS='1'), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | dict(OMP_NUM_THREADS='1')
+        self.p = subprocess.Popen([sys.executable, '-c', SERVER], cwd=ROOT, env=env, **pipes)
 
     def _ask(self, wait=None, **q):
         print(json.dumps(dict(wait=wait, said=str(self.said), **q)), file=self.p.stdin, flush=True)
@@ -116,7 +121,7 @@ def test_twenty_kills(tmp_path, whole, harvests):
         assert status in (0, -signal.SIGKILL)
         shards.append(sane(folder))
         assert shards[-1] >= shards[-2], 'a finished shard was lost'
-        longest *= .8 if shards[-1] > shards[-2] else 1.3 # However fast this machine is, a few shards between kills, or none
+        longest *= .8 if shards[-1] > shards[-2] else 1.3 # on any machine a few shards between kills, or none
         if not status: # It had finished: on to another one
             assert contents(folder)==contents(whole)
             shutil.rmtree(folder)
@@ -129,9 +134,19 @@ def test_twenty_kills(tmp_path, whole, harvests):
     print(f'shards after each kill: {shards}; {time.perf_counter()-begun:.1f} s')
 
 
+SMALL = """
+import resource
+get = Batches.__getitem__
+def small(self, i):
+    if i==6: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    return get(self, i)
+Batches.__getitem__ = small
+""".strip()
+
+
 def test_a_full_disk_keeps_what_was_finished(tmp_path, whole, harvests):
     "Played by a limit on the size of files, which comes in the sixth batch"
-    limit = "import resource\nget = Batches.__getitem__\ndef small(self, i):\n    if i==6: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n    return get(self, i)\nBatches.__getitem__ = small"
+    limit = SMALL
     folder = tmp_path/'acts'
     rc,said = harvests.wait(harvests.start(folder, 0, limit))
     assert rc==1 and said.count('\n')==0 and str(folder) in said and 'could not be written' in said, said
@@ -160,7 +175,8 @@ def test_a_full_file_system(tmp_path, whole, harvests):
     disk = tmp_path/'disk'
     disk.mkdir()
     size = sum(f.stat().st_size for f in whole.rglob('*') if f.is_file())
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size//2}', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('no file system can be mounted here')
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size//2}', 'tmpfs', disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode: pytest.skip('nothing can be mounted here')
     try:
         folder = disk/'acts'
         rc,said = harvests.wait(harvests.start(folder))
@@ -265,7 +281,12 @@ def test_damage_is_named_and_repaired(copy, whole, what):
     assert touched=={f: f.stat().st_mtime_ns for f in touched}, 'shards were made again that were not damaged'
 
 
-@pytest.mark.parametrize('name,how', [(X, lambda f: poke(f, -4)), (X, lambda f: rewrite(f, lambda x: x.flip(0))), (ROWS, permute)], ids=['NaN', 'rows reordered', 'row table reordered'])
+def spoil(f): poke(f, -4)
+def reorder(f): rewrite(f, lambda x: x.flip(0))
+
+
+@pytest.mark.parametrize('name,how', [(X, spoil), (X, reorder), (ROWS, permute)],
+                         ids=['NaN', 'rows reordered', 'row table reordered'])
 def test_what_only_a_deep_check_finds(copy, whole, name, how):
     how(copy/name)
     said = Acts(copy, partial=True).verify(deep=True)

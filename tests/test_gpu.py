@@ -9,12 +9,15 @@ from steerlens.sae import gpu
 gpu._compile()
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-types = dict(row='*i64', at='*i64', order='*i64', off='*i64', index='*i64', n='i32', D='i32') | dict.fromkeys(('b1','b2','o1','o2','lr','c2','eps'), 'fp32')
-for fn,consts in ((gpu._dots, dict(E=8, BD=256)), *((gpu._sums, dict(BY=by, J=8, BD=512)) for by in (-1, 0, 1)), (gpu._adam, dict(BLOCK=1024))):
+types = dict(row='*i64', at='*i64', order='*i64', off='*i64', index='*i64', n='i32', D='i32')
+types |= dict.fromkeys(('b1', 'b2', 'o1', 'o2', 'lr', 'c2', 'eps'), 'fp32')
+sums = [(gpu._sums, dict(BY=by, J=8, BD=512)) for by in (-1, 0, 1)]
+for fn,consts in ((gpu._dots, dict(E=8, BD=256)), *sums, (gpu._adam, dict(BLOCK=1024))):
     signature = {n: 'constexpr' if n in consts else types.get(n, '*fp32') for n in fn.arg_names}
     for capability in (80, 90):
         made = gpu.triton.compile(ASTSource(fn, signature, consts), target=GPUTarget('cuda', capability, 32))
-        print(fn.__name__, consts, capability, len(made.asm['cubin']), made.metadata.shared, made.asm['ptx'].count('atom'))
+        size,atomics = len(made.asm['cubin']), made.asm['ptx'].count('atom')
+        print(fn.__name__, consts, capability, size, made.metadata.shared, atomics)
 """
 
 

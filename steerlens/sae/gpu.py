@@ -10,9 +10,9 @@ from typing import NamedTuple
 import math, os
 import torch
 from torch import Tensor
-from ..core import SteerlensError
-from .kernels import _rebuild, _revived
-from .step import FastStep, Step, _check_dead, _load, bf16_units, unsupported
+from ..core import SteerlensError, need
+from .kernels import rebuild, revived_grads
+from .step import FastStep, Step, check_dead, load_state, bf16_units, unsupported
 
 # %% auto #0
 __all__ = ['GPUStep', 'fast_step']
@@ -27,7 +27,9 @@ def _compile():
     "Import Triton and make the kernels its own"
     global triton, tl
     try: import triton, triton.language as tl
-    except ImportError: raise SteerlensError('fast step on a GPU: Triton is not installed; `pip install triton`, or train with the dense step') from None
+    except ImportError:
+        do = '`pip install triton`, or train with the dense step'
+        raise SteerlensError('fast step on a GPU', 'Triton is not installed', do=do) from None
     for fn in _kernels: globals()[fn.__name__] = triton.jit(fn)
 
 def _interpreted(): return os.environ.get('TRITON_INTERPRET')=='1'
@@ -47,7 +49,8 @@ def _dots(out, a, W, row, at, order, n, D, E:tl.constexpr, BD:tl.constexpr):
 
 # %% ../../nbs/33_sae.gpu.ipynb #c2ed27c4
 @_kernel
-def _sums(out, square, total, start, off, order, weight, index, src, D, BY:tl.constexpr, J:tl.constexpr, BD:tl.constexpr):
+def _sums(out, square, total, start, off, order, weight, index, src, D,
+          BY:tl.constexpr, J:tl.constexpr, BD:tl.constexpr):
     "A block of columns of out[i] = BY*start[i] plus the sum of weight*src[index] over segment i"
     i,d = tl.program_id(0).to(tl.int64), tl.program_id(1)*BD+tl.arange(0, BD)
     y,z = tl.zeros([BD], out.dtype.element_ty), tl.zeros([J], out.dtype.element_ty)
@@ -84,25 +87,30 @@ class GPUStep:
         betas:tuple=(.9,.999), # Adam's
         eps:float=1e-8,        # Adam's
         clip:float=1.,         # Largest norm of the gradient
-        encode:torch.dtype|None=None, # Of the screening product: bfloat16 by default where the hardware has units for it, else the weights' own
+        encode:torch.dtype|None=None, # Of the screening product: bfloat16 where the hardware has units for it
         margin:float=.25,      # Candidates beyond `k` that are judged by exact values, as a share of k
     ):
-        if why := unsupported(sae, ('cuda','cpu') if _interpreted() else ('cuda',)): raise SteerlensError(f'fast step on a GPU: {why}; train it with the dense step')
+        why = unsupported(sae, ('cuda','cpu') if _interpreted() else ('cuda',))
+        need(not why, 'fast step on a GPU', why, do='train it with the dense step')
         _compile()
         self.sae,self.betas,self.eps,self.clip,self.margin = sae, betas, eps, clip, margin
         self.F,self.D,self.dtype,self.device = sae.cfg.d_sae, sae.cfg.d_in, sae.W_dec.dtype, sae.W_dec.device
         if self.device.type=='cuda': torch.cuda.set_device(self.device) # kernels run on the current one
         units = torch.cuda.get_device_capability(self.device)>=(8, 0) if self.device.type=='cuda' else bf16_units()
-        self.encode,self.t,self.pre = encode or (torch.bfloat16 if self.dtype==torch.float32 and units else self.dtype), 0, None
+        self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and units else self.dtype)
+        self.t,self.pre = 0, None
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t() # the same numbers, a latent's together
         self.state = {k: w.new_zeros(3, *w.shape) for k,w in self._weights().items()} # gradient and moments
-        self.norm,self.bias = self.state['b_enc'].new_ones(self.F), torch.empty(self.F, dtype=self.encode, device=self.device)
+        self.norm = self.state['b_enc'].new_ones(self.F)
+        self.bias = torch.empty(self.F, dtype=self.encode, device=self.device)
         self.screen = torch.empty(self.F, self.D, dtype=self.encode, device=self.device)
         self.refresh()
 
 # %% ../../nbs/33_sae.gpu.ipynb #0e062df0
 @patch
-def _weights(self:GPUStep): return dict(W_dec=self.sae.W_dec.data, W_enc=self.sae.W_enc.data.t(), b_enc=self.sae.b_enc.data, b_dec=self.sae.b_dec.data)
+def _weights(self:GPUStep):
+    sae = self.sae
+    return dict(W_dec=sae.W_dec.data, W_enc=sae.W_enc.data.t(), b_enc=sae.b_enc.data, b_dec=sae.b_dec.data)
 
 @patch
 @torch.no_grad()
@@ -155,7 +163,9 @@ def _entries(self:GPUStep, row, at, B):
 def _dot(self:GPUStep, a, W, e):
     "a[row]·W[latent] of each entry"
     out,E = a.new_empty(len(e.at)), 8
-    if len(out): _dots[(triton.cdiv(len(out), E),)](out, a, W, e.row, e.at, e.order, len(out), self.D, E=E, BD=min(256, triton.next_power_of_2(self.D)))
+    if not len(out): return out
+    grid,BD = (triton.cdiv(len(out), E),), min(256, triton.next_power_of_2(self.D))
+    _dots[grid](out, a, W, e.row, e.at, e.order, len(out), self.D, E=E, BD=BD)
     return out
 
 @patch
@@ -179,8 +189,11 @@ def _codes(self:GPUStep, x):
     c = self._dot(x, w['W_enc'], e) + w['b_enc'][e.at]
     s = (c*self.norm[e.at]).relu()
     if batch: best = s.topk(min(int(k*B), len(s)), sorted=False).indices
-    else: best = (s.view(B, want).topk(int(k), sorted=False).indices + want*torch.arange(B, device=s.device)[:,None]).flatten()
-    return e, torch.zeros_like(c).index_copy(0, best, torch.where(s[best]!=0, c[best], 0)) # relu keeps NaN, and so does this
+    else:
+        row = want*torch.arange(B, device=s.device)[:,None]
+        best = (s.view(B, want).topk(int(k), sorted=False).indices + row).flatten()
+    kept = torch.where(s[best]!=0, c[best], 0) # relu keeps NaN, and so does this
+    return e, torch.zeros_like(c).index_copy(0, best, kept)
 
 # %% ../../nbs/33_sae.gpu.ipynb #92742625
 @patch
@@ -190,10 +203,10 @@ def _aux(self:GPUStep, at, x, left):
     by,W = self.sae.cfg.aux_loss_coefficient*min(n/k, 1.), (self._weights()['W_dec'][at]/norm[:,None]).to(self.encode)
     value,i = self.pre[:,at].topk(min(k, n), sorted=False)
     c,back = value.new_zeros(len(x), n).scatter_(1, i, value), value.new_empty(len(x), n)
-    loss,g = _rebuild(c, W, left, 2/len(x)*by, back)
+    loss,g = rebuild(c, W, left, 2/len(x)*by, back)
     if n > k: back.masked_fill_(c==0, 0) # of fewer all are among the strongest
     x = torch.nn.functional.pad(x.to(self.encode), (0, 8), value=1) # 8, since products like widths of whole vectors
-    grads = _revived(c, back, g, x, norm)
+    grads = revived_grads(c, back, g, x, norm)
     for k,g in zip(('W_dec','W_enc','b_enc'), grads): self.state[k][0].zero_().index_copy_(0, at, g)
     return loss*by/len(x)
 
@@ -201,12 +214,16 @@ def _aux(self:GPUStep, at, x, left):
 @patch
 @torch.no_grad()
 def _gradients(self:GPUStep, x, dead):
-    if list(x.shape)[1:]!=[self.D] or x.dtype!=self.dtype or x.device!=self.device: raise SteerlensError(f'fast step on a GPU: batch {list(x.shape)} of {x.dtype} on {x.device}, expected [rows, {self.D}] of {self.dtype} on {self.device}')
-    _check_dead(dead, self.F)
+    fits = list(x.shape)[1:]==[self.D] and x.dtype==self.dtype and x.device==self.device
+    got = f'batch {list(x.shape)} of {x.dtype} on {x.device}'
+    need(fits, 'fast step on a GPU', got, f'[rows, {self.D}] of {self.dtype} on {self.device}')
+    check_dead(dead, self.F)
     w,g,B,x = self._weights(), {k: s[0] for k,s in self.state.items()}, len(x), (x-self.sae.b_dec).contiguous()
     (e,c),left,aux = self._codes(x), torch.empty_like(x), x.new_zeros(())
     mse,_ = self._sum(left, x, -1, e.by_row, torch.arange(len(c), device=c.device), c, e.at, w['W_dec'])
-    if more := bool(dead is not None and self.sae.cfg.aux_loss_coefficient and len(at := dead.nonzero()[:,0])): aux = self._aux(at, x, left)
+    wanted = dead is not None and self.sae.cfg.aux_loss_coefficient
+    more = bool(wanted and len(at := dead.nonzero()[:,0]))
+    if more: aux = self._aux(at, x, left)
     by = torch.where(c!=0, self._dot(left, w['W_dec'], e), 0)*(2/B)
     dec,_ = self._sum(g['W_dec'], g['W_dec'], int(more), e.by_latent, e.order, c*(2/B), e.row, left)
     enc,b = self._sum(g['W_enc'], g['W_enc'], int(more), e.by_latent, e.order, by, e.row, x)
@@ -216,7 +233,8 @@ def _gradients(self:GPUStep, x, dead):
     fired = so_far[e.by_latent[1:]]-so_far[e.by_latent[:-1]]
     norm = (dec+enc+g['b_enc'].double().square().sum()+g['b_dec'].double().square().sum()).sqrt()
     mse,aux,n,norm = torch.stack([v.double() for v in (mse/B, aux, fired.sum(), norm)]).tolist() # waits for the GPU
-    if not math.isfinite(norm): raise SteerlensError('fast step on a GPU: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
+    do = 'look for NaN or infinity in the batch, or lower the learning rate'
+    need(math.isfinite(norm), 'fast step on a GPU', 'the gradient is not finite', do=do)
     return Step(mse, aux, n/B, norm, fired)
 
 # %% ../../nbs/33_sae.gpu.ipynb #22020abc
@@ -241,7 +259,9 @@ def step(self:GPUStep,
     self.t += 1
     (b1,b2),coef = self.betas, min(1., self.clip/(done.grad_norm+1e-6))
     how = b1, b2, (1-b1)*coef, (1-b2)*coef**2, lr/(1-b1**self.t), 1/math.sqrt(1-b2**self.t), self.eps
-    for k,w in self._weights().items(): _adam[(triton.cdiv(w.numel(), 1024),)](w, self.state[k], w.numel(), *how, BLOCK=1024)
+    for k,w in self._weights().items():
+        grid = (triton.cdiv(w.numel(), 1024),)
+        _adam[grid](w, self.state[k], w.numel(), *how, BLOCK=1024)
     self.refresh()
     return done
 
@@ -259,14 +279,16 @@ def recall(self:GPUStep,
 @patch
 def state_dict(self:GPUStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"
-    return {f'{k}.{n}': s[i] for k,s in self.state.items() for i,n in ((1, 'm'), (2, 'v'))} | dict(t=torch.tensor([self.t]))
+    found = dict(t=torch.tensor([self.t]))
+    for k,s in self.state.items(): found |= {f'{k}.m': s[1], f'{k}.v': s[2]}
+    return found
 
 @patch
 def load_state_dict(self:GPUStep,
     state:dict # From `state_dict`, with the weights already as they were
 ):
     "Go on from there"
-    _load(self, state)
+    load_state(self, state)
 
 @patch
 def reset(self:GPUStep,

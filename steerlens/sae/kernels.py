@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from numba import njit
 
-_jit = njit(nogil=True, fastmath=True, error_model='numpy', cache='__file__' in globals()) # a notebook's cells would not notice when another one changes
+_cached = '__file__' in globals() # a notebook's cells would not notice when another one changes
+_jit = njit(nogil=True, fastmath=True, error_model='numpy', cache=_cached)
 
 # %% auto #0
-__all__ = []
+__all__ = ['kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads', 'sum_grads',
+           'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild', 'revived_grads']
 
 # %% ../../nbs/31_sae.kernels.ipynb #bd13b33a
 @_jit
-def _kth(a, k):
+def kth(a, k):
     "The largest t that at least `k` of `a` reach (the smallest of them, if there are fewer)"
     least = most = a[0]
     for i in range(len(a)): least,most = min(least, a[i]),max(most, a[i])
@@ -26,7 +28,8 @@ def _kth(a, k):
     while lo+1 < hi:
         mid = (lo>>1)+(hi>>1)+(lo&hi&1) # never overflows
         t,n = a.dtype.type(mid),0
-        for o in range(0, len(a), 1<<14): # in pieces whose count is as narrow as the numbers, so that as many are counted at a time
+        # in pieces whose count is as narrow as the numbers, so that as many are counted at a time
+        for o in range(0, len(a), 1<<14):
             part,m = a[o:o+(1<<14)],a.dtype.type(0)
             for i in range(len(part)): m = a.dtype.type(m+a.dtype.type(part[i] >= t))
             n += m
@@ -50,7 +53,7 @@ def _maxima(row, top):
     for j in range(len(rest)): top[j] = max(top[j], rest[j])
 
 @_jit
-def _tops(pre, top, a, b):
+def tops(pre, top, a, b):
     for r in range(a, b): _maxima(pre[r], top[r])
 
 # %% ../../nbs/31_sae.kernels.ipynb #9f1066ce
@@ -68,15 +71,15 @@ def _above(row, top, t, at):
 
 # %% ../../nbs/31_sae.kernels.ipynb #91f5d1b0
 @_jit
-def _screen(pre, top, want, t, at, n, a, b):
+def screened(pre, top, want, t, at, n, a, b):
     "Candidates of each row: its `want` largest and some more, or where t is given all that reach it"
     one,C = pre.dtype.type(1),at.shape[1]
     for r in range(a, b):
         row = pre[r]
         if t == 0: _maxima(row, top[r])
-        n[r] = _above(row, top[r], max(_kth(top[r], want), one) if t == 0 else pre.dtype.type(t), at[r])
+        n[r] = _above(row, top[r], max(kth(top[r], want), one) if t == 0 else pre.dtype.type(t), at[r])
         if t == 0 and n[r] > C:
-            least,m = max(_kth(row, want), one),0
+            least,m = max(kth(row, want), one),0
             for i in range(len(row)):
                 if row[i] > least: at[r,m] = i; m += 1
             for i in range(len(row)):
@@ -84,7 +87,7 @@ def _screen(pre, top, want, t, at, n, a, b):
             n[r] = m
 
 # %% ../../nbs/31_sae.kernels.ipynb #54507fda
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     "A batch's codes"
     at:np.ndarray  # Latents of each row, [B, C]
     n:np.ndarray   # How many, [B]
@@ -96,7 +99,7 @@ class _Entries(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #7f2dbc41
 @_jit
-def _by_latent(e):
+def by_latent(e):
     e.off[:] = 0
     for r in range(len(e.n)):
         for j in range(e.n[r]): e.off[e.at[r,j]+1] += 1
@@ -108,7 +111,7 @@ def _by_latent(e):
 
 # %% ../../nbs/31_sae.kernels.ipynb #469e3196
 @_jit
-def _rescore(x, W_enc, b_enc, norm, e, s, a, b):
+def rescore(x, W_enc, b_enc, norm, e, s, a, b):
     "Pre-activations of the candidates, and what they are chosen by"
     c = e.c.reshape(-1)
     for f in range(a, b):
@@ -121,13 +124,13 @@ def _rescore(x, W_enc, b_enc, norm, e, s, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #9904e64c
 @_jit
-def _choose(s, k, t, e, a, b):
+def choose_rows(s, k, t, e, a, b):
     "Keep the `k` best of a row, or all that reach t"
     one = s.dtype.type(1)
     for r in range(a, b):
         if e.n[r] == 0: continue
         row,m,n = s[r,:e.n[r]],0,0
-        least = max(_kth(row, k), one) if t == 0 else s.dtype.type(t)
+        least = max(kth(row, k), one) if t == 0 else s.dtype.type(t)
         for j in range(len(row)): m += row[j] > least
         for j in range(len(row)):
             if row[j] > least or row[j] == least and (t != 0 or m < k): # of equal ones, the first
@@ -138,7 +141,7 @@ def _choose(s, k, t, e, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #4c97e659
 @_jit
-def _decode(x, scale, W_dec, e, loss, a, b):
+def decode_rows(x, scale, W_dec, e, loss, a, b):
     "Squared error of the decoded codes, its gradient, and the sum of that"
     total = np.zeros_like(x[0])
     for r in range(a, b):
@@ -156,7 +159,7 @@ def _decode(x, scale, W_dec, e, loss, a, b):
     return total
 
 # %% ../../nbs/31_sae.kernels.ipynb #10704eba
-class _Grads(NamedTuple):
+class Grads(NamedTuple):
     "By parameter, and what else a pass over the latents finds"
     W_dec:np.ndarray # [F, D]; rows of latents without entries are not written
     W_enc:np.ndarray # [F, D], likewise
@@ -166,8 +169,8 @@ class _Grads(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #b62467f5
 @_jit
-def _grads(e, x, W_dec, W_enc, out, a, b):
-    "Added to those of the aux loss, where `n` says that there are some; what they take from the decoder's bias, through `x`"
+def sum_grads(e, x, W_dec, W_enc, out, a, b):
+    "Added to those of the auxiliary loss, where `n` says there are some; and the decoder bias's part, through `x`"
     total,c,zero = np.zeros_like(W_dec[0]),e.c.reshape(-1),W_dec.dtype.type(0)
     for f in range(a, b):
         w,dd,de,t,z = W_dec[f],out.W_dec[f],out.W_enc[f],out.b_enc[f] if out.n[f] else zero,zero
@@ -191,7 +194,7 @@ def _grads(e, x, W_dec, W_enc, out, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #c7162d57
 @_jit
-def _adam(w, g, m, v, coef, lr, b1, b2, c2, eps):
+def adam_rows(w, g, m, v, coef, lr, b1, b2, c2, eps):
     o1,o2 = (w.dtype.type(1)-b1)*coef,(w.dtype.type(1)-b2)*coef*coef
     for d in range(len(w)):
         m[d] = b1*m[d]+o1*g[d]
@@ -223,11 +226,11 @@ def _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
     _bits(b_enc[f:f+1], norm[f], q[:1], shift, screen[f,D:D+1])
 
 @_jit
-def _prepare(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
+def prepare(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
     for f in range(len(W_dec)): _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
 # %% ../../nbs/31_sae.kernels.ipynb #06a2f97b
-class _Adam(NamedTuple):
+class Adam(NamedTuple):
     "Moments; first and second"
     W_dec:tuple
     W_enc:tuple
@@ -236,7 +239,7 @@ class _Adam(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #82d11b20
 @_jit
-def _update(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr, b1, b2, c2, eps, rest, a, b):
+def update_rows(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr, b1, b2, c2, eps, rest, a, b):
     none,q = np.zeros_like(W_dec[0]),np.empty_like(q)
     for f in range(a, b):
         s.age[f] += 1
@@ -248,14 +251,14 @@ def _update(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr
             s.age[f] = 0
         if s.age[f] > rest: continue
         dd,de = (g.W_dec[f],g.W_enc[f]) if g.n[f] else (none,none)
-        _adam(W_dec[f], dd, s.W_dec[0][f], s.W_dec[1][f], coef, lr, b1, b2, c2, eps)
-        _adam(W_enc[f], de, s.W_enc[0][f], s.W_enc[1][f], coef, lr, b1, b2, c2, eps)
-        _adam(b_enc[f:f+1], g.b_enc[f:f+1], s.b_enc[0][f:f+1], s.b_enc[1][f:f+1], coef, lr, b1, b2, c2, eps)
+        adam_rows(W_dec[f], dd, s.W_dec[0][f], s.W_dec[1][f], coef, lr, b1, b2, c2, eps)
+        adam_rows(W_enc[f], de, s.W_enc[0][f], s.W_enc[1][f], coef, lr, b1, b2, c2, eps)
+        adam_rows(b_enc[f:f+1], g.b_enc[f:f+1], s.b_enc[0][f:f+1], s.b_enc[1][f:f+1], coef, lr, b1, b2, c2, eps)
         _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
 # %% ../../nbs/31_sae.kernels.ipynb #46904914
 @_jit
-def _strongest(pre, dead, k, out, a, b):
+def strongest(pre, dead, k, out, a, b):
     "The dead latents of each row, all but the k strongest set to 0"
     key,most = np.empty(len(dead), pre.dtype),np.iinfo(pre.dtype).max
     for r in range(a, b):
@@ -263,7 +266,7 @@ def _strongest(pre, dead, k, out, a, b):
         for i in range(len(dead)):
             best[i] = row[dead[i]]
             key[i] = best[i] if best[i] >= 0 else best[i] ^ most
-        t = _kth(key, k)
+        t = kth(key, k)
         for i in range(len(dead)):
             m += key[i] >= t
             best[i] = best[i] if key[i] >= t else 0
@@ -273,20 +276,20 @@ def _strongest(pre, dead, k, out, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #1f800521
 @_jit
-def _mask(x, by, a, b):
+def mask_rows(x, by, a, b):
     for r in range(a, b):
         xr,byr = x[r],by[r]
         for j in range(len(xr)): xr[j] = xr[j] if byr[j] != 0 else 0
 
 # %% ../../nbs/31_sae.kernels.ipynb #6499a142
-def _rebuild(c, W, left, by, back):
-    "The squares of `left` plus decoded codes `c`; its gradient, `by` times as long; and what comes back to the codes, in `back`"
+def rebuild(c, W, left, by, back):
+    "The squares of `left` plus decoded codes `c`, their gradient times `by`; what returns to the codes goes to `back`"
     y = left + c@W
     g = (y*by).to(c.dtype)
     torch.mm(g, W.t(), out=back)
     return torch.dot(y.view(-1), y.view(-1)), g
 
-def _revived(c, back, g, x, norm):
+def revived_grads(c, back, g, x, norm):
     "Gradients by dead latents' decoder rows, encoder rows and biases, for codes scaled by `norm`; `x` goes on with a 1"
     enc,D = (back.t()@x)*norm[:,None], g.shape[1]
     return (c.t()@g)/norm[:,None], enc[:,:D], enc[:,D]

@@ -13,11 +13,13 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from ..core import SteerlensError
-from .kernels import _Adam, _Entries, _Grads, _adam, _by_latent, _choose, _decode, _grads, _kth, _mask, _prepare, _rebuild, _rescore, _revived, _screen, _strongest, _tops, _update
+from ..core import SteerlensError, need
+from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, decode_rows, kth, mask_rows
+from .kernels import prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads, tops
+from .kernels import update_rows
 
 # %% auto #0
-__all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'DenseStep']
+__all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'DenseStep']
 
 # %% ../../nbs/32_sae.step.ipynb #744de6bd
 _PAD = 32 # Columns after the weights, the first of which is the bias
@@ -26,7 +28,9 @@ def _numpy(x): return x.detach().numpy()
 
 def _workers(n):
     "Threads in each of which torch computes alone"
-    alone = lambda: (torch.get_num_threads(), torch.set_num_threads(1)) # the first call settles what the second one changes
+    def alone(): # the first call settles what the second one changes
+        torch.get_num_threads()
+        torch.set_num_threads(1)
     pool,ready = ThreadPoolExecutor(n, initializer=alone), Barrier(n+1)
     for _ in range(n): pool.submit(ready.wait)
     ready.wait()
@@ -41,7 +45,7 @@ class FastStep:
         betas:tuple=(.9,.999), # Adam's
         eps:float=1e-8,        # Adam's
         clip:float=1.,         # Largest norm of the gradient
-        encode:torch.dtype|None=None, # Of the screening product: bfloat16 by default where the processor has units for it, else the weights' own
+        encode:torch.dtype|None=None, # Of the screening product: bfloat16 where the processor has units for it
         margin:float=.25,      # Candidates beyond `k` that are judged by exact values, as a share of k
     ):
         if why := unsupported(sae, ('cpu',)): raise SteerlensError(f'fast step: {why}; train it with the dense step')
@@ -61,9 +65,12 @@ def unsupported(
     "Why a fast step can't train this"
     c,name = sae.cfg, type(sae).__name__
     if name not in ('TopKTrainingSAE', 'BatchTopKTrainingSAE'): return f'{name} is neither TopK nor BatchTopK'
-    if sae.W_dec.device.type not in devices or sae.W_dec.dtype not in (torch.float32, torch.float64): return f'weights are {sae.W_dec.dtype} on {sae.W_dec.device}, expected float32 or float64 on {" or ".join(devices)}'
+    w = sae.W_dec
+    if w.device.type not in devices or w.dtype not in (torch.float32, torch.float64):
+        return f'weights are {w.dtype} on {w.device}, expected float32 or float64 on {" or ".join(devices)}'
     if sae.W_dec.is_cuda and find_spec('triton') is None: return 'Triton is not installed'
-    if not c.apply_b_dec_to_input or c.normalize_activations!='none' or c.reshape_activations!='none': return 'apply_b_dec_to_input=False, normalize_activations and reshape_activations are not covered'
+    plain = c.apply_b_dec_to_input and c.normalize_activations=='none' and c.reshape_activations=='none'
+    if not plain: return 'apply_b_dec_to_input=False, normalize_activations and reshape_activations are not covered'
 
 # %% ../../nbs/32_sae.step.ipynb #3bd5ed9d
 def bf16_units()->bool:
@@ -80,8 +87,8 @@ def _begin(self:FastStep):
     zeros = lambda *shape: np.zeros(shape, f)
     self.rest = math.ceil(math.log(1e-12)/math.log(self.betas[0])) if self.betas[0] else 1
     pair = lambda *shape: (zeros(*shape), zeros(*shape))
-    self.moments,self.b_dec = _Adam(pair(F, D), pair(F, D), pair(F), np.full(F, self.rest+1)), pair(D)
-    self.out,self.norm = _Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F)), np.ones(F, f)
+    self.moments,self.b_dec = Adam(pair(F, D), pair(F, D), pair(F), np.full(F, self.rest+1)), pair(D)
+    self.out,self.norm = Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F)), np.ones(F, f)
     self.screen,self.room = torch.zeros(F, D+_PAD, dtype=self.encode), {}
     self.q,self.shift = np.zeros(D, f'u{self.dtype.itemsize}'), 8*(self.dtype.itemsize-self.encode.itemsize)
     self.round = max(1, self.F//64)
@@ -91,13 +98,14 @@ def _begin(self:FastStep):
 @patch
 def refresh(self:FastStep):
     "To be called when the weights were changed from outside"
-    _prepare(*self._weights())
+    prepare(*self._weights())
 
 @patch
 def _weights(self:FastStep):
     "The weights, and what the screening makes of them"
     sae,bits = self.sae, self.screen.view(_BITS[self.encode][1]).numpy().view(f'u{self.encode.itemsize}')
-    return _numpy(sae.W_dec), _numpy(sae.W_enc.t()), _numpy(sae.b_enc), self.norm, sae.cfg.rescale_acts_by_decoder_norm, bits, self.q, self.shift
+    own = _numpy(sae.W_dec), _numpy(sae.W_enc.t()), _numpy(sae.b_enc)
+    return *own, self.norm, sae.cfg.rescale_acts_by_decoder_norm, bits, self.q, self.shift
 
 # %% ../../nbs/32_sae.step.ipynb #0ba6f07e
 @patch
@@ -108,13 +116,17 @@ def _room(self:FastStep, B, want):
     self.x = torch.zeros(B, self.D+_PAD, dtype=self.encode)
     self.x[:,self.D] = 1
     self.centred = torch.zeros(B, self.D, dtype=self.dtype)
-    self.pre,self.top,self.loss = torch.zeros(B, self.F, dtype=self.encode), np.zeros((B, S), _BITS[self.encode][0]), np.zeros(B, f)
+    self.pre = torch.zeros(B, self.F, dtype=self.encode)
+    self.top = np.zeros((B, S), _BITS[self.encode][0])
+    self.loss = np.zeros(B, f)
     self.room,self.s = dict(main=self._entries(B, 2*want), aux=self.pre[0,:0]), np.zeros((B, 2*want), f)
 
 @patch
 def _entries(self:FastStep, B, C):
     f = str(self.dtype).split('.')[1]
-    return _Entries(np.zeros((B, C), 'i4'), np.zeros(B, 'i8'), np.zeros((B, C), f), np.zeros(self.F+1, 'i8'), np.zeros(B*C, 'i4'), np.zeros(B*C, 'i4'), np.zeros((B, self.D), f))
+    by_row = np.zeros((B, C), 'i4'), np.zeros(B, 'i8'), np.zeros((B, C), f)
+    ordered = np.zeros(self.F+1, 'i8'), np.zeros(B*C, 'i4'), np.zeros(B*C, 'i4')
+    return Entries(*by_row, *ordered, np.zeros((B, self.D), f))
 
 # %% ../../nbs/32_sae.step.ipynb #2447fb49
 @patch
@@ -131,7 +143,8 @@ def _latents(self:FastStep, fn, *args):
 
 @patch
 def _share(self:FastStep, fn, cuts, *args):
-    return [job.result() for job in [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]]
+    jobs = [self.pool.submit(fn, *args, a, b) for a,b in zip(cuts.tolist(), cuts[1:].tolist())]
+    return [job.result() for job in jobs]
 
 # %% ../../nbs/32_sae.step.ipynb #fe05343d
 @patch
@@ -148,15 +161,15 @@ def _candidates(self:FastStep, x, want, batch):
     "Entries that may be chosen: `want` in a row and some more, or for a whole batch so many on average"
     pre,B,t = self._product(x), len(x), 0
     if batch:
-        self._rows(_tops, pre, self.top)
-        t = max(int(_kth(self.top.reshape(-1), want*B)), 1)
+        self._rows(tops, pre, self.top)
+        t = max(int(kth(self.top.reshape(-1), want*B)), 1)
     e = self.room['main']
-    self._rows(_screen, pre, self.top, want, t, e.at, e.n)
+    self._rows(screened, pre, self.top, want, t, e.at, e.n)
     if batch and (C := e.n.max()) > e.at.shape[1]:
         e = self.room['main'] = self._entries(B, int(C*1.25))
         self.s = np.zeros(e.c.shape, e.c.dtype)
-        self._rows(_screen, pre, self.top, want, t, e.at, e.n)
-    _by_latent(e)
+        self._rows(screened, pre, self.top, want, t, e.at, e.n)
+    by_latent(e)
     return e
 
 # %% ../../nbs/32_sae.step.ipynb #8bbee10a
@@ -169,9 +182,10 @@ def _codes(self:FastStep, x):
     e = self._candidates(x, want, batch)
     if batch: self.s[:] = 0
     bits = self.s.view(f'i{self.s.itemsize}')
-    self._latents(_rescore, self.centred.numpy(), _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc), self.norm, e, self.s.reshape(-1))
-    if batch: t = max(int(_kth(bits.reshape(-1), int(k*B))), 1) if int(k*B) else np.iinfo(bits.dtype).max
-    self._rows(_choose, bits, int(k), t, e)
+    W_enc,b_enc = _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc)
+    self._latents(rescore, self.centred.numpy(), W_enc, b_enc, self.norm, e, self.s.reshape(-1))
+    if batch: t = max(int(kth(bits.reshape(-1), int(k*B))), 1) if int(k*B) else np.iinfo(bits.dtype).max
+    self._rows(choose_rows, bits, int(k), t, e)
     return e
 
 # %% ../../nbs/32_sae.step.ipynb #dcb52c9a
@@ -184,7 +198,8 @@ def _aux(self:FastStep, dead):
     n,N,k = len(at), min(self.F, math.ceil(len(at)/self.round)*self.round), max(1, self.D//2)
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
     c,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
-    W,g,W_dec,norm,left = self.pre.new_empty(N, self.D), self.pre.new_empty(B, self.D), self.sae.W_dec.detach(), torch.ones(N, dtype=self.dtype), torch.from_numpy(e.g)
+    W,g = self.pre.new_empty(N, self.D), self.pre.new_empty(B, self.D)
+    W_dec,norm,left = self.sae.W_dec.detach(), torch.ones(N, dtype=self.dtype), torch.from_numpy(e.g)
     norm[:n],by = torch.from_numpy(self.norm)[at], coefficient*min(n/k, 1.)
     bits,pre = lambda x: x.view(_BITS[self.encode][1]).numpy(), self.pre.view(_BITS[self.encode][1]).numpy()
     def weights(a, b):
@@ -192,13 +207,14 @@ def _aux(self:FastStep, dead):
         W[a:min(b, n)] = W_dec[at[a:b]]/norm[a:min(b, n),None]
     def choose(a, b):
         c[a:b,n:] = 0
-        _strongest(pre, at.numpy(), min(k, n), bits(c), a, b)
+        strongest(pre, at.numpy(), min(k, n), bits(c), a, b)
     def rows(a, b):
-        loss,g[a:b] = _rebuild(c[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
-        if n > k: _mask(bits(back), bits(c), a, b) # of fewer all are among the strongest
+        loss,g[a:b] = rebuild(c[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
+        if n > k: mask_rows(bits(back), bits(c), a, b) # of fewer all are among the strongest
         return loss
     def latents(a, b):
-        for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), _revived(c[:,a:b], back[:,a:b], g, self.x, norm[a:b])):
+        found = revived_grads(c[:,a:b], back[:,a:b], g, self.x, norm[a:b])
+        for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), found):
             torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
     self._share(weights, self._even(N)), self._rows(choose)
     loss = by/B*float(sum(self._rows(rows)))
@@ -217,26 +233,30 @@ class Step:
     fired:Tensor    # Rows in which each latent was active, [F]
 
 # %% ../../nbs/32_sae.step.ipynb #9e859e10
-def _check_dead(dead, F):
-    if dead is not None and (dead.shape!=(F,) or dead.dtype!=torch.bool): raise SteerlensError(f'fast step: dead latents {list(dead.shape)} of {dead.dtype}, expected [{F}] of torch.bool')
+def check_dead(dead, F):
+    if dead is None: return
+    fits = dead.shape==(F,) and dead.dtype==torch.bool
+    need(fits, 'fast step', f'dead latents {list(dead.shape)} of {dead.dtype}', f'[{F}] of torch.bool')
 
 # %% ../../nbs/32_sae.step.ipynb #0abbeae8
 @patch
 @torch.inference_mode(False) # other threads would not know that it is on
 @torch.no_grad()
 def _gradients(self:FastStep, x, dead):
-    if list(x.shape)[1:]!=[self.D] or not len(x) or x.dtype!=self.dtype: raise SteerlensError(f'fast step: batch {list(x.shape)} of {x.dtype}, expected [rows, {self.D}] of {self.dtype}')
-    _check_dead(dead, self.F)
+    fits = list(x.shape)[1:]==[self.D] and len(x) and x.dtype==self.dtype
+    need(fits, 'fast step', f'batch {list(x.shape)} of {x.dtype}', f'[rows, {self.D}] of {self.dtype}')
+    check_dead(dead, self.F)
     W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
     e,x = self._codes(x.detach()), self.centred.numpy()
-    order = self.pool.submit(_by_latent, e)
+    order = self.pool.submit(by_latent, e)
     try:
-        b_dec = sum(self._rows(_decode, x, f(2/B), W_dec, e, self.loss))
+        b_dec = sum(self._rows(decode_rows, x, f(2/B), W_dec, e, self.loss))
         mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
     finally: order.result() # nothing goes on without it
-    b_dec -= sum(self._latents(_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
+    b_dec -= sum(self._latents(sum_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
     norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
-    if not math.isfinite(norm): raise SteerlensError('fast step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
+    do = 'look for NaN or infinity in the batch, or lower the learning rate'
+    need(math.isfinite(norm), 'fast step', 'the gradient is not finite', do=do)
     return Step(mse, aux, int(e.off[-1])/B, norm, torch.from_numpy(np.diff(e.off))), b_dec
 
 # %% ../../nbs/32_sae.step.ipynb #611aca90
@@ -248,7 +268,8 @@ def gradients(self:FastStep,
     "A step without its update"
     step,b_dec = self._gradients(x, dead)
     some = lambda g: torch.where(torch.from_numpy(self.out.n>0)[:,None], torch.from_numpy(g), 0.)
-    return step, dict(W_dec=some(self.out.W_dec), W_enc=some(self.out.W_enc).t(), b_enc=torch.from_numpy(self.out.b_enc.copy()), b_dec=torch.from_numpy(b_dec))
+    biases = dict(b_enc=torch.from_numpy(self.out.b_enc.copy()), b_dec=torch.from_numpy(b_dec))
+    return step, dict(W_dec=some(self.out.W_dec), W_enc=some(self.out.W_enc).t()) | biases
 
 # %% ../../nbs/32_sae.step.ipynb #b8a0e473
 @patch
@@ -264,8 +285,8 @@ def step(self:FastStep,
     f,(b1,b2) = self.loss.dtype.type, self.betas
     coef = f(min(1., self.clip/(done.grad_norm+1e-6)))
     how = f(lr/(1-b1**self.t)), f(b1), f(b2), f(1/math.sqrt(1-b2**self.t)), f(self.eps)
-    self._latents(_update, *self._weights(), self.out, self.moments, coef, *how, self.rest)
-    _adam(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
+    self._latents(update_rows, *self._weights(), self.out, self.moments, coef, *how, self.rest)
+    adam_rows(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
     return done
 
 # %% ../../nbs/32_sae.step.ipynb #b253547c
@@ -285,14 +306,17 @@ def recall(self:FastStep,
 @patch
 def state_dict(self:FastStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"
-    m = {f'{k}.{i}': v for k,pair in dict(W_dec=self.moments.W_dec, W_enc=self.moments.W_enc, b_enc=self.moments.b_enc, b_dec=self.b_dec).items() for i,v in zip('mv', pair)}
+    m,pairs = {}, dict(W_dec=self.moments.W_dec, W_enc=self.moments.W_enc, b_enc=self.moments.b_enc, b_dec=self.b_dec)
+    for k,pair in pairs.items(): m |= {f'{k}.m': pair[0], f'{k}.v': pair[1]}
     return {k: torch.from_numpy(v) for k,v in (m | dict(age=self.moments.age, t=np.array([self.t]))).items()}
 
 # %% ../../nbs/32_sae.step.ipynb #37707edf
-def _load(step, state):
+def load_state(step, state):
     mine = step.state_dict()
-    if wrong := sorted(k for k in {*mine, *state} if k not in mine or k not in state or (state[k].shape, state[k].dtype)!=(mine[k].shape, mine[k].dtype)):
-        raise SteerlensError(f'fast step: state of another autoencoder or kind of step ({", ".join(wrong[:3])}); start anew')
+    def same(k): return k in mine and k in state and (state[k].shape, state[k].dtype)==(mine[k].shape, mine[k].dtype)
+    wrong = sorted(k for k in {*mine, *state} if not same(k))
+    got = f'state of another autoencoder or kind of step ({", ".join(wrong[:3])})'
+    need(not wrong, 'fast step', got, do='start anew')
     for k,v in mine.items(): v.copy_(state[k])
     step.t = int(state['t'])
     step.refresh()
@@ -302,7 +326,7 @@ def load_state_dict(self:FastStep,
     state:dict # From `state_dict`, with the weights already as they were
 ):
     "Go on from there"
-    _load(self, state)
+    load_state(self, state)
 
 @patch
 def reset(self:FastStep,
@@ -334,12 +358,14 @@ class DenseStep:
         "Update the autoencoder once"
         from sae_lens.saes.sae import TrainStepInput
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-            out = self.sae.training_forward_pass(TrainStepInput(sae_in=x, coefficients=coefficients, dead_neuron_mask=dead, n_training_steps=self.t, is_logging_step=False))
+            given = dict(sae_in=x, coefficients=coefficients, dead_neuron_mask=dead, n_training_steps=self.t)
+            out = self.sae.training_forward_pass(TrainStepInput(**given, is_logging_step=False))
         self.opt.param_groups[0]['lr'] = lr
         self.opt.zero_grad()
         out.loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip))
-        if not math.isfinite(norm): raise SteerlensError('dense step: the gradient is not finite; look for NaN or infinity in the batch, or lower the learning rate')
+        do = 'look for NaN or infinity in the batch, or lower the learning rate'
+        need(math.isfinite(norm), 'dense step', 'the gradient is not finite', do=do)
         self.opt.step()
         fired,mse = (out.feature_acts!=0).sum(0), out.losses['mse_loss'].item()
         return Step(mse, out.loss.item()-mse, int(fired.sum())/len(x), norm, fired)
@@ -362,7 +388,8 @@ def load_state_dict(self:DenseStep,
 ):
     "Go on from there"
     names = dict(self.sae.named_parameters())
-    if state and {k.rsplit('.', 1)[0] for k in state} != set(names): raise SteerlensError('dense step: state of another autoencoder or kind of step; start anew')
+    same = not state or {k.rsplit('.', 1)[0] for k in state}==set(names)
+    need(same, 'dense step', 'state of another autoencoder or kind of step', do='start anew')
     for k,v in state.items():
         n,key = k.rsplit('.', 1)
         self.opt.state[names[n]][key] = v.clone() if key=='step' else v.to(names[n].device, copy=True)

@@ -60,15 +60,19 @@ def film(
     from PIL import Image
     shots = {c: shoot(subject, trial, v) for c,v in panels.items()}
     n = max(len(p) for p,_ in shots.values()) + 2*fps # hold the end
-    cols = [[caption(p[min(i, len(p)-1)], f'"{trial.text}"', f'{c}: {_done(e)}' if i>=len(p)-1 else c, e not in (None, trial.task) and i>=len(p)-1) for i in range(n)]
-            for c,(p,e) in shots.items()]
+    def panel(name, pictures, event, i):
+        over = i>=len(pictures)-1
+        said = f'{name}: {_done(event)}' if over else name
+        return caption(pictures[min(i, len(pictures)-1)], f'"{trial.text}"', said, over and event not in (None, trial.task))
+    def frame(i): return np.concatenate([panel(c, p, e, i) for c,(p,e) in shots.items()], 1)
     with atomic(path) as tmp:
-        h,w = (frame := np.concatenate([c[0] for c in cols], 1)).shape[:2]
-        out = imageio_ffmpeg.write_frames(str(tmp), (w,h), fps=fps, codec='libx264', pix_fmt_out='yuv420p', quality=6, macro_block_size=2)
+        h,w = frame(0).shape[:2]
+        how = dict(fps=fps, codec='libx264', pix_fmt_out='yuv420p', quality=6, macro_block_size=2)
+        out = imageio_ffmpeg.write_frames(str(tmp), (w,h), **how)
         out.send(None)
-        for i in range(n): out.send(np.ascontiguousarray(np.concatenate([c[i] for c in cols], 1)))
+        for i in range(n): out.send(np.ascontiguousarray(frame(i)))
         out.close()
-    with atomic(Path(path).with_suffix('.png')) as tmp: Image.fromarray(np.concatenate([c[-1] for c in cols], 1)).save(tmp)
+    with atomic(Path(path).with_suffix('.png')) as tmp: Image.fromarray(frame(n-1)).save(tmp)
     return {c: e for c,(_,e) in shots.items()}
 
 def _done(event): return event.replace('_',' ') if event else 'nothing happened'

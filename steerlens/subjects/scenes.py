@@ -73,7 +73,8 @@ class Scene:
         _headless()
         try: import mujoco; from metaworld.env_dict import ALL_V3_ENVIRONMENTS as envs
         except ImportError as e:
-            raise SteerlensError('scenes', f'{e.name} is missing', 'the simulator', "pip install 'steerlens[sim]'") from None
+            do = "pip install 'steerlens[sim]'"
+            raise SteerlensError('scenes', f'{e.name} is missing', 'the simulator', do) from None
         self.name,self.kind,self.mj = name, KINDS[name], mujoco
         env = self.env = envs[self.kind.env]()
         env._freeze_rand_vec,env.seeded_rand_vec = False, True
@@ -195,7 +196,8 @@ def gl_error()->str|None: # Why there can be no pictures, in one line; None when
     "Try OpenGL in a process of its own, because a driver that is half there can abort the interpreter"
     _headless()
     test = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
-    if subprocess.run([sys.executable, '-c', test], capture_output=True).returncode: return 'no video: OpenGL not found; on Debian: apt install libegl1 libgl1-mesa-dri'
+    if subprocess.run([sys.executable, '-c', test], capture_output=True).returncode:
+        return 'no video: OpenGL not found; on Debian: apt install libegl1 libgl1-mesa-dri'
 
 # %% ../../nbs/12_subjects.scenes.ipynb #1b18172c
 class Camera:

@@ -432,7 +432,8 @@ def windows(self:Tokens,
     documents:Iterable|None=None, # Numbers of the documents wanted; all by default
 )->pd.DataFrame: # document, window (its number in the document), first (place in the sequence), n
     "Every window, in the order of the text"
-    need(not bos or self.bos is not None, self.folder, 'its tokenizer has no beginning-of-text token', do='say bos=False')
+    got = 'its tokenizer has no beginning-of-text token'
+    need(not bos or self.bos is not None, self.folder, got, do='say bos=False')
     size = context-bos
     need(size >= 1, 'context', context, f'at least {1+bos}')
     d = self.documents if documents is None else self.documents[self.documents.document.isin(list(documents))]
