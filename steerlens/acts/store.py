@@ -341,7 +341,7 @@ def _problems(folder, catalog, deep=False):
     "(shard, what is wrong) for every file that isn't as the catalog has it"
     if catalog['shards'] and not _whole(folder/catalog['stats']):
         yield None, f"{folder/catalog['stats']}: missing or damaged; harvest again, which sums up anew"
-    first = dict.fromkeys(catalog['streams'], 0)
+    first = dict.fromkeys(catalog['streams'], 0) # row of each stream's next file
     for i,entry in enumerate(catalog['shards']):
         for stream,e in entry.items():
             checks = [(_check_rows, (folder/stream/f'rows_{i:04d}.parquet', e, first[stream], deep))]
@@ -352,7 +352,7 @@ def _problems(folder, catalog, deep=False):
                 checks.append((_check_x, (file, shape, catalog['dtype'], about, checksum, deep)))
             for check,args in checks:
                 try: check(*args)
-                except SteerlensError as err: yield i, f'{err}; remove it and harvest again: just this shard is made anew'
+                except SteerlensError as e: yield i, f'{e}; remove it and harvest again: just this shard is made anew'
             first[stream] += e['rows']
 
 # %% ../../nbs/21_acts.store.ipynb #51ceab4a

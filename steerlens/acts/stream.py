@@ -157,7 +157,7 @@ def _tell_sinks(self:Stream):
     "A line on rows that are many times longer than the others"
     long = outliers(self.acts.sample(self.site, self.streams)).float().mean().item()
     if long:
-        print(f"site '{self.site}': {long:.2%} of the rows are over {LONG} median lengths long and outweigh the others;",
+        print(f"site '{self.site}': {long:.2%} of the rows are over {LONG} median lengths long, outweighing others;",
               f'longest={LONG} leaves them out', flush=True)
 
 # %% ../../nbs/23_acts.stream.ipynb #a206b79d
@@ -323,8 +323,8 @@ class _Open(dict):
         return self[i]
     def unreadable(self, i, why):
         "The error of a file that can't be read"
-        return SteerlensError(self.files[i].path, f'could not be read ({why}), though it was whole when the stream was made',
-                              do='run `steerlens acts verify`')
+        told = f'could not be read ({why}), though it was whole when the stream was made'
+        return SteerlensError(self.files[i].path, told, do='run `steerlens acts verify`')
     def __enter__(self): return self
     def __exit__(self, *_):
         for fd in self.values(): os.close(fd)

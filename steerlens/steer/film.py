@@ -63,7 +63,8 @@ def film(
     def panel(name, pictures, event, i):
         over = i>=len(pictures)-1
         said = f'{name}: {_done(event)}' if over else name
-        return caption(pictures[min(i, len(pictures)-1)], f'"{trial.text}"', said, over and event not in (None, trial.task))
+        good = over and event not in (None, trial.task)
+        return caption(pictures[min(i, len(pictures)-1)], f'"{trial.text}"', said, good)
     def frame(i): return np.concatenate([panel(c, p, e, i) for c,(p,e) in shots.items()], 1)
     with atomic(path) as tmp:
         h,w = frame(0).shape[:2]

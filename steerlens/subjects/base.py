@@ -56,7 +56,7 @@ class Subject:
         token_types:dict|None=None,  # Alias -> stream of each token, length T
         norm:str|None=None,          # Path of the final norm
         head:str|None=None,          # Path of the unembedding
-        hooks:dict|None=None,        # Other names of sites -> site, such as `blocks.0.hook_resid_post` -> `transformer.h.0.out`
+        hooks:dict|None=None,        # Other names -> site: `blocks.0.hook_resid_post` -> `transformer.h.0.out`
         in_place:tuple=(),           # Those of `hooks` at a module's input whose tensor the network reads again
         facts:dict|None=None,        # What a user may expect of it, such as width, layers, vocabulary
         finish:Callable|None=None,   # What the model does to its logits after the unembedding, such as a soft cap
@@ -163,7 +163,7 @@ class Batch:
     "One run of a subject, and who its rows are"
     args:tuple      # What `run` takes, by position
     rows:object     # A pandas DataFrame, one line per row of the batch
-    words:dict = field(default_factory=dict) # Alias, or `*` for every site -> words [B][T]; None where there is no token
+    words:dict = field(default_factory=dict) # Alias, or `*` for all -> words [B][T]; None where there is no token
     kwargs:dict = field(default_factory=dict) # What `run` takes by name, such as `attention_mask`
 
 # %% ../../nbs/10_subjects.base.ipynb #1a752678
@@ -184,9 +184,9 @@ class Runs:
 @dataclass
 class Work:
     "How to tell whether a subject still does what it is for"
-    held_out:Callable            # (acts, n, seed) -> sequence of `Batch` from held-out episodes; at most n where they are drawn
+    held_out:Callable            # (acts, n, seed) -> batches from held-out episodes, at most n where they are drawn
     scorer:Callable              # () -> a scorer: add, sums, scores
-    hits:Callable|None = None    # (subject, n, first_seed) -> n trials per task, True where one succeeds; None if it can't be counted
+    hits:Callable|None = None    # (subject, n, first_seed) -> True where one of n trials per task succeeds
 
 # %% ../../nbs/10_subjects.base.ipynb #4b84d07f
 def _get(out): return out[0] if isinstance(out, tuple) else out
@@ -297,5 +297,6 @@ def _mask(mask, x, site):
     mask = torch.as_tensor(mask, dtype=torch.bool, device=x.device)
     want = x.shape[:-1]
     fits = mask.ndim==len(want) and all(m in (1, w) for m,w in zip(mask.shape, want))
-    need(fits, f"gate at '{site}'", f'mask of shape {list(mask.shape)}', f'{list(want)}, or 1 where it is the same for all')
+    got = f'mask of shape {list(mask.shape)}'
+    need(fits, f"gate at '{site}'", got, f'{list(want)}, or 1 where it is the same for all')
     return mask[...,None]

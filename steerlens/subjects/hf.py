@@ -4,7 +4,8 @@
 
 # %% ../../nbs/15_subjects.hf.ipynb #88fe4b43
 from __future__ import annotations
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from inspect import signature
 from pathlib import Path
 import torch
@@ -188,7 +189,8 @@ def no_bars():
     bars,level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error() # what it would report about keys is an error here
-    try: yield
+    try:
+        with redirect_stderr(StringIO()): yield # its reader of GGUF files has a bar of its own
     finally:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()

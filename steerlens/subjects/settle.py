@@ -21,7 +21,7 @@ def module_named(
 )->ModuleType: # Raises `SteerlensError` where there is none
     "The module that knows a subject"
     full = name if '.' in name else f'steerlens.subjects.{name}'
-    need(_exists(full), f"module '{name}'", 'not found', 'a module of steerlens.subjects, or the dotted name of one on your path',
+    need(_exists(full), f"module '{name}'", 'not found', 'one of steerlens.subjects, or the dotted name of your own',
          'a language model in transformers\' format uses module=lm')
     return import_module(full)
 
