@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'GIVEN', 'PLAIN', 'phases', 'subjects', 'phase_named', 'schema', 'own_fields', 'read_yaml', 'layers',
-           'resolve', 'table', 'check', 'execute', 'executed', 'changed', 'wanted']
+           'resolve', 'table', 'executed', 'check', 'execute', 'changed', 'wanted']
 
 # %% ../nbs/01_params.ipynb #f00aae35
-import ast, difflib, re, sys
+import ast, difflib, json, math, os, re, sys
 from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 import yaml
-from .core import SteerlensError, atomic, lock, need, read_json, root, write_json
+from .core import SteerlensError, lock, need, read_json, root, unwritable, write_json
 
 # %% ../nbs/01_params.ipynb #96e37c40
 def phases()->list[str]: # Such as '1_residuals', in order
@@ -56,7 +57,8 @@ def _declared(
     nb = read_json(path)
     cells = [''.join(c['source']) for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
     need(len(cells)==1, path, f'{len(cells)} cells tagged parameters', 'one', 'tag the cell that declares them')
-    need('kernelspec' in nb['metadata'], path, 'its metadata names no kernel', do='open it in JupyterLab and save it')
+    named = nb['metadata'].get('kernelspec', {}).get('name')
+    need(named, path, 'its metadata names no kernel', do='open it in JupyterLab and save it')
     try: body = ast.parse(cells[0]).body
     except SyntaxError as e:
         raise SteerlensError(f'{path}: parameters cell, line {e.lineno}', e.msg, do='correct it') from None
@@ -93,7 +95,11 @@ def schema(
 )->type[BaseModel]: # Its fields carry type, default and comment
     "The pydantic model of a phase's parameters"
     fields = {n: _field(phase, d) for n,d in _declared(phase).items()}
-    if 'own' in fields and module: fields = {n: f for n,f in fields.items() if n!='own'} | own_fields(module)
+    if 'own' in fields and module:
+        own = own_fields(module)
+        both = sorted({*own} & {*fields})
+        need(not both, f"module '{module}'", f'runs takes {both}', "names that the phase hasn't", 'call them otherwise')
+        fields = {n: f for n,f in fields.items() if n!='own'} | own
     config = ConfigDict(extra='forbid', strict=True, allow_inf_nan=False, validate_default=True,
                         protected_namespaces=())
     return create_model(phase, __config__=config, **fields)
@@ -114,7 +120,12 @@ def own_fields(
     own = [(a, d) for a,d in zip(args.args+args.kwonlyargs, defaults+args.kw_defaults) if a.arg not in GIVEN]
     return {a.arg: _own_field(path, a, d, lines[a.lineno-1]) for a,d in own}
 
-def _own_field(path, arg, default, line):
+def _own_field(
+    path:Path,        # The module's file
+    arg:ast.arg,      # An argument of `runs`
+    default:ast.expr|None, # Its default
+    line:str,         # Where it is written; its comment says what it means
+)->tuple: # (type, pydantic's Field)
     "One argument of `runs`, for pydantic"
     where = f'{path.name}: runs: {arg.arg}'
     kind = _pick(where, 'type', ast.unparse(arg.annotation).replace(' ', '') if arg.annotation else 'none', list(TYPES))
@@ -128,12 +139,23 @@ def _module_file(
 )->Path: # Raises `SteerlensError` where there is none
     "The file of a subject's module"
     full = module if '.' in module else f'steerlens.subjects.{module}'
-    try: spec = find_spec(full)
-    except ModuleNotFoundError: spec = None # its parent isn't there
-    need(spec and spec.origin, f"module '{module}'", 'not found',
-         'one of steerlens.subjects, or the dotted name of your own',
+    first,*rest = full.split('.')
+    spec = _top_level(first)
+    for part in rest: # one inside the other: `find_spec` would import the packages on the way
+        folders = spec and spec.submodule_search_locations
+        spec = PathFinder.find_spec(part, folders) if folders else None
+    found = spec and spec.origin and Path(spec.origin).suffix=='.py'
+    need(found, f"module '{module}'", 'not found', 'one of steerlens.subjects, or the dotted name of your own',
          "a language model in transformers' format uses module=lm")
     return Path(spec.origin)
+
+def _top_level(
+    name:str, # Of a package
+): # Its spec; None if it isn't found
+    "A package as a phase finds it, which runs in the project's root"
+    try: spec = find_spec(name)
+    except ValueError: spec = None # no name at all
+    return spec or PathFinder.find_spec(name, [str(root())])
 
 # %% ../nbs/01_params.ipynb #5d79d45f
 class _Loader(yaml.SafeLoader):
@@ -144,6 +166,7 @@ class _Loader(yaml.SafeLoader):
         names = [self.construct_object(k, deep=True) for k,_ in node.value]
         for i,n in enumerate(names):
             line = node.value[i][0].start_mark.line+1
+            if not isinstance(n, str): raise yaml.YAMLError(f'line {line}: the name {n!r} is no text; quote it')
             if n in names[:i]: raise yaml.YAMLError(f'{n!r} is there twice, in line {line} again')
         return super().construct_mapping(node, deep)
 
@@ -161,9 +184,14 @@ def read_yaml(
     where:str, # A file's name or the command line, for the error
     text:str,  # What it holds
 ):
-    "Parse YAML; one line if it isn't"
-    try: return yaml.load(text, _Loader)
+    "Parse YAML; one line if it isn't, or isn't plain"
+    try:
+        found = yaml.load(text, _Loader)
+        json.dumps(found, allow_nan=False)
+        return found
     except yaml.YAMLError as e: raise SteerlensError(where, f'not YAML: {" ".join(str(e).split())}') from None
+    except (TypeError, ValueError, RecursionError) as e: # a set, an infinity, something inside itself
+        raise SteerlensError(where, f'not plain: {e}', 'numbers, texts, true, false, lists and names') from None
 
 # %% ../nbs/01_params.ipynb #a51ea981
 def _read(
@@ -171,9 +199,9 @@ def _read(
 )->dict:
     "The mapping in a YAML file; empty if the file is"
     try: text = (root()/file).read_text(encoding='utf-8')
-    except OSError as e:
-        raise SteerlensError(file, f'could not be read ({e.strerror})',
-                             "a YAML file, its path from the project's root") from None
+    except (OSError, UnicodeDecodeError) as e:
+        why = getattr(e, 'strerror', None) or 'no UTF-8'
+        raise SteerlensError(file, f'could not be read ({why})', "a YAML file, its path from the project's root") from None
     found = read_yaml(file, text) or {}
     need(isinstance(found, dict), file, type(found).__name__, 'lines of `key: value`')
     return found
@@ -304,19 +332,37 @@ def table(
     return [(n, kinds[f.annotation], repr(values[n]), origin[n], f.description) for n,f in model.model_fields.items()]
 
 # %% ../nbs/01_params.ipynb #e76879e5
+def executed(
+    phase:str,   # A phase's name
+    subject:str, # A subject's name
+    out:str='.', # The run's `out`
+)->Path:
+    "Where the executed notebook of a run is; the folder of its report has the same name"
+    return root()/out/'reports'/phase/f'{subject}.ipynb'
+
+def _record(phase, subject, out='.'):
+    "Where a run writes its parameters down"
+    return executed(phase, subject, out).with_suffix('')/'params.json'
+
+# %% ../nbs/01_params.ipynb #b6b3dea9
 def check(
     phase:str,  # A phase's name
     names:dict, # `globals()` of its notebook
 ):
-    "Check a notebook's parameters as the command line does, and complete `own`"
+    "Check a notebook's parameters as the command line does, complete `own`, and write all of them down"
     declared = _declared(phase)
     values = {n: names[n] for n in declared if n in names}
     module = (values.get('module') or values.get('subject', '')) if 'own' in declared else ''
     model = schema(phase, module)
-    flat = {n: v for n,v in values.items() if n!='own'} | (values.get('own') or {})
-    try: found = model(**flat).model_dump()
-    except ValidationError as e: raise _problem(model, f'sae_notebooks/{phase}.ipynb', e.errors()[0]) from None
-    if 'own' in declared: names['own'] = _packed(phase, found)['own']
+    where,own = f'sae_notebooks/{phase}.ipynb', values.pop('own', {})
+    need(isinstance(own, dict), f'{where}: own', repr(own), "the subject's own parameters, such as dict(seed=0)")
+    both = sorted({*own} & {*declared})
+    need(not both, f'{where}: own', f'holds {both}', "the subject's own parameters", "the phase's are variables")
+    try: found = model(**values, **own).model_dump()
+    except ValidationError as e: raise _problem(model, where, e.errors()[0]) from None
+    found = _packed(phase, found)
+    if 'own' in declared: names['own'] = found['own']
+    write_json(_record(phase, found['subject'], found['out']), found)
 
 # %% ../nbs/01_params.ipynb #6eaa3a38
 def _papermill(
@@ -380,19 +426,12 @@ def execute(
         except (PapermillExecutionError, DeadKernelError, RuntimeError, FileNotFoundError) as e:
             if tmp.exists(): tmp.replace(failed)
             raise _failure(phase, failed, log, e) from None
+        except OSError as e: raise unwritable(tmp, e) from None
         except KeyboardInterrupt:
             tmp.unlink(missing_ok=True)
             raise SteerlensError(f'{phase} {subject}', 'stopped by hand; finished shards and checkpoints are kept',
                                  do='the same command goes on from there') from None
         return tmp.replace(path)
-
-def executed(
-    phase:str,   # A phase's name
-    subject:str, # A subject's name
-    out:str='.', # The run's `out`
-)->Path:
-    "Where the executed notebook of a run is"
-    return root()/out/'reports'/phase/f'{subject}.ipynb'
 
 # %% ../nbs/01_params.ipynb #5fc19a28
 def changed(
@@ -400,13 +439,19 @@ def changed(
     subject:str,                  # A subject's name
     out:str='.',                  # The run's `out`
     extra_files:Iterable[str]=(), # Files with a block per phase, if the published run has any
-)->dict|None: # Name -> (its value, the published one); None where there is no finished run
-    "The parameters in which a run differs from the published one"
-    path = executed(phase, subject, out)
-    if not path.exists(): return None
-    ran = read_json(path)['metadata']['papermill']['parameters']
+)->dict: # Name -> (its value, the published one); all of them, with None, where the last run didn't end
+    "The parameters in which the last run differs from the published one"
+    record = _record(phase, subject, out)
+    ended = record.exists() and _written(record) <= _written(record.with_name('metrics.json'))
+    ran = read_json(record) if ended else {}
     want = resolve(phase, subject, [f'out={out}'], extra_files)
-    return {n: (ran.get(n), v) for n,v in want.items() if n!='out' and ran.get(n)!=v}
+    return {n: (ran.get(n), v) for n,v in want.items() if n!='out' and (n not in ran or ran[n]!=v)}
+
+def _written(
+    path:Path, # A file
+)->float: # Seconds; minus infinity if there is none
+    "When a file was written"
+    return path.stat().st_mtime if path.exists() else -math.inf
 
 # %% ../nbs/01_params.ipynb #d7774c39
 def wanted(
@@ -418,12 +463,9 @@ def wanted(
     "What is asked for, as a file"
     path = executed(phase, subject, out).with_name(f'.{subject}.wanted.json')
     want = resolve(phase, subject, [f'out={out}'], extra_files)
-    written = path.exists() and read_json(path)==want
-    if not written or _stale(phase, subject, out, extra_files, path): write_json(path, want)
+    new = not path.exists() or read_json(path)!=want
+    other = changed(phase, subject, out, extra_files)
+    since = _written(path) <= _written(path.with_name(subject)/'metrics.json')
+    if new or other and since: write_json(path, want)
+    if new and not other: os.utime(path, (0, 0)) # the run that is there is what is asked for
     return path
-
-def _stale(phase, subject, out, extra_files, path):
-    "Was the last run, which is newer than `path`, another one?"
-    metrics = path.with_name(subject)/'metrics.json'
-    newer = metrics.exists() and metrics.stat().st_mtime >= path.stat().st_mtime
-    return newer and bool(changed(phase, subject, out, extra_files))
