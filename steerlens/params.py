@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'GIVEN', 'PLAIN', 'phases', 'subjects', 'phase_named', 'schema', 'own_fields', 'read_yaml', 'layers',
-           'resolve', 'table', 'executed', 'check', 'execute', 'changed', 'wanted']
+           'resolve', 'table', 'executed', 'check', 'execute', 'changed', 'wanted', 'plan_sweep']
 
 # %% ../nbs/01_params.ipynb #f00aae35
-import ast, difflib, json, math, os, re, sys
+import ast, difflib, json, math, os, re, sys, time
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 import yaml
-from .core import SteerlensError, lock, need, read_json, root, unwritable, write_json
+from .core import SteerlensError, lock, need, read_json, root, sha256, unwritable, write_json
 
 # %% ../nbs/01_params.ipynb #96e37c40
 def phases()->list[str]: # Such as '1_residuals', in order
@@ -201,7 +202,8 @@ def _read(
     try: text = (root()/file).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
         why = getattr(e, 'strerror', None) or 'no UTF-8'
-        raise SteerlensError(file, f'could not be read ({why})', "a YAML file, its path from the project's root") from None
+        expected = "a YAML file, its path from the project's root"
+        raise SteerlensError(file, f'could not be read ({why})', expected) from None
     found = read_yaml(file, text) or {}
     need(isinstance(found, dict), file, type(found).__name__, 'lines of `key: value`')
     return found
@@ -463,9 +465,56 @@ def wanted(
     "What is asked for, as a file"
     path = executed(phase, subject, out).with_name(f'.{subject}.wanted.json')
     want = resolve(phase, subject, [f'out={out}'], extra_files)
-    new = not path.exists() or read_json(path)!=want
+    new = not path.exists() or read_json(path).get('asked')!=want
     other = changed(phase, subject, out, extra_files)
     since = _written(path) <= _written(path.with_name(subject)/'metrics.json')
-    if new or other and since: write_json(path, want)
+    if new or other and since: write_json(path, dict(asked=want, at=time.time_ns()))
     if new and not other: os.utime(path, (0, 0)) # the run that is there is what is asked for
     return path
+
+# %% ../nbs/01_params.ipynb #a4a49d58
+def plan_sweep(
+    file:str,                     # Such as 'params/sweeps/nano_lm.yaml'
+    out:str='.',                  # Folder with the activations; the sweep goes to `<out>/sweeps/<subject>`
+    extra_files:Iterable[str]=(), # Files with a block per phase
+    phase:str='2_sae',            # The phase that is run for each variant
+)->dict: # What sweep.json holds: phase, subject, swept, fixed, variants
+    "Check a sweep, and write its variants' parameters and sweep.json"
+    subject,fixed,swept = _sweep_asked(file)
+    base,model = resolve(phase, subject, [f'out={out}'], extra_files), schema(phase)
+    variants = {}
+    for values in product(*swept.values()):
+        variant = dict(zip(swept, values))
+        try: model(**base | fixed | variant)
+        except ValidationError as e: raise _problem(model, file, e.errors()[0]) from None
+        variants[sha256(fixed | variant)[:10]] = variant
+    folder = root()/out/'sweeps'/subject
+    for name,variant in variants.items():
+        _write_new(folder/name/'params.yaml', {phase: fixed | variant | dict(harvest=out)}) # JSON is YAML
+    plan = dict(phase=phase, subject=subject, swept=list(swept), fixed=fixed, variants=variants)
+    _write_new(folder/'sweep.json', plan)
+    return plan
+
+def _write_new(
+    path:Path, # A JSON file
+    obj,       # What it should hold
+):
+    "Write a file, unless it says so already: a newer file would have its phase run again"
+    if not path.exists() or read_json(path)!=obj: write_json(path, obj)
+
+# %% ../nbs/01_params.ipynb #c2c7820e
+def _sweep_asked(
+    file:str, # A sweep
+)->tuple[str,dict,dict]: # Subject, fixed values, lists of swept ones
+    "What a sweep's file asks for"
+    fixed = _read(file)
+    subject = _pick(file, 'subject', fixed.pop('subject', ''), subjects())
+    swept = fixed.pop('sweep', None) or {}
+    need(isinstance(swept, dict), f'{file}: sweep', repr(swept), 'lines of `key: [values]`')
+    swept = {k: v if isinstance(v, list) else [v] for k,v in swept.items()}
+    for key,values in swept.items():
+        need(values, f'{file}: {key}', 'an empty list', 'one value or more')
+        need(key not in fixed, f'{file}: {key}', 'both fixed and swept', 'one of them')
+    for key in ('subject', 'out', 'harvest'):
+        need(key not in fixed | swept, f'{file}: {key}', 'can be neither fixed nor swept', do='the sweep sets it')
+    return subject, fixed, swept
