@@ -6,7 +6,8 @@ to make everything elsewhere and smaller.
 import re, sys
 from pathlib import Path
 from steerlens.core import SteerlensError, need
-from steerlens.params import plan_sweep, resolve, wanted
+from steerlens.params import resolve
+from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:2]}  # steering is for policies so far
