@@ -71,7 +71,7 @@ SWEEP = """
 subject: my_gpt2
 bars: {kl: 0.5}
 sweep:
-  k: [2, 4]
+  k: [2]
   config: [{aux_loss_coefficient: 0.5}, {}]
   wandb: [""]
 """
@@ -84,15 +84,15 @@ def test_a_sweep_of_dicts_and_blanks(project):
     said = sh(*command, cwd=project, STEERLENS_ROOT=str(project))
     assert said.rc==0, said.out+said.err
     sweep = read_json(project/'sweeps'/'my_gpt2'/'sweep.json')
-    assert sweep['swept']==['k', 'config', 'wandb'] and len(sweep['variants'])==4
+    assert sweep['swept']==['k', 'config', 'wandb'] and len(sweep['variants'])==2
     import pandas as pd
     table = pd.read_parquet(project/'sweeps'/'my_gpt2'/'compare.parquet')
-    assert len(table)==4 and table.config.nunique()==2
+    assert len(table)==2 and table.config.nunique()==2
 
 
 def test_hostile_values_stay_values(project):
     "A semicolon in a sweep's value is refused as a value, and runs nothing"
-    (project/'hostile.yaml').write_text(SWEEP.replace('[2, 4]', '["2; touch owned", 4]'))
+    (project/'hostile.yaml').write_text(SWEEP.replace('[2]', '["2; touch owned", 4]'))
     command = ['snakemake', '-n', '--nolock', '--profile', 'profiles/local', '--config', 'sweep=hostile.yaml', '--', 'sweep']
     said = sh(*command, cwd=project, STEERLENS_ROOT=str(project))
     assert said.rc!=0 and "k = '2; touch owned'; expected float" in said.out+said.err
@@ -111,34 +111,3 @@ def test_workers_without_a_main_guard(tmp_path):
     said = sh(sys.executable, tmp_path/'script.py')
     assert said.rc!=0 and "if __name__ == '__main__'" in said.err
     assert 'a worker process died' in said.err.splitlines()[-1]
-
-
-API = """
-import pandas as pd, torch
-from pathlib import Path
-from steerlens.acts.harvest import harvest
-from steerlens.subjects.base import Batch, Subject
-net = Subject(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()))
-rows = pd.DataFrame(dict(episode=range(6), step=0))
-batch = Batch((torch.randn(6, 2, 4),), rows)
-acts = harvest(net, [batch], ['0.out'], 'acts', {}, dict(train=[0,1,2,3], validation=[4,5]))
-print(acts.n_rows('all'))
-"""
-
-
-def test_the_api_inside_another_project(tmp_path):
-    "Another project's settings.ini is not our root; the checkout is found"
-    (tmp_path/'settings.ini').write_text('[DEFAULT]\nlib_name = another\n')
-    (tmp_path/'script.py').write_text(API)
-    said = sh(sys.executable, 'script.py', cwd=tmp_path, STEERLENS_ROOT='')
-    assert said.rc==0 and said.out.strip().endswith('12'), said.out+said.err
-    assert read_json(tmp_path/'acts'/'manifest.json')['git']['commit']
-
-
-def test_another_environments_kernel_is_not_taken(tmp_path):
-    "A `python3` kernel on JUPYTER_PATH that would run something else"
-    kernel = tmp_path/'kernels'/'python3'
-    kernel.mkdir(parents=True)
-    (kernel/'kernel.json').write_text(json.dumps(dict(argv=['/bin/false'], display_name='x', language='python')))
-    said = sh('steerlens', 'run', '4_tokens', 'nano_vla', f'out={tmp_path}/o', JUPYTER_PATH=str(tmp_path))
-    assert 'make it with the phase before' in said.err # our own code ran, and missed phase 1's files
