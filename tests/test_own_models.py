@@ -28,8 +28,8 @@ def project(tmp_path_factory):
     sources = sorted(Path(json.__file__).parents[1].glob('*.py'), key=lambda f: f.stat().st_size)
     for f in sources[30:50]: shutil.copy(f, text)
     for kind in ('gpt2', 'llama'):
-        own = dict(module='lm', model=f'weights/{kind}', sites=['blocks.1.hook_resid_post'], text=['text'], source='Python',
-                   licence='PSF-2.0', context=32, windows=60, expect=dict(width=32, layers=2))
+        own = dict(module='lm', model=f'weights/{kind}', sites=['blocks.1.hook_resid_post'], text=['text'],
+                   source='Python', licence='PSF-2.0', context=32, windows=60, expect=dict(width=32, layers=2))
         sae = dict(sites=['blocks.1.hook_resid_post'], d_sae=64, k=4, steps=20, batch=128, success_n=0, windows=8,
                    bars=dict(kl=.5, l0=[2, 6]))
         block = {'1_residuals': own, '2_sae': sae}
@@ -93,8 +93,8 @@ def test_a_sweep_of_dicts_and_blanks(project):
 def test_hostile_values_stay_values(project):
     "A semicolon in a sweep's value is refused as a value, and runs nothing"
     (project/'hostile.yaml').write_text(SWEEP.replace('[2]', '["2; touch owned", 4]'))
-    command = ['snakemake', '-n', '--nolock', '--profile', 'profiles/local', '--config', 'sweep=hostile.yaml', '--', 'sweep']
-    said = sh(*command, cwd=project, STEERLENS_ROOT=str(project))
+    command = ['snakemake', '-n', '--nolock', '--profile', 'profiles/local', '--config', 'sweep=hostile.yaml']
+    said = sh(*command, '--', 'sweep', cwd=project, STEERLENS_ROOT=str(project))
     assert said.rc!=0 and "k = '2; touch owned'; expected float" in said.out+said.err
     assert not (project/'owned').exists()
 
