@@ -153,7 +153,7 @@ def test_the_kernel_is_this_python(toy):
     for kernel in ('python3', 'ir'):
         add_phase(toy, '3_where', 'import sys; print(sys.executable)', kernel)
         said = sh('steerlens', 'run', '3', 'nano_vla', cwd=toy, JUPYTER_PATH=toy/'jupyter')
-        assert said.rc==0 and said.out.splitlines()[0]==sys.executable, said.out+said.err
+        assert said.rc==0 and os.path.samefile(said.out.splitlines()[0], sys.executable), said.out+said.err
 
 
 @pytest.mark.parametrize('out', ['run_{seed}', 'a b', "it's"])

@@ -352,7 +352,8 @@ def _problems(folder, catalog, deep=False):
                 checks.append((_check_x, (file, shape, catalog['dtype'], about, checksum, deep)))
             for check,args in checks:
                 try: check(*args)
-                except SteerlensError as e: yield i, f'{e}; remove it and harvest again: just this shard is made anew'
+                except SteerlensError as wrong:
+                    yield i, f'{wrong}; remove it and harvest again: just this shard is made anew'
             first[stream] += e['rows']
 
 # %% ../../nbs/21_acts.store.ipynb #51ceab4a
