@@ -85,7 +85,7 @@ def test_the_report_s_numbers_are_the_trials(smoke):
 def test_seeds_of_fitting_choosing_and_measuring_are_apart():
     "Published seeds: training, selection and fresh trials never meet"
     from steerlens import params
-    one,three = params.resolve('1_residuals', SUBJECT), params.resolve('3_steering', SUBJECT)
+    one,three = params.resolve('1_residuals', SUBJECT)['own'], params.resolve('3_steering', SUBJECT)
     train = range(one['first_seed'], one['first_seed']+one['episodes'])
     choose = range(three['select_seed'], three['select_seed']+sum(three['select_n']))
     fresh = range(three['test_seed'], three['test_seed']+max(three['test_n'], three['base_n']))
