@@ -288,4 +288,5 @@ def _save_chunk(folder, names, c, rows, xs):
 def _save(x, path):
     try:
         with open(path, 'wb') as f: torch.save(x, f)
-    except RuntimeError as e: raise OSError(f'{path.name}: {str(e).splitlines()[0]}') from None # a full disk, in torch's words
+    except RuntimeError as e: # a full disk, in torch's words
+        raise OSError(f'{path.name}: {str(e).splitlines()[0]}') from None

@@ -45,7 +45,7 @@ BLOCK = 65536 # Rows in a shard, and in an episode where nothing says more
 def import_npy(
     source:str|Path|list,       # A file, several, or a folder of them; a file's name is its site's
     folder:str|Path,            # The dataset to make
-    rows:str|Path|None=None,    # Parquet with one line per row, at least `episode`; by default `rows.parquet` in the folder
+    rows:str|Path|None=None,    # Parquet with a line per row; by default `rows.parquet` in the folder
     stream:str='all',           # Which tokens these are, where `rows` has no `token_type`
     validation:float|None=None, # Hold out this share of the episodes, instead of what the row table says
 )->Acts:
@@ -54,8 +54,7 @@ def import_npy(
     xs = {f.stem: map_npy(f) for f in files}
     need(len(xs)==len(files), source, 'two files of one name', 'a name for each site')
     n,dtype = _common(files, xs)
-    beside = files[0].with_name('rows.parquet')
-    if rows is None and not isinstance(source, (list,tuple)) and Path(source).is_dir() and beside.exists(): rows = beside
+    rows = rows or _beside(source)
     table = RowTable(Path(rows), n) if rows else None
     shards = []
     for a,b in slices(n, BLOCK):
@@ -64,6 +63,12 @@ def import_npy(
     splits = table.splits(validation) if table else hold_out(range(len(shards)), validation)
     params = dict(source=fingerprint(inputs), sites=list(xs), stream=stream, validation=validation)
     return import_shards(folder, 'npy', params, splits, dtype, shards, inputs)
+
+def _beside(source):
+    "The row table in a folder of files; None where there is none"
+    if isinstance(source, (list,tuple)): return None
+    file = Path(source)/'rows.parquet'
+    return file if file.exists() else None
 
 def _common(files, xs):
     "Rows and dtype of all files"
