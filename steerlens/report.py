@@ -13,6 +13,7 @@ from html import unescape
 from pathlib import Path
 from fastcore.xml import *
 from . import params
+from .running import changed
 from .core import atomic, need, read_json, root
 from .findings import facts, flip_grid, flip_rows, headline, interval
 from .plot import COLORS, LABELS
@@ -200,7 +201,7 @@ def by_hand_html(
 )->list:
     "A line with the parameters that differ from the published ones; empty if none does"
     if phase not in params.phases() or subject not in params.subjects(): return []
-    found = params.changed(phase, subject, base.parent.as_posix()) or {}
+    found = changed(phase, subject, base.parent.as_posix()) or {}
     told = ', '.join(f'{n} = {ran!r} (published: {want!r})' for n,(ran,want) in found.items())
     return [P(f'Not the published run: {told}', cls='note')] if told else []
 

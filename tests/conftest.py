@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 from steerlens import params
+from steerlens.running import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
@@ -48,7 +49,7 @@ def run_phases(out, shown):
     "Every phase in order with params/smoke.yaml, by the command line's own function"
     for phase,subject in RUNS:
         start = time.perf_counter()
-        params.execute(phase, subject, [f'out={out}'], ['params/smoke.yaml'], progress=False)
+        execute(phase, subject, [f'out={out}'], ['params/smoke.yaml'], progress=False)
         with shown(): print(f'\n{phase} {subject}: {time.perf_counter()-start:.0f} s', end=' ', flush=True)
 
 

@@ -1,4 +1,7 @@
-"Training that is killed, starved of disk, fed with damage, or refused: nothing is lost and the bytes come out the same; the fast step on shapes and rows nobody would choose"
+"""Training that is killed, starved of disk, fed with damage, or refused loses nothing, and the bytes come out the same
+
+And the fast step on shapes and rows nobody would choose.
+"""
 import json, os, random, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch, xxhash
@@ -12,7 +15,9 @@ from steerlens.sae.step import FastStep
 from steerlens.sae.train import Rows, Training, train
 from conftest import ROOT
 
-KINDS = dict(bf16=dict(k=4, precision='bfloat16'), fp32=dict(k=4, precision='float32'), batchtopk=dict(architecture='batchtopk', k=3.5), standard=dict(architecture='standard', l1_coefficient=.1)) # the last takes the dense step
+KINDS = dict(bf16=dict(k=4, precision='bfloat16'), fp32=dict(k=4, precision='float32'),
+             batchtopk=dict(architecture='batchtopk', k=3.5),
+             standard=dict(architecture='standard', l1_coefficient=.1)) # takes the dense step
 HOW = dict(steps=120, lr=5e-3, measure=10, checkpoint=10, dead_after=1000, resample=25)
 
 
@@ -32,12 +37,13 @@ class Seen(Stream):
     def __iter__(self):
         for i,x in enumerate(super().__iter__(), 1):
             if i==self.small: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            if self.said is not None: os.write(self.said, f'{self._done} {xxhash.xxh3_64_hexdigest(x.numpy())}\n'.encode())
+            line = f'{self._done} {xxhash.xxh3_64_hexdigest(x.numpy())}\n'
+            if self.said is not None: os.write(self.said, line.encode())
             time.sleep(self.pause)
             yield x
 
 
-def work(kind, data, folder, pause=0, small=None, seed=0, start=0, looks=(), held=None, **how):
+def work(kind, data, folder, pause=0, small=None, seed=0, start=0, callbacks=(), held=None, **how):
     "A training run from disk: 47 batches an epoch, mixed in 11 windows; returns the autoencoder"
     kw = {'k': None, **KINDS[kind]}
     t,acts = Training(**HOW | dict(precision=kw.pop('precision', '')) | how), Acts(data)
@@ -48,7 +54,7 @@ def work(kind, data, folder, pause=0, small=None, seed=0, start=0, looks=(), hel
     folder.mkdir(parents=True, exist_ok=True)
     stream.said = os.open(folder.with_suffix('.seen'), os.O_WRONLY|os.O_CREAT|os.O_APPEND)
     try:
-        with threads(1): train(sae, stream, x[3000:] if held is None else held(x[3000:]), folder, t, looks)
+        with threads(1): train(sae, stream, x[3000:] if held is None else held(x[3000:]), folder, t, callbacks)
     finally: os.close(stream.said)
     return sae
 
@@ -65,11 +71,15 @@ def result(folder):
         out |= {(s, n): (at/n).read_bytes() for n in ('sae_weights.safetensors', 'training.safetensors', 'cfg.json')}
         state = json.loads((at/'state.json').read_text())['state']
         out[s] = state | dict(log=bare(state['log']))
-    pd.read_parquet(folder/'metrics.parquet').drop(columns='rows_per_s').to_parquet(bare_file := folder.with_suffix('.bare'))
+    bare_file = folder.with_suffix('.bare')
+    pd.read_parquet(folder/'metrics.parquet').drop(columns='rows_per_s').to_parquet(bare_file)
     return out | dict(metrics=bare_file.read_bytes(), best=json.loads((folder/'checkpoints/best.json').read_text()))
 
 
 def seen(folder): return folder.with_suffix('.seen').read_text().splitlines()
+
+
+FILES = {'activation_scaler.json', 'cfg.json', 'sae_weights.safetensors', 'training.safetensors'}
 
 
 def sane(folder):
@@ -78,7 +88,7 @@ def sane(folder):
         at = folder/'checkpoints'/f'{s:07d}'
         saved = json.loads((at/'state.json').read_text())
         assert saved['state']['done']==s==saved['state']['log'][-1]['step']
-        assert sha256(saved['state'])==saved['files'].pop('state') and set(saved['files'])=={'activation_scaler.json', 'cfg.json', 'sae_weights.safetensors', 'training.safetensors'}
+        assert sha256(saved['state'])==saved['files'].pop('state') and set(saved['files'])==FILES
         for n,digest in saved['files'].items(): assert sha256(at/n)==digest, at/n
     return max(steps_in(folder), default=0)
 
@@ -102,7 +112,8 @@ def serve(said):
     "Fork a training run for each line that comes in, or wait for one"
     torch.set_num_threads(1)
     x = torch.randn(64, 24)
-    for p in ('bfloat16', 'float32'): train(new_sae(24, 96, 4), Rows(x, batch=64), x, None, Training(steps=1, precision=p)) # the loops are loaded before the first fork
+    for p in ('bfloat16', 'float32'): # the loops are loaded before the first fork
+        train(new_sae(24, 96, 4), Rows(x, batch=64), x, None, Training(steps=1, precision=p))
     for line in sys.stdin:
         q = json.loads(line)
         if q['wait']: print('*', os.waitstatus_to_exitcode(os.waitpid(q['wait'], 0)[1]), flush=True)
@@ -120,7 +131,10 @@ def serve(said):
             finally: os._exit(status)
 
 
-def alone(code, **env): return [sys.executable, '-c', f"import sys; sys.path.insert(0, 'tests')\n{code}"], dict(cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS='1') | env, text=True)
+def alone(code, **env):
+    "What `subprocess` needs to run that, beside these tests, on one thread"
+    args = [sys.executable, '-c', f"import sys; sys.path.insert(0, 'tests')\n{code}"]
+    return args, dict(cwd=ROOT, env=os.environ | dict(OMP_NUM_THREADS='1') | env, text=True)
 
 
 class Runs:
@@ -135,7 +149,8 @@ class Runs:
         while not (line := self.p.stdout.readline()).startswith('* '): assert line, 'the process that forks has ended'
         return int(line[2:])
 
-    def start(self, kind, folder, pause=0, small=None): return self._ask(run=[kind, str(self.data), str(folder), pause, small])
+    def start(self, kind, folder, pause=0, small=None):
+        return self._ask(run=[kind, str(self.data), str(folder), pause, small])
 
     def wait(self, pid):
         "Exit status, and what it said on stderr"
@@ -167,10 +182,14 @@ def test_twelve_kills(tmp_path, whole, runs, kind):
         os.kill(pid, signal.SIGKILL) # Not waited for yet, so it is still this process
         status,said = runs.wait(pid)
         assert status in (0, -signal.SIGKILL), said
-        assert seen(folder)[before:]==seen(whole/kind)[at[-1]:][:len(seen(folder))-before] if folder.with_suffix('.seen').exists() else not at[-1], 'other batches'
+        if folder.with_suffix('.seen').exists():
+            now = seen(folder)[before:]
+            assert now==seen(whole/kind)[at[-1]:][:len(now)], 'other batches'
+        else: assert not at[-1], 'batches of which nothing is written down'
         at.append(sane(folder))
         assert at[-1] >= at[-2], 'a checkpoint was lost'
-        longest *= .8 if at[-1] > at[-2]+20 else 1.3 if at[-1]==at[-2] else 1 # However fast this machine is, a checkpoint or two between kills, or none
+        # However fast this machine is, a checkpoint or two between kills, or none
+        longest *= .8 if at[-1] > at[-2]+20 else 1.3 if at[-1]==at[-2] else 1
         if not status: # It had finished: on to another one
             assert result(folder)==result(whole/kind)
             folder = tmp_path/f'run{len(at)}'
@@ -189,7 +208,9 @@ def gone_on(kind, data, folder, whole):
     "It goes on, and ends as if nothing had happened"
     work(kind, data, folder)
     assert result(folder)==result(whole/kind)
-    assert steps_in(folder)==steps_in(whole/kind) and (folder/'checkpoints/best.json').read_bytes()==(whole/kind/'checkpoints/best.json').read_bytes()
+    best = 'checkpoints/best.json'
+    assert steps_in(folder)==steps_in(whole/kind)
+    assert (folder/best).read_bytes()==(whole/kind/best).read_bytes()
 
 
 def test_killed_between_the_last_checkpoint_and_its_mark(tmp_path, data, monkeypatch):
@@ -236,7 +257,9 @@ def test_a_full_file_system(tmp_path, whole, runs, data, checkpoints):
     disk = tmp_path/'disk'
     disk.mkdir()
     size = sum(f.stat().st_size for f in (whole/'fp32/checkpoints/0000120').iterdir())
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={int(size*checkpoints)}', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('no file system can be mounted here')
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={int(size*checkpoints)}', 'tmpfs', disk]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('no file system can be mounted here')
     try:
         rc,said = runs.wait(runs.start('fp32', disk/'run'))
         assert sane(disk/'run') > 0
@@ -295,7 +318,8 @@ def test_damage_is_named_and_costs_one_checkpoint(copy, data, whole, what):
     before = contents(copy)
     with pytest.raises(SteerlensError) as e: work('fp32', data, copy)
     said = str(e.value)
-    assert said.startswith(str(copy/'checkpoints/0000120')) and '\n' not in said and 'remove it, and training goes on from 0000110' in said, said
+    assert said.startswith(str(copy/'checkpoints/0000120')) and '\n' not in said, said
+    assert 'remove it, and training goes on from 0000110' in said, said
     assert contents(copy)==before
     shutil.rmtree(copy/'checkpoints/0000120') # As the line says
     gone_on('fp32', data, copy, whole)
@@ -304,7 +328,8 @@ def test_damage_is_named_and_costs_one_checkpoint(copy, data, whole, what):
 def test_the_only_checkpoint_is_damaged(tmp_path, data):
     work('fp32', data, tmp_path/'run', steps=10)
     flip(tmp_path/'run/checkpoints/0000010'/W)
-    with pytest.raises(SteerlensError, match='remove it, and training goes on from the start'): work('fp32', data, tmp_path/'run', steps=10)
+    with pytest.raises(SteerlensError, match='remove it, and training goes on from the start'):
+        work('fp32', data, tmp_path/'run', steps=10)
 
 
 def test_a_damaged_checkpoint_may_be_kept_under_another_name(copy, data, whole):
@@ -315,14 +340,17 @@ def test_a_damaged_checkpoint_may_be_kept_under_another_name(copy, data, whole):
     assert result(copy)==result(whole/'fp32')
 
 
-OTHERS = dict(data=None, order=dict(seed=1), weights=dict(start=1), settings=dict(dead_after=2000), held=dict(held=lambda x: x.flip(0)[:600]*2))
+OTHERS = dict(data={}, order=dict(seed=1), weights=dict(start=1), settings=dict(dead_after=2000),
+              held=dict(held=lambda x: x.flip(0)[:600]*2))
+REFUSAL = '^.*/0000120: of a run with other settings or data, or made by other code; .*$'
 
 
 @pytest.mark.parametrize('what', OTHERS)
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, copy, data, what):
     before = contents(copy)
     write_acts(tmp_path/'other', seed=1)
-    with pytest.raises(SteerlensError, match='^.*/0000120: of a run with other settings or data, or made by other code; .*$') as e: work('fp32', tmp_path/'other' if what=='data' else data, copy, **OTHERS[what] or {})
+    rows = tmp_path/'other' if what=='data' else data
+    with pytest.raises(SteerlensError, match=REFUSAL) as e: work('fp32', rows, copy, **OTHERS[what])
     assert '\n' not in str(e.value) and contents(copy)==before
 
 
@@ -331,11 +359,18 @@ def test_other_rows_in_memory_are_refused(tmp_path):
     how = Training(steps=2, checkpoint=1)
     train(new_sae(8, 16, 2), Rows(x, batch=64), x, tmp_path, how)
     x[1:] *= 2
-    with pytest.raises(SteerlensError, match='other settings or data'): train(new_sae(8, 16, 2), Rows(x, batch=64), x, tmp_path, how)
+    with pytest.raises(SteerlensError, match='other settings or data'):
+        train(new_sae(8, 16, 2), Rows(x, batch=64), x, tmp_path, how)
 
 
-@pytest.mark.parametrize('at,kind,bad', [(20, 'fp32', 'nan'), (20, 'standard', 'inf'), *((60, kind, bad) for kind,bad in (('fp32', '-nan'), ('bf16', 'nan'), ('bf16', 'inf'), ('batchtopk', 'nan'), ('batchtopk', '-nan'), ('standard', 'nan')))])
-def test_numbers_that_are_not_finite(tmp_path, data, whole, kind, at, bad): # only in its first epoch does a stream look for itself
+# Only in its first epoch does a stream look for itself
+NOT_FINITE = [(20, 'fp32', 'nan'), (20, 'standard', 'inf'),
+              (60, 'fp32', '-nan'), (60, 'bf16', 'nan'), (60, 'bf16', 'inf'),
+              (60, 'batchtopk', 'nan'), (60, 'batchtopk', '-nan'), (60, 'standard', 'nan')]
+
+
+@pytest.mark.parametrize('at,kind,bad', NOT_FINITE)
+def test_numbers_that_are_not_finite(tmp_path, data, whole, kind, at, bad):
     "A shard damaged while a run reads it"
     shutil.copytree(data, tmp_path/'acts')
     shard = tmp_path/'acts/lm/lm.0.out_0002.safetensors'
@@ -346,7 +381,7 @@ def test_numbers_that_are_not_finite(tmp_path, data, whole, kind, at, bad): # on
             for row in range(0, 600, 5):
                 f.seek(4096+row*96)
                 f.write(np.float32(float(bad)).tobytes())
-    with pytest.raises(SteerlensError) as e: work(kind, tmp_path/'acts', tmp_path/'run', looks=[damage])
+    with pytest.raises(SteerlensError) as e: work(kind, tmp_path/'acts', tmp_path/'run', callbacks=[damage])
     said = str(e.value)
     assert '\n' not in said and (str(shard) if at==20 else 'not finite; look for NaN') in said, said
     assert sane(tmp_path/'run') >= at
@@ -356,7 +391,8 @@ def test_numbers_that_are_not_finite(tmp_path, data, whole, kind, at, bad): # on
 
 def test_a_single_row_held_out():
     x = torch.randn(64, 8)
-    with pytest.raises(SteerlensError, match='at least two'): train(new_sae(8, 16, 2), Rows(x, batch=64), x[:1], None, Training(steps=1))
+    with pytest.raises(SteerlensError, match='at least two'):
+        train(new_sae(8, 16, 2), Rows(x, batch=64), x[:1], None, Training(steps=1))
 
 
 def test_a_site_of_width_one_with_dead_latents():
@@ -379,10 +415,12 @@ def case(i, dtype='float64'):
     k,name = pick(1, F, int(g.integers(1, F+1)), int(g.integers(1, min(F, 9)+1))), ('TopK','BatchTopK')[i%2]
     if name=='BatchTopK' and i%3==0 and k>1: k -= .3
     torch.manual_seed(i)
-    sae = getattr(sae_lens, f'{name}TrainingSAE')(getattr(sae_lens, f'{name}TrainingSAEConfig')(d_in=D, d_sae=F, k=k, dtype=dtype, rescale_acts_by_decoder_norm=bool(g.integers(2))))
+    kind,config = (getattr(sae_lens, f'{name}TrainingSAE{end}') for end in ('', 'Config'))
+    sae = kind(config(d_in=D, d_sae=F, k=k, dtype=dtype, rescale_acts_by_decoder_norm=bool(g.integers(2))))
     sae.W_dec.data.mul_(torch.rand(F, 1, dtype=sae.dtype)+.5)
     sae.b_dec.data.normal_(std=.1)
-    rows,some = ('random', 'equal', 'repeated', 'zero', 'none positive')[i%11%5], ('no', 'one', 'few', 'most', 'all')[g.integers(5)]
+    rows = ('random', 'equal', 'repeated', 'zero', 'none positive')[i%11%5]
+    some = ('no', 'one', 'few', 'most', 'all')[g.integers(5)]
     sae.b_enc.data.normal_(std=.05).sub_(1e3 if rows=='none positive' else 0)
     xs = [torch.randn(b, D, dtype=sae.dtype) for b in B]
     for x in xs:
@@ -397,8 +435,10 @@ def case(i, dtype='float64'):
 def dense(sae, x, dead):
     "Loss, codes and gradients by sae-lens and autograd"
     from sae_lens.saes.sae import TrainStepInput
-    out = sae.training_forward_pass(TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False))
-    return out, dict(zip(('W_dec','W_enc','b_enc','b_dec'), torch.autograd.grad(out.loss, (sae.W_dec, sae.W_enc, sae.b_enc, sae.b_dec))))
+    how = dict(coefficients={}, n_training_steps=0, is_logging_step=False)
+    out = sae.training_forward_pass(TrainStepInput(sae_in=x, dead_neuron_mask=dead, **how))
+    names = 'W_dec','W_enc','b_enc','b_dec'
+    return out, dict(zip(names, torch.autograd.grad(out.loss, [getattr(sae, n) for n in names])))
 
 
 def near(a, b): torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10*max(1., float(b.abs().max())))
@@ -423,7 +463,7 @@ def test_gradients_are_autograd_s(i):
 
 
 def updates(cases, encode=torch.bfloat16):
-    "A few updates of each, as they are done in training; where indices are checked, raises when a loop leaves its arrays"
+    "A few updates of each, as in training; where indices are checked, raises when a loop leaves its arrays"
     for i in cases:
         sae,xs,dead,what = case(i, 'float32')
         fast = FastStep(sae, encode=encode)
@@ -439,7 +479,8 @@ def test_updates_of_any_shape(encode): updates(range(48), encode)
 
 def test_no_loop_leaves_its_arrays(tmp_path):
     "Compiled once more, with checks of every index"
-    args,kw = alone('from test_sae import updates; updates(range(0, 48, 4)); print("done")', NUMBA_BOUNDSCHECK='1', NUMBA_OPT='0', NUMBA_CACHE_DIR=str(tmp_path))
+    checked = dict(NUMBA_BOUNDSCHECK='1', NUMBA_OPT='0', NUMBA_CACHE_DIR=str(tmp_path))
+    args,kw = alone('from test_sae import updates; updates(range(0, 48, 4)); print("done")', **checked)
     r = subprocess.run(args, capture_output=True, **kw)
     assert r.returncode==0 and r.stdout.endswith('done\n'), r.stderr[-3000:]
     assert list(tmp_path.rglob('*.nbc')), 'nothing was compiled'
@@ -450,7 +491,8 @@ def test_ties(k):
     "Five latents in three identical copies each: whichever is taken, the loss is the same"
     import sae_lens
     g = torch.Generator().manual_seed(k)
-    sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(d_in=7, d_sae=15, k=k, dtype='float64', rescale_acts_by_decoder_norm=bool(k%2)))
+    config = dict(d_in=7, d_sae=15, k=k, dtype='float64', rescale_acts_by_decoder_norm=bool(k%2))
+    sae = sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(**config))
     W = torch.randn(5, 7, generator=g, dtype=torch.float64).repeat(3, 1)[torch.randperm(15, generator=g)]
     sae.W_dec.data.copy_(W); sae.W_enc.data.copy_(W.T)
     x = torch.randn(40, 7, generator=g, dtype=torch.float64)

@@ -36,8 +36,15 @@ def test_without_opengl_everything_but_video_works():
     said = sh('python', '-c', BLIND, MUJOCO_GL='disable', DISPLAY='')
     assert said.rc==0, said.err
     reason,events = said.out.splitlines()
-    assert reason.startswith('no video: OpenGL not found') and 'apt install' in reason
+    assert reason.startswith('no video: OpenGL fails with MUJOCO_GL=disable') and 'apt install' in reason
     assert events=="['drawer_pull']"
+
+
+def test_a_backend_that_is_not_there_is_named():
+    "By the video's check, and by scenes, since MuJoCo itself doesn't load"
+    said = sh('python', '-c', BLIND, MUJOCO_GL='nonsense')
+    assert said.out.startswith('no video: OpenGL fails with MUJOCO_GL=nonsense (RuntimeError: invalid value')
+    assert 'MUJOCO_GL: nonsense' in said.err.splitlines()[-1] and 'unset it' in said.err
 
 
 def test_an_edit_of_nothing_changes_nothing():
@@ -76,7 +83,7 @@ def test_the_report_s_numbers_are_the_trials(smoke):
     for contrast,methods in read_json(smoke/'reports/3_steering'/SUBJECT/'metrics.json')['flips'].items():
         for method,said in methods.items():
             here = t[t.contrast==contrast]
-            own,placebo = here[(here.method==method)&here.of.isin([None, 'sae'])], here[here.of==method]
+            own,placebo = here[here.method==method], here[here.of==method]
             assert (said['n'], said['rate'])==(len(own), (own.event==own.b).mean())
             if not len(placebo): continue
             assert (said['placebo']['n'], said['placebo']['rate'])==(len(placebo), (placebo.event==placebo.b).mean())
@@ -85,7 +92,7 @@ def test_the_report_s_numbers_are_the_trials(smoke):
 def test_seeds_of_fitting_choosing_and_measuring_are_apart():
     "Published seeds: training, selection and fresh trials never meet"
     from steerlens import params
-    one,three = params.resolve('1_residuals', SUBJECT), params.resolve('3_steering', SUBJECT)
+    one,three = params.resolve('1_residuals', SUBJECT)['own'], params.resolve('3_steering', SUBJECT)
     train = range(one['first_seed'], one['first_seed']+one['episodes'])
     choose = range(three['select_seed'], three['select_seed']+sum(three['select_n']))
     fresh = range(three['test_seed'], three['test_seed']+max(three['test_n'], three['base_n']))

@@ -342,18 +342,20 @@ def _problems(folder, catalog, deep=False):
     if catalog['shards'] and not _whole(folder/catalog['stats']):
         yield None, f"{folder/catalog['stats']}: missing or damaged; harvest again, which sums up anew"
     first = dict.fromkeys(catalog['streams'], 0) # row of each stream's next file
-    for i,entry in enumerate(catalog['shards']):
-        for stream,e in entry.items():
-            checks = [(_check_rows, (folder/stream/f'rows_{i:04d}.parquet', e, first[stream], deep))]
-            for site,width in catalog['streams'][stream].items():
-                about = dict(stream=stream, site=site, shard=str(i))
-                file = folder/stream/f'{site}_{i:04d}.safetensors'
-                shape,checksum = [e['rows'], width], e['xxh3_128'][site]
-                checks.append((_check_x, (file, shape, catalog['dtype'], about, checksum, deep)))
-            for check,args in checks:
-                try: check(*args)
+    for i,shard in enumerate(catalog['shards']):
+        for stream,entry in shard.items():
+            for check,*args in _checks(folder, catalog, i, stream, entry, first[stream]):
+                try: check(*args, deep)
                 except SteerlensError as e: yield i, f'{e}; remove it and harvest again: just this shard is made anew'
-            first[stream] += e['rows']
+            first[stream] += entry['rows']
+
+def _checks(folder, catalog, i, stream, entry, first):
+    "A check and its arguments for every file of a stream in a shard"
+    yield _check_rows, folder/stream/f'rows_{i:04d}.parquet', entry, first
+    for site,width in catalog['streams'][stream].items():
+        about = dict(stream=stream, site=site, shard=str(i))
+        shape,checksum = [entry['rows'], width], entry['xxh3_128'][site]
+        yield _check_x, folder/stream/f'{site}_{i:04d}.safetensors', shape, catalog['dtype'], about, checksum
 
 # %% ../../nbs/21_acts.store.ipynb #51ceab4a
 def _whole(path):
@@ -427,12 +429,16 @@ def sites(self:Acts,
 
 @patch
 def streams_at(self:Acts,
-    site:str # A harvested site
+    site:str,                   # A harvested site
+    streams:str|list|None=None, # One of its streams, or several; all by default
 )->list[str]: # Raises `SteerlensError` where it wasn't harvested
     "The streams whose tokens pass a site"
     found = [s for s in self.streams if site in self.sites(s)]
     need(found, f"site '{site}'", f'not harvested in {self.folder}; there are {", ".join(self.sites())}')
-    return found
+    streams = [streams] if isinstance(streams, str) else list(dict.fromkeys(streams or found))
+    for s in streams:
+        need(s in found, f"site '{site}'", f"no tokens of stream '{s}' pass it; there are {', '.join(found)}")
+    return streams
 
 @patch
 def n_rows(self:Acts,
@@ -443,20 +449,12 @@ def n_rows(self:Acts,
 
 # %% ../../nbs/21_acts.store.ipynb #73abc487
 @patch
-def _streams(self:Acts, site, streams):
-    passing = self.streams_at(site)
-    streams = [streams] if isinstance(streams, str) else list(dict.fromkeys(streams or passing))
-    for s in streams:
-        need(s in passing, f"site '{site}'", f"no tokens of stream '{s}' pass it; there are {', '.join(passing)}")
-    return streams
-
-@patch
 def files(self:Acts,
     site:str,                   # A harvested site
     streams:str|list|None=None, # One stream, or several; all that pass the site by default
 )->list[Shard]: # In the order of `rows`
     "The files of a site"
-    return [Shard.open(f) for s in self._streams(site, streams) for f in self._of(s, f'{site}_{{}}.safetensors')]
+    return [Shard.open(f) for s in self.streams_at(site, streams) for f in self._of(s, f'{site}_{{}}.safetensors')]
 
 @patch
 def _of(self:Acts, stream, name):
@@ -525,7 +523,7 @@ def stats(self:Acts,
     "Mean, variance and length of a site's vectors"
     known = ['all', *self.catalog['splits']]
     need(split in known, f"split '{split}'", f'not in {self.folder}; there are {", ".join(known)}')
-    names = self._streams(site, streams)
+    names = self.streams_at(site, streams)
     s,shift = {}, self.sums[f'{names[0]}/{site}/shift']
     for stream in names:
         t = {k: self.sums[f'{stream}/{site}/{split}/{k}'] for k in ('n','sum','square','norm','longest')}

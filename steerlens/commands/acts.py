@@ -10,6 +10,7 @@ import sys
 from typing import Annotated
 import typer
 from ..core import SteerlensError, need, read_json
+from ..acts.formats import FORMATS, converter
 
 # %% ../../nbs/98_commands.acts.ipynb #0edfb74e
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -120,17 +121,8 @@ def acts_split(
     print(', '.join(f'{s}: {len(es)} episodes' for s,es in splits.items()))
 
 # %% ../../nbs/98_commands.acts.ipynb #5c60d21b
-Kind = Annotated[str, typer.Argument(help='The format: chunks, sae-lens, npy.')]
+Kind = Annotated[str, typer.Argument(help=f'The format: {", ".join(FORMATS)}.')]
 Stream = Annotated[str|None, typer.Option(help='Which tokens; when exporting, all that pass the site by default.')]
-
-def _converter(
-    way:int, # 0 to import, 1 to export
-    kind:str # The format
-):
-    "The function that converts"
-    from steerlens.acts.convert import FORMATS
-    need(kind in FORMATS, f"format '{kind}'", 'no such format', ', '.join(FORMATS))
-    return FORMATS[kind][way]
 
 def _call(f, kind, *args, **given):
     "Call a converter with the options that were given, if it has them"
@@ -156,7 +148,7 @@ def acts_import(
     "Make a dataset from another format; resumes where it was stopped."
     sites = dict(_pair(s) for s in site) if site else None
     given = dict(validation=validation, stream=stream, rows=rows, sites=sites)
-    print(_call(_converter(0, kind), kind, source, folder, **given))
+    print(_call(converter(kind, 'reads'), kind, source, folder, **given))
 
 def _pair(text):
     "`part=template` as a pair"
@@ -176,7 +168,7 @@ def acts_export(
     "Write a dataset in another format."
     from inspect import signature
     from steerlens.acts.store import Acts
-    convert = _converter(1, kind)
+    convert = converter(kind, 'writes')
     d,sites = Acts(folder), list(site or ())
     takes = signature(convert).parameters
     one = 'site' in takes

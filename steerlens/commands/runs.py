@@ -28,7 +28,8 @@ def run(
     files:Files=None,      # Files with a block per phase
 ):
     "Run a phase on a subject."
-    from steerlens.params import execute, phase_named
+    from steerlens.params import phase_named
+    from steerlens.running import execute
     print(f'executed: {execute(phase_named(phase), subject, values or (), files or ())}')
 
 # %% ../../nbs/98_commands.runs.ipynb #0463034c

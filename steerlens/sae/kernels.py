@@ -4,6 +4,7 @@
 
 # %% ../../nbs/31_sae.kernels.ipynb #5ca24564
 from __future__ import annotations
+from pathlib import Path
 from typing import NamedTuple
 import math
 import numpy as np
@@ -11,14 +12,22 @@ import torch
 from numba import njit
 
 _cached = '__file__' in globals() # a notebook's cells would not notice when another one changes
-_jit = njit(nogil=True, fastmath=True, error_model='numpy', cache=_cached)
+_how = dict(nogil=True, fastmath=True, error_model='numpy', cache=_cached)
+_jit = njit(**_how)
+_part = njit(**_how, inline='always')
+
+def compiled()->bool: # False where the first use will compile, which takes some tens of seconds
+    "Are the loops on disk, from an earlier run?"
+    folder = update_rows.stats.cache_path
+    return bool(folder) and any(Path(folder).glob('kernels.update_rows-*.nbi'))
 
 # %% auto #0
-__all__ = ['kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads', 'sum_grads',
-           'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild', 'revived_grads']
+__all__ = ['compiled', 'kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads',
+           'sum_grads', 'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild',
+           'revived_grads']
 
 # %% ../../nbs/31_sae.kernels.ipynb #bd13b33a
-@_jit
+@_part
 def kth(a, k):
     "The largest t that at least `k` of `a` reach (the smallest of them, if there are fewer)"
     least = most = a[0]
@@ -41,7 +50,7 @@ def kth(a, k):
     return a.dtype.type(lo)
 
 # %% ../../nbs/31_sae.kernels.ipynb #73dd64be
-@_jit
+@_part
 def _maxima(row, top):
     "The largest of the entries j, j+S, j+2S, ... for each j"
     S,F = len(top),len(row)
@@ -57,7 +66,7 @@ def tops(pre, top, a, b):
     for r in range(a, b): _maxima(pre[r], top[r])
 
 # %% ../../nbs/31_sae.kernels.ipynb #9f1066ce
-@_jit
+@_part
 def _above(row, top, t, at):
     "Where `row` reaches t; how often"
     m = 0
@@ -193,7 +202,7 @@ def sum_grads(e, x, W_dec, W_enc, out, a, b):
     return total
 
 # %% ../../nbs/31_sae.kernels.ipynb #c7162d57
-@_jit
+@_part
 def adam_rows(w, g, m, v, coef, lr, b1, b2, c2, eps):
     o1,o2 = (w.dtype.type(1)-b1)*coef,(w.dtype.type(1)-b2)*coef*coef
     for d in range(len(w)):
@@ -202,7 +211,7 @@ def adam_rows(w, g, m, v, coef, lr, b1, b2, c2, eps):
         w[d] -= lr*m[d]/(math.sqrt(v[d])*c2+eps)
 
 # %% ../../nbs/31_sae.kernels.ipynb #19c28e4c
-@_jit
+@_part
 def _bits(w, z, q, shift, out):
     "Bits of w*z but the last `shift`, rounded to nearest even"
     tmp = q.view(w.dtype)
@@ -214,7 +223,7 @@ def _bits(w, z, q, shift, out):
         for d in range(len(w)): out[d] = q[d]
 
 # %% ../../nbs/31_sae.kernels.ipynb #9a7adb54
-@_jit
+@_part
 def _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
     "What the screening needs of a latent"
     D = W_dec.shape[1]

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core import SteerlensError, need
-from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, decode_rows, kth, mask_rows
-from .kernels import prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads, tops
-from .kernels import update_rows
+from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, compiled, decode_rows, kth
+from .kernels import mask_rows, prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads
+from .kernels import tops, update_rows
 
 # %% auto #0
 __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'DenseStep']
@@ -54,6 +54,7 @@ class FastStep:
         self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and bf16_units() else self.dtype)
         self.threads,self.t = torch.get_num_threads(), 0
         self.pool = _workers(self.threads)
+        if not compiled(): print('compiling the loops of the fast step: once, up to a minute', flush=True)
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t() # the same numbers, a latent's together
         self._begin()
 

@@ -75,6 +75,9 @@ class Scene:
         except ImportError as e:
             do = "pip install 'steerlens[sim]'"
             raise SteerlensError('scenes', f'{e.name} is missing', 'the simulator', do) from None
+        except (RuntimeError, AttributeError) as e: # MuJoCo looks for its backend when it is imported
+            asked = f"{os.environ.get('MUJOCO_GL')} ({e})"
+            raise SteerlensError('MUJOCO_GL', asked, 'egl, osmesa, glfw or disable', 'unset it') from None
         self.name,self.kind,self.mj = name, KINDS[name], mujoco
         env = self.env = envs[self.kind.env]()
         env._freeze_rand_vec,env.seeded_rand_vec = False, True
@@ -196,8 +199,11 @@ def gl_error()->str|None: # Why there can be no pictures, in one line; None when
     "Try OpenGL in a process of its own, because a driver that is half there can abort the interpreter"
     _headless()
     test = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
-    if subprocess.run([sys.executable, '-c', test], capture_output=True).returncode:
-        return 'no video: OpenGL not found; on Debian: apt install libegl1 libgl1-mesa-dri'
+    said = subprocess.run([sys.executable, '-c', test], capture_output=True, text=True)
+    if not said.returncode: return None
+    why = (said.stderr.splitlines() or [f'it ended with status {said.returncode}'])[-1]
+    asked = f"OpenGL fails with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}"
+    return f'no video: {asked} ({why}); on Debian: apt install libegl1 libgl1-mesa-dri, and MUJOCO_GL=egl'
 
 # %% ../../nbs/12_subjects.scenes.ipynb #1b18172c
 class Camera:
