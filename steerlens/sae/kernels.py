@@ -4,31 +4,40 @@
 
 # %% ../../nbs/31_sae.kernels.ipynb #5ca24564
 from __future__ import annotations
-from pathlib import Path
 from typing import NamedTuple
 import math
 import numpy as np
 import torch
 from numba import njit
+from numba.core import event
 
 _cached = '__file__' in globals() # a notebook's cells would not notice when another one changes
 _how = dict(nogil=True, fastmath=True, error_model='numpy', cache=_cached)
 _jit = njit(**_how)
 _part = njit(**_how, inline='always')
 
-def compiled()->bool: # False where the first use will compile, which takes some tens of seconds
-    "Are the loops on disk, from an earlier run?"
-    folder = update_rows.stats.cache_path
-    return bool(folder) and any(Path(folder).glob('kernels.update_rows-*.nbi'))
-
 # %% auto #0
-__all__ = ['compiled', 'kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads',
-           'sum_grads', 'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild',
-           'revived_grads']
+__all__ = ['kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads', 'sum_grads',
+           'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild', 'revived_grads']
+
+# %% ../../nbs/31_sae.kernels.ipynb #34ac99bb
+class _Tell(event.Listener):
+    "One line when the first loop is compiled and not found on disk"
+    told = False
+    def on_start(self, e):
+        ours = e.data['dispatcher'].py_func.__module__==__name__
+        if ours and not self.told: print('compiling the loops of the fast step: once, up to a minute', flush=True)
+        self.told |= ours
+    def on_end(self, e): pass
+
+if _cached: event.register('numba:compile', _Tell())
 
 # %% ../../nbs/31_sae.kernels.ipynb #bd13b33a
 @_part
-def kth(a, k):
+def kth(
+    a, # Integers, at least one
+    k, # How many should reach it
+): # One of them
     "The largest t that at least `k` of `a` reach (the smallest of them, if there are fewer)"
     least = most = a[0]
     for i in range(len(a)): least,most = min(least, a[i]),max(most, a[i])
@@ -62,7 +71,12 @@ def _maxima(row, top):
     for j in range(len(rest)): top[j] = max(top[j], rest[j])
 
 @_jit
-def tops(pre, top, a, b):
+def tops(
+    pre, # Pre-activations as integers, [B, F]
+    top, # Where their maxima go, [B, S]
+    a, b # Rows
+):
+    "The largest of each column, by rows"
     for r in range(a, b): _maxima(pre[r], top[r])
 
 # %% ../../nbs/31_sae.kernels.ipynb #9f1066ce
@@ -80,7 +94,15 @@ def _above(row, top, t, at):
 
 # %% ../../nbs/31_sae.kernels.ipynb #91f5d1b0
 @_jit
-def screened(pre, top, want, t, at, n, a, b):
+def screened(
+    pre,  # Pre-activations as integers, [B, F]
+    top,  # Maxima of their columns: made here, or given with t, [B, S]
+    want, # Candidates of a row
+    t,    # What a candidate must reach; 0 for what each row's own `want` largest do
+    at,   # Where the candidates go, [B, C]
+    n,    # How many there are; more than C where t was too low, [B]
+    a, b  # Rows
+):
     "Candidates of each row: its `want` largest and some more, or where t is given all that reach it"
     one,C = pre.dtype.type(1),at.shape[1]
     for r in range(a, b):
@@ -90,9 +112,13 @@ def screened(pre, top, want, t, at, n, a, b):
         if t == 0 and n[r] > C:
             least,m = max(kth(row, want), one),0
             for i in range(len(row)):
-                if row[i] > least: at[r,m] = i; m += 1
+                if row[i] > least:
+                    at[r,m] = i
+                    m += 1
             for i in range(len(row)):
-                if row[i] == least and m < C: at[r,m] = i; m += 1
+                if row[i] == least and m < C:
+                    at[r,m] = i
+                    m += 1
             n[r] = m
 
 # %% ../../nbs/31_sae.kernels.ipynb #54507fda
@@ -108,7 +134,10 @@ class Entries(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #7f2dbc41
 @_jit
-def by_latent(e):
+def by_latent(
+    e # Entries; `off`, `ent` and `row` are filled
+):
+    "Order entries by their latents"
     e.off[:] = 0
     for r in range(len(e.n)):
         for j in range(e.n[r]): e.off[e.at[r,j]+1] += 1
@@ -116,11 +145,22 @@ def by_latent(e):
     pos = e.off[:-1].copy()
     for r in range(len(e.n)):
         for j in range(e.n[r]):
-            f = e.at[r,j]; e.ent[pos[f]] = r*e.at.shape[1]+j; e.row[pos[f]] = r; pos[f] += 1
+            f = e.at[r,j]
+            e.ent[pos[f]] = r*e.at.shape[1]+j
+            e.row[pos[f]] = r
+            pos[f] += 1
 
 # %% ../../nbs/31_sae.kernels.ipynb #469e3196
 @_jit
-def rescore(x, W_enc, b_enc, norm, e, s, a, b):
+def rescore(
+    x,     # Rows, less the output bias, [B, D]
+    W_enc, # [F, D]
+    b_enc, # [F]
+    norm,  # Of decoder rows, or ones, [F]
+    e,     # Candidates; `c` is filled
+    s,     # Where the values go by which they are chosen, [B*C]
+    a, b   # Latents
+):
     "Pre-activations of the candidates, and what they are chosen by"
     c = e.c.reshape(-1)
     for f in range(a, b):
@@ -133,7 +173,13 @@ def rescore(x, W_enc, b_enc, norm, e, s, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #9904e64c
 @_jit
-def choose_rows(s, k, t, e, a, b):
+def choose_rows(
+    s,   # Values to choose by, as integers, [B, C]
+    k,   # How many a row keeps
+    t,   # Or what must be reached, where it isn't 0
+    e,   # Candidates; `at`, `c` and `n` become those of the chosen ones
+    a, b # Rows
+):
     "Keep the `k` best of a row, or all that reach t"
     one = s.dtype.type(1)
     for r in range(a, b):
@@ -150,8 +196,15 @@ def choose_rows(s, k, t, e, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #4c97e659
 @_jit
-def decode_rows(x, scale, W_dec, e, loss, a, b):
-    "Squared error of the decoded codes, its gradient, and the sum of that"
+def decode_rows(
+    x,     # Rows, less the output bias, [B, D]
+    scale, # Two over the number of rows of the batch
+    W_dec, # [F, D]
+    e,     # Entries; `g` is filled
+    loss,  # Where squared errors go, [B]
+    a, b   # Rows
+): # Sum of these rows' gradients, [D]
+    "Squared error of the decoded codes, and its gradient"
     total = np.zeros_like(x[0])
     for r in range(a, b):
         y,xr = e.g[r],x[r]
@@ -178,11 +231,19 @@ class Grads(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #b62467f5
 @_jit
-def sum_grads(e, x, W_dec, W_enc, out, a, b):
-    "Added to those of the auxiliary loss, where `n` says there are some; and the decoder bias's part, through `x`"
+def sum_grads(
+    e,     # Entries with their gradients
+    x,     # Rows, less the output bias, [B, D]
+    W_dec, # [F, D]
+    W_enc, # [F, D]
+    out,   # `Grads`; where `n` isn't 0, the auxiliary loss's are there already and these are added
+    a, b   # Latents
+): # What the output bias's gradient lacks for its part through `x`, [D]
+    "Gradients of latents' weights"
     total,c,zero = np.zeros_like(W_dec[0]),e.c.reshape(-1),W_dec.dtype.type(0)
     for f in range(a, b):
-        w,dd,de,t,z = W_dec[f],out.W_dec[f],out.W_enc[f],out.b_enc[f] if out.n[f] else zero,zero
+        w,dd,de = W_dec[f],out.W_dec[f],out.W_enc[f]
+        t,z = out.b_enc[f] if out.n[f] else zero,zero
         for q in range(e.off[f], e.off[f+1]):
             g,xr,v,cp = e.g[e.row[q]],x[e.row[q]],zero,c[e.ent[q]]
             for d in range(len(w)): v += g[d]*w[d]
@@ -192,7 +253,8 @@ def sum_grads(e, x, W_dec, W_enc, out, a, b):
             else:
                 for d in range(len(w)): dd[d] += cp*g[d]
                 for d in range(len(w)): de[d] += v*xr[d]
-            out.n[f] += 1; t += v
+            out.n[f] += 1
+            t += v
         if out.n[f]:
             z,w = t*t,W_enc[f]
             for d in range(len(w)):
@@ -203,7 +265,17 @@ def sum_grads(e, x, W_dec, W_enc, out, a, b):
 
 # %% ../../nbs/31_sae.kernels.ipynb #c7162d57
 @_part
-def adam_rows(w, g, m, v, coef, lr, b1, b2, c2, eps):
+def adam_rows(
+    w,    # Weights, [N]
+    g,    # Their gradient, [N]
+    m, v, # Moments, [N]
+    coef, # What clipping leaves of the gradient
+    lr,   # Learning rate, over what the first moment lacks at this step
+    b1, b2, # Decay of the moments
+    c2,   # One over the root of what the second moment lacks
+    eps
+):
+    "Update one vector"
     o1,o2 = (w.dtype.type(1)-b1)*coef,(w.dtype.type(1)-b2)*coef*coef
     for d in range(len(w)):
         m[d] = b1*m[d]+o1*g[d]
@@ -235,7 +307,17 @@ def _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
     _bits(b_enc[f:f+1], norm[f], q[:1], shift, screen[f,D:D+1])
 
 @_jit
-def prepare(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift):
+def prepare(
+    W_dec,   # [F, D]
+    W_enc,   # [F, D]
+    b_enc,   # [F]
+    norm,    # Of decoder rows; filled where `rescale`, [F]
+    rescale, # Are latents chosen by their value times that norm?
+    screen,  # Bits of the screening's weights, and of its bias behind them, [F, D+1...]
+    q,       # Room for one row's bits, [D]
+    shift    # Bits that the screening drops
+):
+    "What the screening needs of all latents"
     for f in range(len(W_dec)): _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
 # %% ../../nbs/31_sae.kernels.ipynb #06a2f97b
@@ -248,15 +330,26 @@ class Adam(NamedTuple):
 
 # %% ../../nbs/31_sae.kernels.ipynb #82d11b20
 @_jit
-def update_rows(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef, lr, b1, b2, c2, eps, rest, a, b):
+def update_rows(
+    W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, # As for `prepare`
+    g,    # `Grads`
+    s,    # `Adam`
+    coef, lr, b1, b2, c2, eps, # As for `adam_rows`
+    rest, # Steps without a gradient after which a latent rests
+    a, b  # Latents
+):
+    "Adam over latents, and what the screening needs of them"
     none,q = np.zeros_like(W_dec[0]),np.empty_like(q)
     for f in range(a, b):
         s.age[f] += 1
         if g.n[f]:
             gone = s.age[f]-1-rest
             if gone > 0:
-                for m,v in (s.W_dec,s.W_enc): m[f] = 0; v[f] *= b2**gone
-                s.b_enc[0][f] = 0; s.b_enc[1][f] *= b2**gone
+                for m,v in (s.W_dec,s.W_enc):
+                    m[f] = 0
+                    v[f] *= b2**gone
+                s.b_enc[0][f] = 0
+                s.b_enc[1][f] *= b2**gone
             s.age[f] = 0
         if s.age[f] > rest: continue
         dd,de = (g.W_dec[f],g.W_enc[f]) if g.n[f] else (none,none)
@@ -267,7 +360,13 @@ def update_rows(W_dec, W_enc, b_enc, norm, rescale, screen, q, shift, g, s, coef
 
 # %% ../../nbs/31_sae.kernels.ipynb #46904914
 @_jit
-def strongest(pre, dead, k, out, a, b):
+def strongest(
+    pre,  # Pre-activations as integers, [B, F]
+    dead, # Latents, [N]
+    k,    # How many a row keeps
+    out,  # Where theirs go, [B, N]
+    a, b  # Rows
+):
     "The dead latents of each row, all but the k strongest set to 0"
     key,most = np.empty(len(dead), pre.dtype),np.iinfo(pre.dtype).max
     for r in range(a, b):
@@ -281,24 +380,44 @@ def strongest(pre, dead, k, out, a, b):
             best[i] = best[i] if key[i] >= t else 0
         while m > k: # of equal ones, the first
             j -= 1
-            if key[j] == t: best[j] = 0; m -= 1
+            if key[j] == t:
+                best[j] = 0
+                m -= 1
 
 # %% ../../nbs/31_sae.kernels.ipynb #1f800521
 @_jit
-def mask_rows(x, by, a, b):
+def mask_rows(
+    x,   # Numbers as integers, [B, N]
+    by,  # What they are masked by, [B, N]
+    a, b # Rows
+):
+    "Set to 0 what is 0 in `by`"
     for r in range(a, b):
         xr,byr = x[r],by[r]
         for j in range(len(xr)): xr[j] = xr[j] if byr[j] != 0 else 0
 
 # %% ../../nbs/31_sae.kernels.ipynb #6499a142
-def rebuild(c, W, left, by, back):
-    "The squares of `left` plus decoded codes `c`, their gradient times `by`; what returns to the codes goes to `back`"
+def rebuild(
+    c:torch.Tensor,    # Codes of the dead, scaled by their decoder rows' norms, [B, N]
+    W:torch.Tensor,    # Their decoder rows of length one, [N, D]
+    left:torch.Tensor, # What the living leave over: reconstruction minus row, [B, D]
+    by:float,          # The gradient's factor
+    back:torch.Tensor, # Where the gradient by the codes goes, [B, N]
+)->tuple: # Sum of squares, and the gradient by the reconstruction [B, D]
+    "The auxiliary loss of some rows, and its gradients"
     y = left + c@W
     g = (y*by).to(c.dtype)
     torch.mm(g, W.t(), out=back)
     return torch.dot(y.view(-1), y.view(-1)), g
 
-def revived_grads(c, back, g, x, norm):
-    "Gradients by dead latents' decoder rows, encoder rows and biases, for codes scaled by `norm`; `x` goes on with a 1"
+# %% ../../nbs/31_sae.kernels.ipynb #92f1d69e
+def revived_grads(
+    c:torch.Tensor,    # Codes, [B, N]
+    back:torch.Tensor, # Gradient by the codes, [B, N]
+    g:torch.Tensor,    # Gradient by the reconstruction, [B, D]
+    x:torch.Tensor,    # Rows with ones behind them, [B, D+1...]
+    norm:torch.Tensor, # Of decoder rows, [N]
+)->tuple: # Of decoder rows [N, D], encoder rows [N, D] and biases [N]
+    "Gradients of dead latents' weights, by the auxiliary loss"
     enc,D = (back.t()@x)*norm[:,None], g.shape[1]
     return (c.t()@g)/norm[:,None], enc[:,:D], enc[:,D]

@@ -50,9 +50,10 @@ def for_use(
 def _opened(folder, scale):
     "The autoencoder in a sae-lens directory of either format, for inference"
     sl = _sae_lens()
-    from sae_lens.registry import SAE_CLASS_REGISTRY
-    if read_json(folder/'cfg.json').get('architecture', 'standard') in SAE_CLASS_REGISTRY:
-        sae = sl.SAE.load_from_disk(folder)
+    from sae_lens.registry import SAE_CLASS_REGISTRY as inference, SAE_TRAINING_CLASS_REGISTRY as training
+    name = read_json(folder/'cfg.json').get('architecture', 'standard')
+    need(name in {**inference, **training}, folder/'cfg.json', f'architecture {name!r}', 'one that sae-lens has')
+    if name in inference: sae = sl.SAE.load_from_disk(folder)
     else: sae = for_use(sl.TrainingSAE.load_from_disk(folder))
     if sae.cfg.normalize_activations=='expected_average_only_in': _fold_scale(sae, folder, scale)
     return sae
@@ -63,35 +64,57 @@ def _fold_scale(sae, folder, scale):
     if scale: return sae.fold_activation_norm_scaling_factor(scale)
     file,scaler = folder/'activation_scaler.json', ActivationScaler()
     if file.exists(): scaler.load(file)
-    need(scaler.scaling_factor, folder, 'expects activations scaled by a factor that is not in its folder',
+    need(scaler.scaling_factor, folder, 'takes activations scaled by a factor that is not in its folder',
          'activation_scaler.json', 'give the factor as scale=, sqrt(d_in) over the mean length of the activations')
     sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     if w := scaler.whitening: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
 
 # %% ../../nbs/30_sae.models.ipynb #a91d88bc
+def _tensors(file):
+    "The tensors of a file of torch's, by name; nothing else is unpickled"
+    try: found = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception: found = None # torch has a dozen ways to say so, some with advice to unpickle anything
+    fits = isinstance(found, dict) and all(isinstance(t, Tensor) for t in found.values())
+    need(fits, file, 'damaged, or holds more than tensors', 'a state dict', 'get the folder again')
+    return found
+
+def _kind(folder, w):
+    "The class that dictionary_learning would open it with"
+    file = folder/'config.json'
+    kind = read_json(file).get('trainer', {}).get('dict_class') if file.exists() else None
+    known = 'AutoEncoder', 'AutoEncoderTopK', 'BatchTopKSAE', 'JumpReluAutoEncoder'
+    if not kind and 'k' not in w: kind = 'JumpReluAutoEncoder' if 'W_enc' in w else 'AutoEncoder'
+    need(kind, folder, 'TopK or BatchTopK, which only its config.json says', 'config.json', 'get it as well')
+    need(kind in known, folder, f'a {kind} of dictionary_learning', f'one of {", ".join(known)}')
+    return kind
+
+# %% ../../nbs/30_sae.models.ipynb #ca0dd0f1
 def _dictionary_learning(folder):
     "Weights and configuration of a folder of dictionary_learning"
-    w = torch.load(folder/'ae.pt', map_location='cpu', weights_only=True)
-    about = read_json(folder/'config.json').get('trainer', {}) if (folder/'config.json').exists() else {}
-    kind = about.get('dict_class', '')
-    known = ('', 'AutoEncoder', 'AutoEncoderTopK', 'BatchTopKSAE', 'JumpReluAutoEncoder')
-    need(kind in known, folder, f'a {kind} of dictionary_learning', f'one of {", ".join(known[1:])}')
-    if 'W_enc' in w: found = {k: w[k] for k in ('W_enc', 'b_enc', 'W_dec', 'b_dec', 'threshold')}
-    else: found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], W_dec=w['decoder.weight'].T,
-                       b_dec=w['b_dec'] if 'b_dec' in w else w['bias'])
-    if kind=='BatchTopKSAE': found['threshold'] = w['threshold'].expand(len(found['b_enc']))
-    how = dict(architecture='jumprelu') if 'threshold' in found else dict(architecture='standard')
-    if kind=='AutoEncoderTopK': how = dict(architecture='topk', k=int(w['k']), rescale_acts_by_decoder_norm=False)
-    return found, how | dict(apply_b_dec_to_input=kind!='JumpReluAutoEncoder')
+    w = _tensors(folder/'ae.pt')
+    kind = _kind(folder, w)
+    if kind=='JumpReluAutoEncoder':
+        names = 'W_enc', 'b_enc', 'W_dec', 'b_dec', 'threshold'
+        return {n: w[n] for n in names}, dict(architecture='jumprelu', apply_b_dec_to_input=False)
+    found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], W_dec=w['decoder.weight'].T)
+    found['b_dec'] = w['bias' if kind=='AutoEncoder' else 'b_dec']
+    how = dict(architecture='standard', apply_b_dec_to_input=True)
+    if kind=='AutoEncoderTopK': how |= dict(architecture='topk', k=int(w['k']), rescale_acts_by_decoder_norm=False)
+    if kind=='BatchTopKSAE':
+        found['threshold'] = w['threshold'].expand(len(found['b_enc']))
+        how['architecture'] = 'jumprelu'
+    return found, how
 
 def _sparsify(folder):
     "Weights and configuration of a folder of sparsify"
+    need((folder/'cfg.json').exists(), folder, 'sae.safetensors of sparsify alone', 'cfg.json', 'get it as well')
     w,cfg = load_file(folder/'sae.safetensors'), read_json(folder/'cfg.json')
-    plain = not cfg.get('transcode') and not cfg.get('skip_connection') and cfg.get('activation', 'topk')=='topk'
-    need(plain, folder, 'a transcoder, a skip connection or another activation of sparsify', 'a TopK autoencoder')
+    more = [n for n in ('transcode', 'skip_connection', 'signed') if cfg.get(n)]
+    if cfg.get('activation', 'topk')!='topk': more.append(cfg['activation'])
+    need(not more, folder, f'{", ".join(more)} of sparsify', 'a TopK autoencoder')
     found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], W_dec=w['W_dec'], b_dec=w['b_dec'])
-    return found, dict(architecture='topk', k=int(cfg['k']), rescale_acts_by_decoder_norm=False,
-                       apply_b_dec_to_input=True)
+    how = dict(architecture='topk', k=int(cfg['k']), rescale_acts_by_decoder_norm=False, apply_b_dec_to_input=True)
+    return found, how
 
 # %% ../../nbs/30_sae.models.ipynb #9c06b2eb
 FOREIGN = {'ae.pt': _dictionary_learning, 'sae.safetensors': _sparsify} # What gives a format away -> its reader
@@ -106,15 +129,14 @@ def _foreign(folder, read):
 
 # %% ../../nbs/30_sae.models.ipynb #6fd5861f
 def load_sae(
-    folder:str|Path, # A sae-lens directory, ours or not, for inference or a checkpoint
+    folder:str|Path, # Of sae-lens (for inference or a checkpoint), dictionary_learning or sparsify
     site:str|None=None, # The site it is meant for; checked where the directory names one
     scale:float|None=None, # Factor that its activations were scaled by, where its folder doesn't say
 ): # A `sae_lens.SAE` for inference, on the CPU; raises `SteerlensError` where there is none
-    "Open a directory of sae-lens, dictionary_learning or sparsify"
+    "Open an autoencoder, whoever wrote it"
     folder = Path(folder)
     read = next((FOREIGN[name] for name in FOREIGN if (folder/name).exists()), None)
-    need(read or (folder/'cfg.json').exists(), folder, 'no SAE here', f'cfg.json, {" or ".join(FOREIGN)}',
-         'if it is one of this project, run phase 2_sae')
+    if not read: _check_there(folder)
     try: sae = _foreign(folder, read) if read else _opened(folder, scale)
     except SteerlensError: raise
     except KeyError as e: raise SteerlensError(folder, f'lacks {e}', do='get the folder again') from None
@@ -123,6 +145,16 @@ def load_sae(
     at = sae.cfg.metadata.hook_name
     need(not site or not at or at==site, folder, f"this SAE belongs to site '{at}'", f"'{site}'")
     return sae.eval()
+
+# %% ../../nbs/30_sae.models.ipynb #dfe6bf36
+def _check_there(folder):
+    "Refuse a folder without an autoencoder, naming those inside it or what it lacks"
+    if (folder/'cfg.json').exists(): return
+    ours = 'cfg.json', *FOREIGN
+    inside = sorted(p.name for p in folder.glob('*') if any((p/n).exists() for n in ours))
+    do = f'give one of its folders: {", ".join(inside[:5])}' if inside else 'if a run should have made it, run 2_sae'
+    if (folder/'config.json').exists(): do = 'config.json may be of dictionary_learning, whose weights are ae.pt'
+    need(False, folder, 'no SAE here', f'cfg.json, {" or ".join(FOREIGN)}', do)
 
 def _all_lines(e):
     "What torch says of keys and shapes, in one line"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..core import SteerlensError, need
-from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, compiled, decode_rows, kth
-from .kernels import mask_rows, prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads
-from .kernels import tops, update_rows
+from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, decode_rows, kth, mask_rows
+from .kernels import prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads, tops
+from .kernels import update_rows
 
 # %% auto #0
 __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'DenseStep']
@@ -54,7 +54,6 @@ class FastStep:
         self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and bf16_units() else self.dtype)
         self.threads,self.t = torch.get_num_threads(), 0
         self.pool = _workers(self.threads)
-        if not compiled(): print('compiling the loops of the fast step: once, up to a minute', flush=True)
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t() # the same numbers, a latent's together
         self._begin()
 
@@ -84,15 +83,17 @@ _BITS = {torch.bfloat16: ('i2', torch.int16), torch.float32: ('i4', torch.int32)
 
 @patch
 def _begin(self:FastStep):
+    "Moments at zero, room for gradients, and the screening's weights"
     F,D,f = self.F, self.D, str(self.dtype).split('.')[1]
-    zeros = lambda *shape: np.zeros(shape, f)
+    def zeros(*shape): return np.zeros(shape, f)
+    def moments(*shape): return zeros(*shape), zeros(*shape)
     self.rest = math.ceil(math.log(1e-12)/math.log(self.betas[0])) if self.betas[0] else 1
-    pair = lambda *shape: (zeros(*shape), zeros(*shape))
-    self.moments,self.b_dec = Adam(pair(F, D), pair(F, D), pair(F), np.full(F, self.rest+1)), pair(D)
-    self.out,self.norm = Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F)), np.ones(F, f)
-    self.screen,self.room = torch.zeros(F, D+_PAD, dtype=self.encode), {}
+    self.moments = Adam(moments(F, D), moments(F, D), moments(F), np.full(F, self.rest+1))
+    self.b_dec = moments(D)
+    self.out = Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F))
+    self.norm,self.room,self.round = np.ones(F, f), {}, max(1, F//64)
+    self.screen = torch.zeros(F, D+_PAD, dtype=self.encode)
     self.q,self.shift = np.zeros(D, f'u{self.dtype.itemsize}'), 8*(self.dtype.itemsize-self.encode.itemsize)
-    self.round = max(1, self.F//64)
     self.refresh()
 
 # %% ../../nbs/32_sae.step.ipynb #5c1e1d9e
@@ -102,9 +103,14 @@ def refresh(self:FastStep):
     prepare(*self._weights())
 
 @patch
+def _bits(self:FastStep, x):
+    "The screening's numbers as integers"
+    return x.view(_BITS[self.encode][1]).numpy()
+
+@patch
 def _weights(self:FastStep):
     "The weights, and what the screening makes of them"
-    sae,bits = self.sae, self.screen.view(_BITS[self.encode][1]).numpy().view(f'u{self.encode.itemsize}')
+    sae,bits = self.sae, self._bits(self.screen).view(f'u{self.encode.itemsize}')
     own = _numpy(sae.W_dec), _numpy(sae.W_enc.t()), _numpy(sae.b_enc)
     return *own, self.norm, sae.cfg.rescale_acts_by_decoder_norm, bits, self.q, self.shift
 
@@ -152,9 +158,11 @@ def _share(self:FastStep, fn, cuts, *args):
 def _product(self:FastStep, x):
     "The screening's pre-activations as integers, [B, F]"
     b_dec = self.sae.b_dec.detach()
-    self._rows(lambda a,b: self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=self.centred[a:b])))
-    self._share(lambda a,b: torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b]), self._even(self.F))
-    return self.pre.view(_BITS[self.encode][1]).numpy()
+    def centre(a, b): self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=self.centred[a:b]))
+    def multiply(a, b): torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b])
+    self._rows(centre)
+    self._share(multiply, self._even(self.F))
+    return self._bits(self.pre)
 
 # %% ../../nbs/32_sae.step.ipynb #7654bcaf
 @patch
@@ -191,35 +199,45 @@ def _codes(self:FastStep, x):
 
 # %% ../../nbs/32_sae.step.ipynb #dcb52c9a
 @patch
-def _aux(self:FastStep, dead):
-    "The auxiliary loss; its gradients go to `out`"
-    coefficient,B,e = self.sae.cfg.aux_loss_coefficient, len(self.loss), self.room['main']
-    self.out.n[:] = 0
-    if dead is None or not coefficient or not len(at := dead.nonzero()[:,0]): return 0.
-    n,N,k = len(at), min(self.F, math.ceil(len(at)/self.round)*self.round), max(1, self.D//2)
+def _dead_codes(self:FastStep, at, k):
+    "The k strongest codes of each row, room for what comes back, decoder rows of length one, their norms before"
+    B,n = len(self.loss), len(at)
+    N = min(self.F, math.ceil(n/self.round)*self.round)
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
-    c,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
-    W,g = self.pre.new_empty(N, self.D), self.pre.new_empty(B, self.D)
-    W_dec,norm,left = self.sae.W_dec.detach(), torch.ones(N, dtype=self.dtype), torch.from_numpy(e.g)
-    norm[:n],by = torch.from_numpy(self.norm)[at], coefficient*min(n/k, 1.)
-    bits,pre = lambda x: x.view(_BITS[self.encode][1]).numpy(), self.pre.view(_BITS[self.encode][1]).numpy()
+    codes,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
+    W,norm = self.pre.new_empty(N, self.D), torch.ones(N, dtype=self.dtype)
+    norm[:n] = torch.from_numpy(self.norm)[at]
     def weights(a, b):
         W[a:b] = 0
-        W[a:min(b, n)] = W_dec[at[a:b]]/norm[a:min(b, n),None]
+        W[a:min(b, n)] = self.sae.W_dec.detach()[at[a:b]]/norm[a:min(b, n),None]
     def choose(a, b):
-        c[a:b,n:] = 0
-        strongest(pre, at.numpy(), min(k, n), bits(c), a, b)
+        codes[a:b,n:] = 0
+        strongest(self._bits(self.pre), at.numpy(), min(k, n), self._bits(codes), a, b)
+    self._share(weights, self._even(N))
+    self._rows(choose)
+    return codes, back, W, norm
+
+# %% ../../nbs/32_sae.step.ipynb #7879f955
+@patch
+def _aux(self:FastStep, dead):
+    "The auxiliary loss; its gradients go to `out`"
+    self.out.n[:] = 0
+    coefficient = self.sae.cfg.aux_loss_coefficient
+    if dead is None or not coefficient or not len(at := dead.nonzero()[:,0]): return 0.
+    B,n,k = len(self.loss), len(at), max(1, self.D//2)
+    by,left = coefficient*min(n/k, 1.), torch.from_numpy(self.room['main'].g)
+    codes,back,W,norm = self._dead_codes(at, k)
+    g = self.pre.new_empty(B, self.D)
     def rows(a, b):
-        loss,g[a:b] = rebuild(c[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
-        if n > k: mask_rows(bits(back), bits(c), a, b) # of fewer all are among the strongest
+        loss,g[a:b] = rebuild(codes[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
+        if n > k: mask_rows(self._bits(back), self._bits(codes), a, b) # of fewer all are among the strongest
         return loss
     def latents(a, b):
-        found = revived_grads(c[:,a:b], back[:,a:b], g, self.x, norm[a:b])
+        found = revived_grads(codes[:,a:b], back[:,a:b], g, self.x, norm[a:b])
         for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), found):
             torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
-    self._share(weights, self._even(N)), self._rows(choose)
     loss = by/B*float(sum(self._rows(rows)))
-    self._share(latents, self._even(N))
+    self._share(latents, self._even(len(W)))
     self.out.n[at] = 1
     return loss
 
@@ -234,7 +252,11 @@ class Step:
     fired:Tensor    # Rows in which each latent was active, [F]
 
 # %% ../../nbs/32_sae.step.ipynb #9e859e10
-def check_dead(dead, F):
+def check_dead(
+    dead:Tensor|None, # Dead latents, or None
+    F:int             # Number of latents
+):
+    "Refuse what is no mask of latents"
     if dead is None: return
     fits = dead.shape==(F,) and dead.dtype==torch.bool
     need(fits, 'fast step', f'dead latents {list(dead.shape)} of {dead.dtype}', f'[{F}] of torch.bool')
@@ -268,7 +290,7 @@ def gradients(self:FastStep,
 )->tuple[Step,dict]: # And the gradient of each parameter, in sae-lens's shapes
     "A step without its update"
     step,b_dec = self._gradients(x, dead)
-    some = lambda g: torch.where(torch.from_numpy(self.out.n>0)[:,None], torch.from_numpy(g), 0.)
+    def some(g): return torch.where(torch.from_numpy(self.out.n>0)[:,None], torch.from_numpy(g), 0.)
     biases = dict(b_enc=torch.from_numpy(self.out.b_enc.copy()), b_dec=torch.from_numpy(b_dec))
     return step, dict(W_dec=some(self.out.W_dec), W_enc=some(self.out.W_enc).t()) | biases
 
@@ -307,15 +329,21 @@ def recall(self:FastStep,
 @patch
 def state_dict(self:FastStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"
-    m,pairs = {}, dict(W_dec=self.moments.W_dec, W_enc=self.moments.W_enc, b_enc=self.moments.b_enc, b_dec=self.b_dec)
-    for k,pair in pairs.items(): m |= {f'{k}.m': pair[0], f'{k}.v': pair[1]}
-    return {k: torch.from_numpy(v) for k,v in (m | dict(age=self.moments.age, t=np.array([self.t]))).items()}
+    m,found = self.moments, {}
+    for k,(first,second) in dict(W_dec=m.W_dec, W_enc=m.W_enc, b_enc=m.b_enc, b_dec=self.b_dec).items():
+        found |= {f'{k}.m': first, f'{k}.v': second}
+    found |= dict(age=m.age, t=np.array([self.t]))
+    return {k: torch.from_numpy(v) for k,v in found.items()}
 
 # %% ../../nbs/32_sae.step.ipynb #37707edf
-def load_state(step, state):
+def load_state(
+    step,      # A `FastStep` or `GPUStep`
+    state:dict # From its `state_dict`
+):
+    "Go on from there; refused where names, shapes or types differ"
     mine = step.state_dict()
-    def same(k): return k in mine and k in state and (state[k].shape, state[k].dtype)==(mine[k].shape, mine[k].dtype)
-    wrong = sorted(k for k in {*mine, *state} if not same(k))
+    def form(t): return None if t is None else (t.shape, t.dtype)
+    wrong = sorted(k for k in {*mine, *state} if form(mine.get(k))!=form(state.get(k)))
     got = f'state of another autoencoder or kind of step ({", ".join(wrong[:3])})'
     need(not wrong, 'fast step', got, do='start anew')
     for k,v in mine.items(): v.copy_(state[k])
