@@ -689,7 +689,8 @@ def verify(self:Acts,
 # %% ../../nbs/21_acts.store.ipynb #554884f7
 def effective_dimension(
     x:Tensor # [rows, D]
-)->float: # Between 1 and D
+)->float: # Between 1 and D; 0 where all rows are the same
     "Participation ratio of the covariance"
     l = torch.linalg.eigvalsh(torch.cov(x.double().T)).clamp_min(0)
-    return float(l.sum()**2 / (l**2).sum())
+    squares = (l**2).sum()
+    return float(l.sum()**2/squares) if squares > 0 else 0.

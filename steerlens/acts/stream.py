@@ -154,8 +154,8 @@ def _normal(self:Stream):
 @patch
 def _tell_sinks(self:Stream, share):
     "A line on rows that are many times longer than the others"
-    print(f"site '{self.site}': {100*share:.2g} % of the rows are over {LONG} median lengths long and outweigh the others;",
-          f'longest={LONG} leaves them out', flush=True)
+    print(f"site '{self.site}': {100*share:.2g} % of the rows are over {LONG} median lengths long",
+          f'and outweigh the others; longest={LONG} leaves them out', flush=True)
 
 # %% ../../nbs/23_acts.stream.ipynb #a206b79d
 class Window(NamedTuple):

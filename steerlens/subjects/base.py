@@ -111,7 +111,6 @@ def calls(self:Subject,
 )->int: # Computations in one run
     return self._calls.get(self._site(site).name.split('.')[0], 1)
 
-# %% ../../nbs/10_subjects.base.ipynb #0ae74c26
 @patch
 def token_types(self:Subject,
     site:str|Site # Site to ask about
