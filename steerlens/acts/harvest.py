@@ -10,10 +10,10 @@ import shutil, time
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from .shards import DTYPES
 from .store import Acts, Writer
-from ..subjects.base import Batch, Subject, alone, tap
+from ..subjects.base import Batch, Subject, alone, padding_of, tap
 
 # %% auto #0
 __all__ = ['POOLS', 'words_at', 'gather', 'choose', 'harvest']
@@ -34,8 +34,8 @@ def _mask(batch, site, types, stream):
     got = list(words.shape)
     need(words.shape==want, f"site '{site}'", f'the batch has words {got}', f'{list(want)}: one per token')
     mask = np.array([t==stream for t in types])[None] & (words != None)
-    padding = batch.kwargs.get('attention_mask')
-    if padding is not None and tuple(padding.shape)==want: mask &= padding.cpu().numpy().astype(bool)
+    real = padding_of(batch.kwargs)
+    if real is not None and tuple(real.shape)==want: mask &= real.cpu().numpy()
     return mask, words
 
 # %% ../../nbs/22_acts.harvest.ipynb #67dd7b19
@@ -61,7 +61,7 @@ def _pooled(x, mask, pool):
     mask = torch.from_numpy(mask).to(x.device)
     if pool=='none': return x[mask]
     some = mask.any(1)
-    if pool=='mean': return ((x.float()*mask[...,None]).sum(1)/mask.sum(1)[:,None])[some]
+    if pool=='mean': return (x.float().masked_fill(~mask[...,None], 0).sum(1)/mask.sum(1)[:,None])[some]
     last = (mask*torch.arange(1, mask.shape[1]+1, device=x.device)).argmax(1)
     return x[some, last[some]]
 
@@ -151,8 +151,7 @@ def _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, s
     for i in range(len(batches)):
         batch = _thin(batches[i], every)
         if not len(batch.rows): continue
-        known = ', '.join(batch.rows.columns)
-        need(not balance or balance in batch.rows, f"balance '{balance}'", f'no such column; there are {known}')
+        _check_columns(batch, balance)
         for stream,rows in _expected(subject, batch, sites, denoise, pool).items():
             keys.setdefault(stream, []).append(rows[columns].assign(batch=i))
     plan = [{} for _ in range(len(batches))]
@@ -203,6 +202,7 @@ def harvest(
     params = params | chosen | dict(denoise=denoise, dtype=dtype, per_shard=per_shard, pool=pool or {}, every=every,
                                     sites=list(sites))
     shards = [range(i, min(i+per_shard, len(batches))) for i in range(0, len(batches), per_shard)]
+    _check_batches(subject, batches, sites, denoise, pool, every, balance, splits)
     with Writer(folder, params, splits, len(shards), dtype) as w, alone(subject):
         plan = None
         if w.todo and chosen: plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed)
@@ -248,6 +248,23 @@ def _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard
         known = denoise is None or n==1 or set(denoise) <= set(range(n))
         need(known, f'denoise {denoise}', f"site '{s}' is computed {n} times in a run", f'some of 0 to {n-1}')
     _check_pool(pool or {}, {t for s in sites for t in subject.token_types(s) or ('all',)})
+
+def _check_batches(subject, batches, sites, denoise, pool, every, balance, splits):
+    "Refuse rows without what is needed, and a split without rows; looks at batches until each split has some"
+    empty = {name: set(episodes) for name,episodes in splits.items() if len(episodes)}
+    for i in range(len(batches)):
+        batch = _thin(batches[i], every)
+        _check_columns(batch, balance)
+        if i==0: _expected(subject, batch, sites, denoise, pool) # refuses words of another shape
+        empty = {name: episodes for name,episodes in empty.items() if episodes.isdisjoint(batch.rows['episode'])}
+        if not empty: return
+    raise SteerlensError(f"split '{next(iter(empty))}'", 'none of its episodes is in the batches',
+                         'rows on both sides of the split', 'run more, or hold out another share')
+
+def _check_columns(batch, balance):
+    known = ', '.join(batch.rows.columns)
+    need('episode' in batch.rows, 'batches', f'rows without a column `episode`; there are {known}')
+    need(not balance or balance in batch.rows, f"balance '{balance}'", f'no such column; there are {known}')
 
 def _check_pool(pool, streams):
     "Refuse a pooling that isn't known, or of a stream that isn't there"

@@ -39,7 +39,7 @@ class Shard:
     "One file of vectors, from its header"
     path:Path   # The file
     offset:int  # Where the numbers begin, in bytes
-    rows:int    # Vectors
+    n_rows:int  # Vectors
     width:int   # d_in
     dtype:str   # `float32`, `float16` or `bfloat16`
     about:dict  # Whose: stream, site, shard
@@ -76,9 +76,9 @@ def _headless(path, e):
 def map(self:Shard)->Tensor: # [rows, d_in] of its dtype
     "The file as a tensor, read where it is touched; what you change stays in memory"
     dtype = DTYPES[self.dtype]
-    if not self.rows: return torch.empty(0, self.width, dtype=dtype)
-    raw = np.memmap(self.path, 'u1', 'c', self.offset, (self.rows*self.width*dtype.itemsize,))
-    return torch.from_numpy(raw).view(dtype).view(self.rows, self.width)
+    if not self.n_rows: return torch.empty(0, self.width, dtype=dtype)
+    raw = np.memmap(self.path, 'u1', 'c', self.offset, (self.n_rows*self.width*dtype.itemsize,))
+    return torch.from_numpy(raw).view(dtype).view(self.n_rows, self.width)
 
 # %% ../../nbs/20_acts.shards.ipynb #8919f73c
 def digest(
@@ -100,7 +100,7 @@ class ShardFile:
         width:int  # d_in
     ):
         self.path,self.width = path, width
-        self.rows = 0                                # vectors so far
+        self.n_rows = 0                                # vectors so far
         self.at = HEAD                               # where the next byte goes
         self.tail = torch.empty(0, dtype=torch.uint8) # bytes that don't fill a page yet
         self.hash = xxhash.xxh3_128()

@@ -21,7 +21,7 @@ from ..core import SteerlensError, atomic, lock, manifest, need, read_json, rng,
 from .shards import DTYPES, HEAD, Shard, ShardFile, digest, shard_header
 
 # %% auto #0
-__all__ = ['CATALOG', 'LONG', 'Writer', 'layer_of', 'Acts', 'outliers', 'split_episodes', 'effective_dimension']
+__all__ = ['EDGES', 'CATALOG', 'LONG', 'Writer', 'layer_of', 'Acts', 'short', 'outliers', 'split_episodes', 'effective_dimension']
 
 # %% ../../nbs/21_acts.store.ipynb #d00261be
 def _sums(
@@ -43,7 +43,7 @@ def _sums(
             total += w@y
             square += w@y.square_()
     found = dict(n=of.sum(1).double(), sum=total, square=square, norm=of.double()@norm.double(),
-                 longest=(of*norm).amax(1).double())
+                 longest=(of*norm).amax(1).double(), lengths=_histogram(norm, of))
     sums = {}
     for i,split in enumerate(('all', *splits)):
         for k,v in found.items(): sums[f'{split}/{k}'] = v[i].clone()
@@ -54,6 +54,19 @@ def _members(rows, splits):
     of = [np.ones(len(rows), 'f4')]
     for episodes in splits.values(): of.append(rows['episode'].isin(episodes).to_numpy('f4'))
     return torch.from_numpy(np.stack(of))
+
+# %% ../../nbs/21_acts.store.ipynb #145f0dd4
+EDGES = 2**(torch.arange(-640, 1025, dtype=torch.float64)/16) # Between the bins of lengths
+
+def _histogram(norm, of):
+    "Rows by length and membership, [1+splits, bins]"
+    place = torch.bucketize(norm.double(), EDGES)
+    return torch.stack([torch.bincount(place, w.double(), len(EDGES)+1) for w in of])
+
+def _median(counts):
+    "The median of a histogram of lengths"
+    i = int(torch.searchsorted(counts.cumsum(0), counts.sum()/2))
+    return 0. if i==0 else float(EDGES[i-1]*2**(1/32))
 
 # %% ../../nbs/21_acts.store.ipynb #56b7dade
 def _add(a, b):
@@ -79,7 +92,7 @@ class Writer:
                         made_splits=sha256(splits), splits=splits, layers={}, streams={}, columns={}, shards=[],
                         stats=None)
 
-CATALOG = 2 # Version of catalog.json
+CATALOG = 3 # Version of catalog.json
 
 # %% ../../nbs/21_acts.store.ipynb #6dc13b50
 @patch
@@ -213,9 +226,17 @@ def _sum(self:Writer, stream, site, x, rows):
     shift = self.shifts[stream,site].float()
     sums = _sums(x, rows, self.catalog['splits'], shift)
     if sums['all/square'].isfinite().all(): return sums
-    need(x.isfinite().all(), f"site '{site}', stream '{stream}', shard {self._shard}",
-         f'not all values are finite as {self.dtype}', do='look at the inputs, or choose another dtype')
+    bad = ~x.isfinite().all(1).numpy()
+    need(not bad.any(), f"site '{site}', stream '{stream}', shard {self._shard}",
+         f'not all values are finite as {self.dtype} in {_whose(rows, bad)}',
+         do='look at the inputs, or choose another dtype')
     return _sums(x, rows, self.catalog['splits'], shift.double()) # too large for float32's squares
+
+def _whose(rows, bad):
+    "Names rows for an error: how many, and the first of them"
+    first = rows[bad].iloc[0]
+    names = [f'{k} {first[k]}' for k in ('episode', 'step', 'denoise', 'position', 'token') if k in rows]
+    return f'{bad.sum():,} of {len(rows):,} rows, first {", ".join(names)}'
 
 # %% ../../nbs/21_acts.store.ipynb #69e5952f
 @patch
@@ -225,7 +246,7 @@ def _write(self:Writer, f, room, x):
     size = len(f.tail)+len(data)
     full = size//HEAD*HEAD
     f.tail = room[full:size].clone()
-    f.rows += len(x)
+    f.n_rows += len(x)
     written = self.thread.submit(f.write, memoryview(room.numpy())[:full])
     hashed = self.hasher.submit(f.hash.update, data)
     self.waiting.append((written, hashed, room))
@@ -303,7 +324,7 @@ def _commit_stream(self:Writer, stream, first):
     for (s,site),f in self.files.items():
         if s != stream: continue
         with _writable(self.folder):
-            f.finish(shard_header(self.dtype, f.rows, f.width, stream=stream, site=site, shard=i))
+            f.finish(shard_header(self.dtype, f.n_rows, f.width, stream=stream, site=site, shard=i))
             os.replace(f.path, folder/f'{site}_{i:04d}.safetensors')
         files[site] = f.hash.hexdigest()
     return dict(rows=len(rows), bytes=table.stat().st_size, xxh3_128=dict(rows=digest(table), **files))
@@ -374,7 +395,7 @@ def _check_x(path, shape, dtype, about, checksum, deep):
     s = Shard.open(path)
     whose = f'{s.about.get("stream")}/{s.about.get("site")}'
     need(s.about==about, path, f'holds shard {s.about.get("shard")} of {whose}', do='was it moved?')
-    need([s.rows, s.width]==shape, path, f'[{s.rows}, {s.width}] where the catalog says {shape}')
+    need([s.n_rows, s.width]==shape, path, f'[{s.n_rows}, {s.width}] where the catalog says {shape}')
     need(s.dtype==dtype, path, f'{s.dtype} where the catalog says {dtype}')
     if not deep: return
     need(all(x.isfinite().all() for x in s.map().split(65536)), path, 'damaged, holds values that are not finite')
@@ -484,11 +505,11 @@ def x(self:Acts,
 )->Tensor: # [rows, d_in] float32, in the order of `rows`
     "All vectors of a site"
     files = self.files(site, streams)
-    out = torch.empty(sum(f.rows for f in files), files[0].width)
+    out = torch.empty(sum(f.n_rows for f in files), files[0].width)
     at = 0
     for f in files:
-        out[at:at+f.rows] = f.map()
-        at += f.rows
+        out[at:at+f.n_rows] = f.map()
+        at += f.n_rows
     return out
 
 # %% ../../nbs/21_acts.store.ipynb #51820ba5
@@ -500,7 +521,7 @@ def sample(self:Acts,
 )->Tensor: # [rows, d_in] float32
     "Rows all over a dataset; reads these alone"
     files = self.files(site, streams)
-    return torch.cat([f.map()[::max(1, sum(f.rows for f in files)//n)].float() for f in files])
+    return torch.cat([f.map()[::max(1, sum(f.n_rows for f in files)//n)].float() for f in files])
 
 # %% ../../nbs/21_acts.store.ipynb #a0ba91a0
 @patch
@@ -519,32 +540,70 @@ def stats(self:Acts,
     site:str,                   # A harvested site
     streams:str|list|None=None, # One stream, or several
     split:str='all',            # `train`, `validation`, or `all` rows
-)->dict: # n, mean [d_in], var [d_in] (both float64), norm (mean length), longest
+    longest:float|None=None,    # Without rows of more than so many median lengths, for which all vectors are read
+)->dict: # n; mean, var [d_in] in float64; lengths: norm (mean), median, longest, and the share of `long` rows
     "Mean, variance and length of a site's vectors"
     known = ['all', *self.catalog['splits']]
     need(split in known, f"split '{split}'", f'not in {self.folder}; there are {", ".join(known)}')
     names = self.streams_at(site, streams)
-    s,shift = {}, self.sums[f'{names[0]}/{site}/shift']
-    for stream in names:
-        t = {k: self.sums[f'{stream}/{site}/{split}/{k}'] for k in ('n','sum','square','norm','longest')}
-        by = self.sums[f'{stream}/{site}/shift']-shift # this stream's sums, relative to the first one's vector
-        s = _add(s, t | dict(sum=t['sum']+t['n']*by, square=t['square']+2*by*t['sum']+t['n']*by**2))
+    if longest is None: shift,s = self._sums_of(site, names, split)
+    else: shift,s = self._sums_without(site, names, split, longest)
     n = int(s['n'])
     need(n, f"site '{site}'", f"no rows of split '{split}' in {', '.join(names)}", 'one or more')
-    mean = s['sum']/n
-    var = (s['square']/n-mean**2).clamp_min(0)
-    return dict(n=n, mean=shift+mean, var=var, norm=float(s['norm']/n), longest=float(s['longest']))
+    mean,median = s['sum']/n, _median(s['lengths'])
+    n_long = float(s['lengths'][1:][EDGES > LONG*median].sum()) # bins that begin above
+    return dict(n=n, mean=shift+mean, var=(s['square']/n-mean**2).clamp_min(0), norm=float(s['norm']/n),
+                median=median, longest=float(s['longest']), long=n_long/n)
 
 # %% ../../nbs/21_acts.store.ipynb #df30fd8c
-LONG = 10 # Median lengths, from which on a row is an outlier
+LONG = 10 # Median lengths, from which on a row is long
+
+@patch
+def _sums_of(self:Acts, site, names, split):
+    "The vector that sums are relative to, and those of some streams"
+    s,shift = {}, self.sums[f'{names[0]}/{site}/shift']
+    for stream in names:
+        at = f'{stream}/{site}'
+        t = {k: self.sums[f'{at}/{split}/{k}'] for k in ('n','sum','square','norm','longest','lengths')}
+        by = self.sums[f'{at}/shift']-shift
+        s = _add(s, t | dict(sum=t['sum']+t['n']*by, square=t['square']+2*by*t['sum']+t['n']*by**2))
+    return shift, s
+
+@patch
+def _sums_without(self:Acts, site, names, split, longest):
+    "The same without long rows, from the vectors"
+    keep = short(self.lengths(site, names), longest).numpy()
+    rows,files = self.rows(names, ['episode']), self.files(site, names)
+    parts = zip(files, np.split(keep, np.cumsum([f.n_rows for f in files])[:-1]))
+    f,kept = next((f, k.nonzero()[0]) for f,k in parts if k.any())
+    shift = f.map()[torch.from_numpy(kept[:512])].double().mean(0).float()
+    splits = {} if split=='all' else {split: self.catalog['splits'][split]}
+    s = _sum_files(files, rows, splits, shift, keep)
+    return shift.double(), {k.removeprefix(f'{split}/'): v for k,v in s.items() if k.startswith(f'{split}/')}
+
+@patch
+def lengths(self:Acts,
+    site:str,                   # A harvested site
+    streams:str|list|None=None, # One stream, or several
+)->Tensor: # [rows], in the order of `rows`
+    "The length of every vector; reads all of them"
+    return torch.cat([x.float().norm(dim=1) for f in self.files(site, streams) for x in f.map().split(8192)])
+
+# %% ../../nbs/21_acts.store.ipynb #bba05e9e
+def short(
+    length:Tensor,      # Of each row
+    longest:float=LONG  # Median lengths
+)->Tensor: # True for rows that are not longer, [rows]
+    "Which rows are not many times as long as the others"
+    need(longest > 1, 'longest', longest, 'more than 1 median length')
+    return length <= longest*length.median()
 
 def outliers(
-    x:Tensor,          # Vectors, [rows, d_in]
-    times:float=LONG   # Median lengths
+    x:Tensor,           # Vectors, [rows, d_in]
+    longest:float=LONG  # Median lengths
 )->Tensor: # True for rows that are longer, [rows]
     "Rows many times as long as the others"
-    length = x.float().norm(dim=1)
-    return length > times*length.median()
+    return ~short(x.float().norm(dim=1), longest)
 
 # %% ../../nbs/21_acts.store.ipynb #a975f156
 @patch
@@ -556,7 +615,7 @@ def table(self:Acts)->pd.DataFrame: # One line per stream and site
             s,width = self.stats(site, stream), self.catalog['streams'][stream][site]
             size = s['n']*width*DTYPES[self.catalog['dtype']].itemsize/1e6
             lines.append(dict(stream=stream, site=site, layer=self.catalog['layers'].get(site), rows=s['n'], d_in=width,
-                              norm=s['norm'], longest=s['longest'], spread=float(s['var'].sum()**.5), MB=size))
+                              norm=s['norm'], median=s['median'], longest=s['longest'], MB=size))
     return pd.DataFrame(lines).astype(dict(layer='Int64'))
 
 # %% ../../nbs/21_acts.store.ipynb #5bc95f24
@@ -608,13 +667,15 @@ def _resum(acts, splits):
             out[f'{at}/shift'] = shift.float().double()
     return out
 
-def _sum_files(files, rows, splits, shift):
-    "The sums over some files, a piece at a time"
+def _sum_files(files, rows, splits, shift, keep=None):
+    "The sums over some files, a piece at a time; of rows to `keep`, or all"
     s,at = {}, 0
     for f in files:
         for x in f.map().split(8192):
-            s = _add(s, _sums(x, rows.iloc[at:at+len(x)], splits, shift))
+            here = slice(at, at+len(x))
             at += len(x)
+            if keep is None: s = _add(s, _sums(x, rows.iloc[here], splits, shift))
+            else: s = _add(s, _sums(x[torch.from_numpy(keep[here])], rows.iloc[here][keep[here]], splits, shift))
     return s
 
 # %% ../../nbs/21_acts.store.ipynb #90b4a3c2
@@ -628,7 +689,8 @@ def verify(self:Acts,
 # %% ../../nbs/21_acts.store.ipynb #554884f7
 def effective_dimension(
     x:Tensor # [rows, D]
-)->float: # Between 1 and D
+)->float: # Between 1 and D; 0 where all rows are the same
     "Participation ratio of the covariance"
     l = torch.linalg.eigvalsh(torch.cov(x.double().T)).clamp_min(0)
-    return float(l.sum()**2 / (l**2).sum())
+    squares = (l**2).sum()
+    return float(l.sum()**2/squares) if squares > 0 else 0.

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .. import plot
 from ..core import SteerlensError, device as checked_device, need, rng, sha256
 from .shards import DTYPES
-from .store import LONG, Acts, Writer, outliers
+from .store import LONG, Acts, Writer, short
 
 # %% auto #0
 __all__ = ['NORMALISE', 'CHUNK', 'AHEAD', 'READERS', 'Pieces', 'pieces', 'Stream', 'Window', 'shuffle_quality', 'plot_quality']
@@ -35,7 +35,6 @@ def pieces(
     sizes:list, # Rows in each file
     mask:np.ndarray|None=None, # True for selected rows; all by default
 )->Pieces:
-    "The stretches of selected rows"
     "The stretches of selected rows"
     edges = np.r_[0, np.cumsum(sizes)]
     mask = np.ones(edges[-1], bool) if mask is None else mask
@@ -79,7 +78,7 @@ class Stream(IterableDataset):
         self.device = checked_device(device)
         self.files = acts.files(site, streams)
         self.streams = list(dict.fromkeys(f.about['stream'] for f in self.files))
-        self.pieces = pieces([f.rows for f in self.files], self._selected())
+        self.pieces = pieces([f.n_rows for f in self.files], self._selected())
         self.n_rows = int(self.pieces.pos[-1])
         self._start,self._done = (0,0), (0,0) # (epoch, batch): where to begin, and what was handed out
         self._check()
@@ -100,10 +99,8 @@ def _selected(self:Stream):
     mask = None
     if self.split: mask = self.acts.split(self.acts.rows(self.streams, ['episode']), self.split)
     if self.longest is None: return mask
-    need(self.longest > 1, 'longest', self.longest, 'more than 1 median length')
-    length = torch.cat([x.float().norm(dim=1) for f in self.files for x in f.map().split(8192)])
-    short = (length <= self.longest*length.median()).numpy()
-    return short if mask is None else mask & short
+    kept = short(self.acts.lengths(self.site, self.streams), self.longest).numpy()
+    return kept if mask is None else mask & kept
 
 # %% ../../nbs/23_acts.stream.ipynb #1fa02d0f
 @patch
@@ -143,22 +140,22 @@ def _part(self:Stream):
 def _normal(self:Stream):
     "Mean and scale, `None` where there is none"
     if self.normalise is None: return None, None
-    s = self.acts.stats(self.site, self.streams, 'train' if 'train' in self.acts.catalog['splits'] else 'all')
-    need(s['norm'] > 0, f"stream of site '{self.site}'", 'all vectors at this site are zero', 'some that are not',
-         'choose another site')
-    if s['longest'] > LONG*s['norm'] and self.longest is None: self._tell_sinks()
+    split = 'train' if 'train' in self.acts.catalog['splits'] else 'all'
+    s = self.acts.stats(self.site, self.streams, split, self.longest)
+    at = f"stream of site '{self.site}'"
+    need(s['norm'] > 0, at, 'all vectors at this site are zero', 'some that are not', 'choose another site')
+    need(s['var'].any(), at, 'all vectors at this site are the same', 'some that differ', 'choose another site')
+    if s['long'] and self.longest is None: self._tell_sinks(s['long'])
     if self.normalise=='expected_average_only_in': return None, torch.tensor(self.d_in**.5/s['norm']).float()
     if self.normalise=='mean': return s['mean'].float(), None
     std = s['var'].sqrt()
     return s['mean'].float(), (1/torch.where(std > 1e-6*std.max(), std, 1.)).float()
 
 @patch
-def _tell_sinks(self:Stream):
+def _tell_sinks(self:Stream, share):
     "A line on rows that are many times longer than the others"
-    long = outliers(self.acts.sample(self.site, self.streams)).float().mean().item()
-    if long:
-        print(f"site '{self.site}': {long:.2%} of the rows are over {LONG} median lengths long, outweighing others;",
-              f'longest={LONG} leaves them out', flush=True)
+    print(f"site '{self.site}': {100*share:.2g} % of the rows are over {LONG} median lengths long",
+          f'and outweigh the others; longest={LONG} leaves them out', flush=True)
 
 # %% ../../nbs/23_acts.stream.ipynb #a206b79d
 class Window(NamedTuple):

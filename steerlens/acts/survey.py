@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
-from .store import LONG, Acts, effective_dimension, outliers
+from .store import Acts, effective_dimension, short
 
 # %% auto #0
-__all__ = ['standardised', 'kurtosis', 'survey', 'show_lengths', 'show_dimension', 'show_coordinates']
+__all__ = ['standardised', 'kurtosis', 'survey', 'long_rows', 'show_lengths', 'show_dimension', 'show_coordinates']
 
 # %% ../../nbs/29_acts.survey.ipynb #09790f83
 def standardised(
@@ -37,12 +37,32 @@ def survey(
         if stream=='adarms': continue # conditions, not activations
         for site in acts.sites(stream):
             x,layer = acts.sample(site, stream, n), acts.catalog['layers'][site]
-            lo,median,hi = x.norm(dim=1).quantile(torch.tensor([.05, .5, .95])).tolist()
+            lo,hi = x.norm(dim=1).quantile(torch.tensor([.05, .95])).tolist()
+            s = acts.stats(site, stream)
             rows.append(dict(site=site, stream=stream, layer=layer, kind=site.replace(str(layer), '*', 1),
-                             width=x.shape[1], norm=acts.stats(site, stream)['norm'], lo=lo, median=median, hi=hi,
-                             long=outliers(x).float().mean().item(), dimension=effective_dimension(x),
-                             kurtosis=kurtosis(standardised(x))))
+                             width=x.shape[1], norm=s['norm'], lo=lo, median=s['median'], hi=hi, long=s['long'],
+                             dimension=effective_dimension(x), kurtosis=kurtosis(standardised(x))))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/29_acts.survey.ipynb #59218ac9
+def long_rows(
+    acts:Acts # A dataset
+)->pd.DataFrame: # A row per site and stream that has any; read from all its vectors
+    "Where rows are many times as long as the others, and what they have in common"
+    found = []
+    for stream in acts.streams:
+        for site in acts.sites(stream):
+            if not acts.stats(site, stream)['long']: continue
+            length = acts.lengths(site, stream)
+            long = ~short(length)
+            rows = acts.rows(stream)[long.numpy()]
+            about = dict(site=site, stream=stream, rows=len(rows), share=len(rows)/len(long),
+                         medians=(length[long].median()/length.median()).item())
+            for c in rows.columns.intersection(['position', 'token', 'step']):
+                top = rows[c].value_counts(normalize=True, dropna=False)
+                about |= {c: top.index[0], f'share of {c}': top.iloc[0]}
+            found.append(about)
+    return pd.DataFrame(found)
 
 # %% ../../nbs/29_acts.survey.ipynb #d1276738
 def show_lengths(
@@ -59,7 +79,7 @@ def show_lengths(
 
 def _growth(deep):
     "How many times as long the last layer's vectors are as the first one's; None for a single layer"
-    ends = deep.groupby('line').norm.agg(['first','last','size']).query('size > 1')
+    ends = deep.groupby('line').norm.agg(['first','last','size']).query('size > 1 and first > 0')
     if not len(ends): return None
     ratios = (ends['last']/ends['first']).sort_values()
     lo,hi = f'{ratios.iloc[0]:.1f}', f'{ratios.iloc[-1]:.1f}'

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import SteerlensError, need, threads
 
 # %% auto #0
-__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'alone', 'Batch', 'Runs', 'Work', 'tap', 'edit']
+__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'alone', 'Batch', 'Runs', 'Work', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -111,7 +111,6 @@ def calls(self:Subject,
 )->int: # Computations in one run
     return self._calls.get(self._site(site).name.split('.')[0], 1)
 
-# %% ../../nbs/10_subjects.base.ipynb #0ae74c26
 @patch
 def token_types(self:Subject,
     site:str|Site # Site to ask about
@@ -129,11 +128,19 @@ def run(self:Subject,
     "One run, without gradients"
     self.ctx = ctx or Ctx()
     self.n_runs += 1
-    if (mask := kwargs.get('attention_mask')) is not None: self.ctx = replace(self.ctx, real_BT=mask.bool())
+    real = padding_of(kwargs)
+    if real is not None: self.ctx = replace(self.ctx, real_BT=real)
     try: return self.forward(*args, **kwargs)
     except _Enough: return None
 
 class _Enough(Exception): "A tap has what it wants of this run"
+
+def padding_of(
+    kwargs:dict # What a run takes by name
+)->Tensor|None: # True where a token is text, [B, T]; None where nothing says so
+    "The attention mask of a run"
+    mask = kwargs.get('attention_mask')
+    return None if mask is None else mask.bool()
 
 # %% ../../nbs/10_subjects.base.ipynb #1e9f3ae4
 @patch

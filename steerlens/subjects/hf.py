@@ -95,7 +95,7 @@ def _facts(model, config, n_layers):
 def _forward(model):
     "Token ids, perhaps with an attention mask, to the model's output"
     takes_positions = 'position_ids' in signature(model.forward).parameters
-    def forward(ids, attention_mask=None):
+    def forward(ids, *, attention_mask=None): # by name, which is how taps and gates see it
         ids = ids.to(model.device)
         if attention_mask is None: return model(input_ids=ids, use_cache=False)
         mask = attention_mask.to(model.device)
