@@ -13,7 +13,7 @@ from ..core import atomic, need, write_json
 from ..acts.store import LONG, outliers
 
 # %% auto #0
-__all__ = ['BARS', 'typical_rows', 'quality', 'histograms', 'show_histograms', 'check_bars', 'qa', 'write_qa']
+__all__ = ['BARS', 'typical_rows', 'quality', 'histograms', 'show_histograms', 'show_densities', 'check_bars', 'qa', 'write_qa']
 
 # %% ../../nbs/35_sae.scores.ipynb #cb741683
 def typical_rows(
@@ -108,7 +108,7 @@ def show_histograms(
     counts,n_rows = found['counts'], found['rows']
     fired = counts.sum(1)
     alive = np.flatnonzero(fired)[fired[fired>0].argsort(kind='stable')]
-    need(len(alive), 'show_histograms', 'no latent ever fired', do='train again, with a larger k or more steps')
+    if not len(alive): return plot.bars({'latents that fire': 0}, f'None of {len(fired):,} latents fires in {n_rows:,} rows')
     picked = np.linspace(.1*(len(alive)-1), .9*(len(alive)-1), n).round().astype(int)
     shown = list(dict.fromkeys(alive[picked].tolist()))
     x = np.sqrt(found['edges'][1:]*found['edges'][:-1])
@@ -123,6 +123,20 @@ def show_histograms(
     return plot.curves(df[df.code.between(some[0], some[-1])], 'code', 'share', 'latent', title,
                        'code where the latent fires', 'share of its codes; latent (share of rows in which it fires)',
                        xscale='log')
+
+# %% ../../nbs/35_sae.scores.ipynb #96829b5f
+def show_densities(
+    found:dict # Site -> from `histograms`
+): # A `plot.Plot`
+    "In what share of rows does a latent fire, at each site?"
+    from steerlens import plot
+    density = {s: h['counts'].sum(1)/h['rows'] for s,h in found.items()}
+    dead = {s: (d==0).mean() for s,d in density.items()}
+    worst = max(dead, key=dead.get)
+    title = f'Silent in held-out episodes: {plot.span(dead.values(), ".1%")} of the latents (most at {worst})'
+    fired = {s: np.log10(d[d>0]) for s,d in density.items() if d.any()}
+    label = 'log10 of the share of rows in which a latent fires'
+    return plot.hists(fired, title, label) if fired else plot.bars({s: 0 for s in found}, title, 'latents that fire')
 
 # %% ../../nbs/35_sae.scores.ipynb #b3f9317c
 BARS = dict( # Score -> good side of its bar, and what it takes to measure it

@@ -111,6 +111,6 @@ def _title(df, known, keys, y, spread):
         told = [f'Best {y} {best[y]:.4g}' + (f' at {_named(best, keys)}' if keys else '')]
     else: told = [f'{y} from {known[y].min():.4g} to {known[y].max():.4g}']
     seeds = df.seed.nunique() if 'seed' in df else 1
-    if seeds > 1: told.append(f'over {seeds} seeds it spreads by {spread.max():.2g} at most')
+    if seeds > 1 and name!='stability': told.append(f'over {seeds} seeds it spreads by {spread.max():.2g} at most')
     if len(known) < len(df): told.append(f'not defined in {len(df)-len(known)} of {len(df)} runs')
     return '; '.join(told)
