@@ -108,7 +108,8 @@ def show_histograms(
     counts,n_rows = found['counts'], found['rows']
     fired = counts.sum(1)
     alive = np.flatnonzero(fired)[fired[fired>0].argsort(kind='stable')]
-    if not len(alive): return plot.bars({'latents that fire': 0}, f'None of {len(fired):,} latents fires in {n_rows:,} rows')
+    title = f'None of {len(fired):,} latents fires in {n_rows:,} rows'
+    if not len(alive): return plot.bars({'latents that fire': 0}, title)
     picked = np.linspace(.1*(len(alive)-1), .9*(len(alive)-1), n).round().astype(int)
     shown = list(dict.fromkeys(alive[picked].tolist()))
     x = np.sqrt(found['edges'][1:]*found['edges'][:-1])
