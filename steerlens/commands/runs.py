@@ -89,4 +89,6 @@ def compare(
     need(score in numbers, 'compare', f"no score '{score}'", f'one of {", ".join(numbers)}')
     with atomic(Path(folder)/'compare.parquet') as tmp: df.to_parquet(tmp, index=False)
     plot.save(show_compared(df, sweep['swept'], score), Path(folder)/'compare.svg')
-    print(df.dropna(axis=1).round(4).to_string(index=False))
+    same = [c for c in df if c.endswith('_typical') and df[c].equals(df[c.removesuffix('_typical')])]
+    ends = [c for c in df if c.endswith(('_lo','_hi'))]
+    print(df.drop(columns=[*same, *ends]).dropna(axis=1, how='all').round(4).to_string(index=False))

@@ -13,17 +13,29 @@ from ..core import atomic, need, write_json
 from ..acts.store import LONG, outliers
 
 # %% auto #0
-__all__ = ['BARS', 'quality', 'histograms', 'show_histograms', 'check_bars', 'qa', 'write_qa']
+__all__ = ['BARS', 'typical_rows', 'quality', 'histograms', 'show_histograms', 'show_densities', 'check_bars', 'qa', 'write_qa']
 
 # %% ../../nbs/35_sae.scores.ipynb #cb741683
-def _rates(err_B, x_BD, mean_D):
+def typical_rows(
+    x_BD:Tensor # Held-out activations, [rows, d_in]
+)->Tensor: # True where a row is at most `LONG` median lengths long, [rows]
+    "Which rows are typical; raises `SteerlensError` where they have no variance to explain"
+    n = len(x_BD)
+    need(n, 'held-out rows', 'none', do='raise `validation` or harvest more episodes')
+    short = ~outliers(x_BD)
+    some = x_BD[short]
+    which = f'all {n}' if short.all() else f'all {len(some)} of up to {LONG} median lengths'
+    need(not (some==some[0]).all(), 'held-out rows', f'{which} are the same, so there is no variance to explain',
+         do='harvest more episodes, or another site')
+    return short
+
+def _rates(err_B, x_BD):
     "Scores of reconstruction over some rows, from the squared error of each"
-    var = (x_BD.double()-mean_D).pow(2).sum().item()
+    x_BD = x_BD.double()
     err = err_B.sum().item()
-    length = x_BD.norm(dim=1).mean(dtype=torch.float64).item()
-    fvu = err/var if var else math.nan
+    fvu = err/(x_BD-x_BD.mean(0)).pow(2).sum().item()
     mse = err/x_BD.numel()
-    normalised = mse*x_BD.shape[1]/length**2 if length else math.nan
+    normalised = mse*x_BD.shape[1]/x_BD.norm(dim=1).mean().item()**2
     return dict(explained_variance=1-fvu, fvu=fvu, mse=mse, mse_normalised=normalised)
 
 # %% ../../nbs/35_sae.scores.ipynb #3b663e08
@@ -34,18 +46,14 @@ def quality(
     batch:int=4096 # Rows at a time; dense codes exist for so many rows only
 )->tuple[dict,Tensor]: # Scores, `*_typical` and `long` (share of rows not typical) among them; densities [d_sae]
     "Reconstruction and sparsity on held-out rows"
-    n = len(x_BD)
-    need(n, 'quality', 'no held-out rows', do='raise `validation` or harvest more episodes')
-    x_BD = x_BD.float()
-    mean = x_BD.mean(0, dtype=torch.float64)
-    need(not (x_BD==x_BD[0]).all(), 'quality',
-         f'all {n} held-out rows are the same, so there is no variance to explain', do='harvest more episodes')
+    x_BD,n = x_BD.float(), len(x_BD)
+    short = typical_rows(x_BD)
     err,fired = _errors(sae, x_BD, batch)
-    short = ~outliers(x_BD)
-    scores = _rates(err, x_BD, mean)
-    typical = _rates(err[short], x_BD[short], x_BD[short].mean(0, dtype=torch.float64)) if not short.all() else scores
+    scores = _rates(err, x_BD)
+    typical = scores if short.all() else _rates(err[short], x_BD[short])
     scores |= {f'{k}_typical': v for k,v in typical.items()} | dict(long=1-short.float().mean().item())
-    if typical['fvu'] > 2*scores['fvu']:
+    few = sorted([scores['fvu'], typical['fvu']])
+    if few[1] > 2*few[0]:
         print(f"{scores['long']:.2%} of the rows are over {LONG} median lengths long: explained variance is "
               f"{scores['explained_variance']:.4f} with them, {typical['explained_variance']:.4f} without")
     return scores | dict(l0=fired.sum().item()/n, dead=(fired==0).float().mean().item()), fired/n
@@ -74,7 +82,7 @@ def histograms(
     file:str|Path|None=None # Where to keep them, such as `histograms.npz`
 )->dict: # `counts` [d_sae, bins], `edges` [bins+1], in the unit of the codes, and the number of `rows`
     "Histogram of each latent's codes where it fires"
-    need(len(x_BD), 'histograms', 'no held-out rows', do='raise `validation` or harvest more episodes')
+    need(len(x_BD), 'held-out rows', 'none', do='raise `validation` or harvest more episodes')
     length = x_BD.float().norm(dim=1).mean()
     edges,counts = torch.logspace(-4, 1, bins+1)*length, 0
     for x in x_BD.split(batch): counts = counts + _counts(sae.encode(x.float()), edges)
@@ -100,7 +108,7 @@ def show_histograms(
     counts,n_rows = found['counts'], found['rows']
     fired = counts.sum(1)
     alive = np.flatnonzero(fired)[fired[fired>0].argsort(kind='stable')]
-    need(len(alive), 'show_histograms', 'no latent ever fired', do='train again, with a larger k or more steps')
+    if not len(alive): return plot.bars({'latents that fire': 0}, f'None of {len(fired):,} latents fires in {n_rows:,} rows')
     picked = np.linspace(.1*(len(alive)-1), .9*(len(alive)-1), n).round().astype(int)
     shown = list(dict.fromkeys(alive[picked].tolist()))
     x = np.sqrt(found['edges'][1:]*found['edges'][:-1])
@@ -116,6 +124,20 @@ def show_histograms(
                        'code where the latent fires', 'share of its codes; latent (share of rows in which it fires)',
                        xscale='log')
 
+# %% ../../nbs/35_sae.scores.ipynb #96829b5f
+def show_densities(
+    found:dict # Site -> from `histograms`
+): # A `plot.Plot`
+    "In what share of rows does a latent fire, at each site?"
+    from steerlens import plot
+    density = {s: h['counts'].sum(1)/h['rows'] for s,h in found.items()}
+    dead = {s: (d==0).mean() for s,d in density.items()}
+    worst = max(dead, key=dead.get)
+    title = f'Silent in held-out episodes: {plot.span(dead.values(), ".1%")} of the latents (most at {worst})'
+    fired = {s: np.log10(d[d>0]) for s,d in density.items() if d.any()}
+    label = 'log10 of the share of rows in which a latent fires'
+    return plot.hists(fired, title, label) if fired else plot.bars({s: 0 for s in found}, title, 'latents that fire')
+
 # %% ../../nbs/35_sae.scores.ipynb #b3f9317c
 BARS = dict( # Score -> good side of its bar, and what it takes to measure it
     mse_normalised=('<', 'held-out rows'), fvu=('<', 'held-out rows'), explained_variance=('>', 'held-out rows'),
@@ -129,7 +151,8 @@ def check_bars(
 ):
     "Refuse bars that can't be judged"
     for name,bar in thresholds.items():
-        need(name in BARS, 'bars', f"no score '{name}'", f'some of {", ".join(BARS)}')
+        where = '`steerlens compare` measures stability between the seeds of a sweep' if name=='stability' else ''
+        need(name in BARS, 'bars', f"no score '{name}'", f'some of {", ".join(BARS)}', where)
         if BARS[name][0]=='in':
             pair = isinstance(bar, (list,tuple)) and len(bar)==2 and all(map(_number, bar)) and bar[0]<=bar[1]
             need(pair, 'bars', f'{name} = {bar!r}', '[low, high]')
@@ -143,7 +166,8 @@ def _number(v):
 def _worse(name, scores):
     "The score, or its typical counterpart if that is worse"
     value,typical = scores.get(name), scores.get(f'{name}_typical')
-    if not _number(value) or not _number(typical): return value
+    if not _number(value) or typical is None: return value
+    if not _number(typical): return typical
     return max(value, typical) if BARS[name][0]=='<' else min(value, typical)
 
 def _gate(name, value, bar):

@@ -16,7 +16,7 @@ from ..core import atomic
 from ..acts.store import Acts
 from ..acts.stream import Stream
 from .models import for_use, load_sae, new_sae, save_sae, similarity
-from .scores import quality
+from .scores import quality, typical_rows
 from .train import Training, train
 
 # %% auto #0
@@ -71,6 +71,7 @@ def train_site(
     "Train, judge and save the autoencoder of a site"
     folder = Path(folder)
     watch,held = held_out_rows(acts, site, recipe)
+    typical_rows(held) # refused here, before training, if nothing can be judged by them
     stream = Stream(acts, site, seed=recipe.seed, batch=recipe.batch, memory_mb=recipe.memory_mb,
                     normalise='expected_average_only_in', longest=recipe.longest)
     sae = _begin(stream, recipe)

@@ -15,7 +15,7 @@ from .scores import BARS
 from .synthetic import stability
 
 # %% auto #0
-__all__ = ['SPLICED', 'variants', 'compared', 'living', 'show_compared']
+__all__ = ['variants', 'compared', 'living', 'show_compared']
 
 # %% ../../nbs/38_sae.sweeps.ipynb #a65c7633
 def variants(
@@ -27,6 +27,7 @@ def variants(
     need(file.exists(), folder, 'no sweep.json, so no sweep here', do='run `make sweep`')
     sweep = read_json(file)
     found = {v: folder/v for v in sweep['variants']}
+    need(found, file, 'no variants', do='give each swept key at least one value')
     missing = [v for v,f in found.items() if not _metrics(f, sweep).exists()]
     need(not missing, folder, f'{len(missing)} of {len(found)} variants are not finished', do='run `make sweep` again')
     return sweep, found
@@ -36,8 +37,6 @@ def _metrics(variant, sweep):
     return variant/'reports'/sweep['phase']/sweep['subject']/'metrics.json'
 
 # %% ../../nbs/38_sae.sweeps.ipynb #661af611
-SPLICED = ('loss', 'kl', 'recovered', 'action_r2') # Scores of the spliced subject
-
 def compared(
     folder:str|Path # Of a sweep
 )->pd.DataFrame: # A row per autoencoder: what was swept, its site and scores; `stability` where there are seeds
@@ -47,25 +46,17 @@ def compared(
     for v,run in found.items():
         swept = {k: sweep['variants'][v][k] for k in sweep['swept']}
         m = read_json(_metrics(run, sweep))
+        shown = {k: x if isinstance(x, (int,float,str)) else json.dumps(x) for k,x in swept.items()}
         for scores in m['sites']:
             site = scores['site']
             spliced = next(r for r in m['spliced'][site] if r['swap']=='spliced')
-            shown = {k: x if isinstance(x, (int,float,str)) else json.dumps(x) for k,x in swept.items()}
-            kept = {k: spliced[k] for k in SPLICED if k in spliced}
-            rows.append(scores | shown | kept | dict(sae=str(run/'sae'/sweep['subject']/site)))
+            spliced = {k: x for k,x in spliced.items() if k not in ('swap','groups')}
+            rows.append(scores | spliced | shown | dict(sae=str(run/'sae'/sweep['subject']/site)))
     df = pd.DataFrame(rows)
-    others = [k for k in sweep['swept'] if k!='seed']
-    if 'seed' in sweep['swept']: df = _with_stability(df, ['site', *others])
-    return df[[*sweep['swept'], 'site', *(c for c in df if c not in (*sweep['swept'], 'site', 'sae'))]]
+    if 'seed' in sweep['swept']: df = _with_stability(df, ['site', *(k for k in sweep['swept'] if k!='seed')])
+    return df[[*sweep['swept'], *(c for c in df if c not in (*sweep['swept'], 'sae'))]]
 
-def _with_stability(df, same):
-    "Mean stability over pairs of seeds of otherwise equal runs"
-    df = df.assign(stability=np.nan)
-    for _,g in df.groupby(same):
-        pairs = [stability(living(a), living(b))['stability'] for a,b in combinations(g.sae, 2)]
-        if pairs: df.loc[g.index, 'stability'] = np.mean(pairs)
-    return df
-
+# %% ../../nbs/38_sae.sweeps.ipynb #fc091469
 def living(
     folder:str|Path # Of a saved autoencoder
 )->Tensor: # [latents, d_in]
@@ -73,27 +64,53 @@ def living(
     density = load_file(f'{folder}/sparsity.safetensors')['sparsity'] # log10; -10 stands for none
     return load_file(f'{folder}/sae_weights.safetensors')['W_dec'][density>-9.5]
 
-# %% ../../nbs/38_sae.sweeps.ipynb #fc091469
+def _with_stability(df, same):
+    "Mean stability over pairs of seeds of otherwise equal runs; NaN where there is no other seed, or no latent fires"
+    df = df.assign(stability=np.nan)
+    for _,g in df.groupby(same):
+        latents = [living(folder) for folder in g.sae]
+        pairs = [stability(a, b)['stability'] for a,b in combinations(latents, 2) if len(a) and len(b)]
+        if pairs: df.loc[g.index, 'stability'] = np.mean(pairs)
+    return df
+
+# %% ../../nbs/38_sae.sweeps.ipynb #0bc81614
 def show_compared(
-    df:pd.DataFrame,   # From `compared`
-    swept:list,        # What was swept: `sweep.json` has it
-    y:str='fvu',       # A score
-    x:str|None=None    # A swept number; `k`, or else the first one, by default
+    df:pd.DataFrame, # From `compared`
+    swept:list,      # What was swept: `sweep.json` has it
+    y:str='fvu',     # A score
+    x:str|None=None  # A swept number; `k`, or else the first one, by default
 ): # A `plot.Plot`
     "A score by one swept number, a line per combination of the others, from the lowest to the highest seed"
     from steerlens import plot
-    numbers = [k for k in swept if k!='seed' and pd.api.types.is_numeric_dtype(df[k])]
-    x = x or ('k' if 'k' in numbers else (numbers or ['site'])[0])
-    lines = [k for k in ('site', *swept) if k not in (x, 'seed') and df[k].nunique()>1]
-    named = df.assign(of=[', '.join(f'{v:,}' if isinstance(v, int) else str(v) for v in r) or y
-                          for r in df[lines].itertuples(index=False)])
-    g = named.groupby(['of', x])[y].agg(['mean','min','max']).reset_index()
-    g = g.rename(columns=dict(mean=y, min='lo', max='hi'))
-    best = df.loc[df[y].idxmin() if BARS.get(y, '<')[0]=='<' else df[y].idxmax()]
-    seeds = df.seed.nunique() if 'seed' in df else 1
-    spread = (g.hi-g.lo).max()
-    title = f'Best {y} {best[y]:.4g} at {x}={best[x]}; over {seeds} seeds, {y} spreads by {spread:.2g} at most'
-    if x=='site': return plot.bars(dict(zip(g.of, g[y])), title, y)
+    known = df.dropna(subset=[y])
+    need(len(known), 'show_compared', f'{y} is defined in none of {len(df)} runs', do='choose another score')
+    keys = [k for k in ('site', *swept) if k!='seed' and df[k].nunique()>1]
+    numbers = [k for k in keys if pd.api.types.is_numeric_dtype(df[k])]
+    x = x or ('k' if 'k' in numbers else next(iter(numbers), None))
+    others = [k for k in keys if k!=x]
+    named = known.assign(of=[_named(r, others) or y for r in known[others].to_dict('records')])
+    g = named.groupby(['of', x] if x else 'of', sort=False)[y].agg(['mean','min','max']).reset_index()
+    title = _title(df, known, keys, y, g['max']-g['min'])
+    if x is None: return plot.bars(dict(zip(g.of, g['mean'])), title, y)
+    g = g.rename(columns={'mean': y, 'min': 'lo', 'max': 'hi'})
     label = 'k, active latents per row' if x=='k' else x
-    return plot.curves(g, x, y, 'of', title, label, f'{y}, held out; mean of the seeds, lowest to highest',
-                       xticks=sorted(df[x].unique()))
+    ylabel = f'{y}, held out' + ('; mean of the seeds, lowest to highest' if 'seed' in swept else '')
+    return plot.curves(g, x, y, 'of', title, label, ylabel, xticks=sorted(g[x].unique()))
+
+# %% ../../nbs/38_sae.sweeps.ipynb #48f8c816
+def _named(row, keys):
+    "What sets a run apart"
+    return ', '.join(str(row[k]) if k=='site' else f'{k}={row[k]}' for k in keys)
+
+def _title(df, known, keys, y, spread):
+    "The best run, if the score has a good side; how far seeds differ; how many runs have no such score"
+    name = y.removesuffix('_typical')
+    side = '>' if name=='stability' else BARS.get(name, [''])[0]
+    if side in ('<','>'):
+        best = df.loc[known[y].idxmin() if side=='<' else known[y].idxmax()]
+        told = [f'Best {y} {best[y]:.4g}' + (f' at {_named(best, keys)}' if keys else '')]
+    else: told = [f'{y} from {known[y].min():.4g} to {known[y].max():.4g}']
+    seeds = df.seed.nunique() if 'seed' in df else 1
+    if seeds > 1 and name!='stability': told.append(f'over {seeds} seeds it spreads by {spread.max():.2g} at most')
+    if len(known) < len(df): told.append(f'not defined in {len(df)-len(known)} of {len(df)} runs')
+    return '; '.join(told)

@@ -60,6 +60,7 @@ def stability(
     seed:int=0     # Of the random dictionary
 )->dict: # stability, verdict; mmcs and shared, each with its random baseline; latents compared
     "Do two dictionaries hold the same directions?"
+    need(len(W_a_FD) and len(W_b_FD), 'stability', 'a dictionary without latents', 'two whose latents fire')
     g = generator('stability', seed)
     same = torch.cat([closest(W_a_FD, W_b_FD), closest(W_b_FD, W_a_FD)])
     chance = torch.cat([closest(_alike(W_a_FD, g), W_b_FD), closest(_alike(W_b_FD, g), W_a_FD)])

@@ -468,9 +468,10 @@ def _apart(clean, z, ids, b, t, n_rows=256):
 
 # %% ../../nbs/16_subjects.lm.ipynb #8be3b513
 @patch
-def sums(self:NextTokens)->pd.DataFrame: # A row per document: n, and loss and KL under each swap
+def sums(self:NextTokens)->pd.DataFrame: # A row per document: n, loss and KL under each swap, and what zeros cost
     "What `stats.cluster_means` takes"
-    return pd.concat(self.parts).groupby(level=0).sum()
+    sums = pd.concat(self.parts).groupby(level=0).sum()
+    return sums.assign(cost=sums['loss zero']-sums['loss clean'])
 
 @patch
 def scores(self:NextTokens,
@@ -481,7 +482,9 @@ def scores(self:NextTokens,
     named = {}
     for what in ('loss', 'kl'): named |= dict(zip((what, f'{what}_lo', f'{what}_hi'), found[f'{what} {swap}']))
     def saved(s): return found['loss zero'][0] - found[f'loss {s}'][0]
-    return named | dict(recovered=saved(swap)/saved('clean') if saved('clean') > 0 else None)
+    cost,least = saved('clean'), found['cost'][1]
+    counts = cost > 0 and (least is None or least > 0)
+    return named | dict(recovered=saved(swap)/cost if counts else None)
 
 # %% ../../nbs/16_subjects.lm.ipynb #286c2953
 def held_out(
