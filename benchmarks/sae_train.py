@@ -15,6 +15,7 @@ from steerlens.acts.store import Writer
 from steerlens.acts.stream import Stream
 from steerlens.sae.gpu import fast_step
 from steerlens.sae.models import new_sae
+from steerlens.sae.step import bf16_units
 from steerlens.sae.synthetic import Superposition
 from steerlens.sae.train import Rows, Training, train
 from table import Peak, args, run
@@ -29,6 +30,9 @@ LATE = 100 if QUICK else 2000       # Updates before the second look
 DEAD = 20 if QUICK else 1000        # Updates without firing after which a latent is dead
 EQUAL = 20 if QUICK else 300        # Updates after which losses are compared, with latents dead after a sixth as many
 LR = 3e-4
+HALF = bf16_units() # Without units for it nobody trains in bf16, and its arms would take minutes an update
+PRECISIONS = ('bf16', 'float32') if HALF else ('float32',) # The first is what one would train in here
+TYPES = dict(bf16=torch.bfloat16, float32=torch.float32)
 
 
 def row(name, unit, ours, peer, peer_name, mb=0):
@@ -151,23 +155,36 @@ def limit(shape, product, device):
     return product+min(times)
 
 
-LENS,SPARSIFY = 'sae-lens SAETrainer.step', 'eai-sparsify, bf16 autocast'
-PEERS = dict(lens=f'{LENS}, float32', lens16=f'{LENS}, bf16 autocast', lens_batch=f'{LENS}, float32', sparsify=SPARSIFY,
-             sparsify_plain=SPARSIFY, bare='bare encoder product in bf16', bare32='bare encoder product in float32',
+LENS = 'sae-lens SAETrainer.step'
+PEERS = dict(lens=f'{LENS}, float32', lens16=f'{LENS}, bf16 autocast', lens_batch=f'{LENS}, float32',
+             bare='bare encoder product in bf16', bare32='bare encoder product in float32',
              limit="limit: that product, and Adam's memory at the rate of a copy")
-OURS = dict(fp32=('float32', 'lens', 'bare32'), bf16=('bf16', 'lens', 'lens16', 'sparsify', 'bare', 'limit'),
-            plain=('bf16, no aux loss', 'sparsify_plain', 'bare'), batch=('BatchTopK, bf16', 'lens_batch'))
+FP32,BF16 = ('lens', 'bare32'), ('lens', 'lens16', 'sparsify', 'bare', 'limit')
+
+
+def half(on): return HALF or on=='cuda'
+
+
+def matches(on):
+    "{ours: (how, its peers)}"
+    if not half(on): return dict(
+        fp32=('float32', *FP32, 'sparsify', 'limit'), batch=('BatchTopK, float32', 'lens_batch'),
+        plain=('float32, no aux loss', 'sparsify_plain', 'bare32'))
+    return dict(
+        fp32=('float32', *FP32), bf16=('bf16', *BF16), batch=('BatchTopK, bf16', 'lens_batch'),
+        plain=('bf16, no aux loss', 'sparsify_plain', 'bare'))
 
 
 def compare(shape, who, when, device):
     "A row for each of ours beside each of its peers that took part"
     d,F,k,B = shape
     s = turns(shape, who, device)
-    if 'bare' in who: s['limit'] = limit(shape, s['bare'], device)
+    if 'bare32' in who: s['limit'] = limit(shape, s.get('bare', s['bare32']), device)
     name = f"{on_gpu(device)}{d} -> {F:,}, k={k}, batch {B:,}, {when}"
-    rows = []
-    for w,(how,*peers) in OURS.items():
-        rows += [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], PEERS[p]) for p in peers if w in s and p in s]
+    sparsify = f'eai-sparsify, {"bf16 autocast" if half(device) else "float32"}'
+    called,rows = PEERS | dict(sparsify=sparsify, sparsify_plain=sparsify), []
+    for w,(how,*peers) in matches(device).items():
+        rows += [row(f'{name}, {how}', 'rows/s', B/s[w], B/s[p], called[p]) for p in peers if w in s and p in s]
     return rows
 
 
@@ -175,10 +192,11 @@ def on_gpu(device): return 'GPU, ' if device=='cuda' else ''
 
 
 def contestants(d, F, k, on='cpu'):
-    "Those of TopK, in both precisions"
-    ours = dict(bf16=Ours(d, F, k, torch.bfloat16, device=on), fp32=Ours(d, F, k, torch.float32, device=on))
-    lens = dict(lens=SaeLens(d, F, k, device=on), lens16=SaeLens(d, F, k, device=on, autocast=True))
-    return ours | lens | dict(sparsify=Sparsify(d, F, k, on))
+    "Those of TopK, in both precisions where there are units for both"
+    who = dict(fp32=Ours(d, F, k, torch.float32, device=on), lens=SaeLens(d, F, k, device=on))
+    who['sparsify'] = Sparsify(d, F, k, on, bf16=half(on))
+    if not half(on): return who
+    return who | dict(bf16=Ours(d, F, k, torch.bfloat16, device=on), lens16=SaeLens(d, F, k, device=on, autocast=True))
 
 
 def _steps(shape, on):
@@ -186,17 +204,21 @@ def _steps(shape, on):
     warnings.simplefilter('ignore')
     d,F,k,B = shape
     xs = [x.to(on) for x in data(*shape)]
-    who = contestants(d, F, k, on)
-    who |= dict(batch=Ours(d, F, k, torch.bfloat16, 'batchtopk', on), lens_batch=SaeLens(d, F, k, 'batchtopk', on))
-    who |= dict(bare=Bare(d, F, torch.bfloat16, on), bare32=Bare(d, F, torch.float32, on))
+    who,encode = contestants(d, F, k, on), torch.bfloat16 if half(on) else torch.float32
+    who |= dict(batch=Ours(d, F, k, encode, 'batchtopk', on), lens_batch=SaeLens(d, F, k, 'batchtopk', on))
+    who['bare32'] = Bare(d, F, torch.float32, on)
+    if half(on): who['bare'] = Bare(d, F, torch.bfloat16, on)
     rows = compare(shape, who, 'at the start', on)
-    ours = who['bf16'] = Ours(d, F, k, torch.bfloat16, device=on) # timing updated the other one, who knows how often
+    ours = Ours(d, F, k, encode, device=on) # timing updated the other one, who knows how often
+    who['bf16' if half(on) else 'fp32'] = ours
     for i in range(LATE): ours(xs[i%len(xs)])
     for f in who.values():
         if hasattr(f, 'take'): f.take(ours)
-    recall,dead = ours.step.recall(xs[0]), int((ours.silent>DEAD).sum())
+    dead = int((ours.silent>DEAD).sum())
+    recall = ours.step.recall(xs[0])
     who |= dict(plain=partial(ours, aux=False), sparsify_plain=partial(who['sparsify'], aux=False))
     rows += compare(shape, who, f'after {LATE:,} updates ({dead:,} dead)', on)
+    if not half(on): return rows # float32 misses none
     chosen = f'latents chosen in bf16 among the true ones, after {LATE:,} updates'
     name = f'{on_gpu(on)}{d} -> {F:,}, k={k}: {chosen}'
     return rows + [row(name, 'share', recall, 1., 'the choice of dense float32')]
@@ -223,17 +245,19 @@ def loss_rows(root):
     xs,test = data(*shape), Superposition(F//4, d, k).rows(B, 999)
     test = test*d**.5/test.norm(dim=1).mean()
     for name in ('topk','batchtopk'):
-        who = {n: Ours(d, F, k, t, name, dead=dead) for n,t in (('bf16', torch.bfloat16), ('float32', torch.float32))}
+        who = {n: Ours(d, F, k, TYPES[n], name, dead=dead) for n in PRECISIONS}
         who['sae-lens, float32'] = SaeLens(d, F, k, name, dead=dead)
         if name=='topk':
-            who['eai-sparsify, bf16, its own normalisation of loss and weights'] = Sparsify(d, F, k, dead=dead)
-        for f in [*who.values()][1:]: f.take(who['bf16'])
+            peer = f'eai-sparsify, {PRECISIONS[0]}, its own normalisation of loss and weights'
+            who[peer] = Sparsify(d, F, k, dead=dead, bf16=HALF)
+        first,*others = who.values()
+        for f in others: f.take(first)
         for f in who.values():
             for i in range(EQUAL): f(xs[i%len(xs)])
         with torch.no_grad(): loss = {n: float(f.loss(test).pow(2).sum(1).mean()) for n,f in who.items()}
         n = int((who['float32'].silent>dead).sum())
         after = f'{name} {d} -> {F:,}: loss on fresh rows after {EQUAL} equal updates ({n:,} dead)'
-        for w,p in product(('float32','bf16'), [*who][2:]):
+        for w,p in product(reversed(PRECISIONS), [*who][len(PRECISIONS):]):
             rows.append(row(f'{after}, {w}', 'squared error', loss[w], loss[p], p))
     return rows
 
@@ -262,8 +286,8 @@ def memory_rows(root):
     rows = []
     for shape in SHAPES[:1] if QUICK else SHAPES:
         d,F,k,B = shape
-        mb = {n: alone(_peak, make, shape) for n,make in MAKERS.items()}
-        for o in ('bf16','float32'):
+        mb = {n: alone(_peak, make, shape) for n,make in MAKERS.items() if HALF or 'bf16' not in n}
+        for o in PRECISIONS:
             for p in ('sae-lens, float32', f'eai-sparsify, {o}'):
                 rows.append(row(f'memory, {d} -> {F:,}, batch {B:,}, {o}', 'MB', mb[o], mb[p], p, mb[o]))
     return rows
@@ -309,11 +333,13 @@ which spares the peers the page faults of their large temporary tensors. Late ro
 our TopK updates made, dead latents (silent for {DEAD} updates) in the auxiliary loss of ours and of both peers, or of
 none, as eai-sparsify does by default. Memory is what three updates with a quarter of the latents dead took beyond
 what was there after one of a tiny autoencoder, each in a process of its own.
+{'' if HALF else 'This processor has no units for bf16: its arms are left out.'}
 """
 
 
 def main():
     warnings.filterwarnings('ignore', module='sparsify|sae_lens')
+    if not HALF: print('no units for bf16 here: its arms are left out', flush=True)
     run(PARTS, ARGS, title='Training autoencoders', about=' '.join(ABOUT.split()))
 
 
