@@ -15,8 +15,7 @@ from fastcore.xml import *
 from . import params
 from .running import changed
 from .core import atomic, need, read_json, root
-from .findings import facts, flip_grid, flip_rows, headline, interval
-from .plot import COLORS, LABELS
+from .findings import facts, flip_grid, flip_rows, headline, interval, look
 
 # %% ../nbs/95_report.ipynb #501a0273
 def flip_cell(
@@ -35,8 +34,8 @@ def flips_html(
     heads,grid = flip_grid(metrics)
     rows = []
     for m,found in grid.items():
-        swatch = Span(cls='swatch', style=f"background:{COLORS.get(m, COLORS['baseline'])}")
-        name = Th(swatch, LABELS.get(m, m), scope='row')
+        label,colour = look(metrics, m)
+        name = Th(Span(cls='swatch', style=f'background:{colour}'), label, scope='row')
         rows.append(Tr(name, *[flip_cell(found.get(c)) for c in heads], cls=f'method {m}'))
     top = Tr(Th('flips'), *[Th(c, Small(n), scope='col') for c,n in heads.items()])
     return Div(Table(Thead(top), Tbody(*rows)), cls='scroll', tabindex='0')
@@ -64,7 +63,7 @@ def scenes(
     return ', '.join(told)
 
 # %% ../nbs/95_report.ipynb #330504c0
-DETAILS = {'contrast': lambda r: r['contrast'], 'method': lambda r: LABELS.get(r['method'], r['method']),
+DETAILS = {'contrast': lambda r: r['contrast'], 'method': lambda r: r['label'],
            'flip': lambda r: shown(r, 'rate', '.0%'), 'its placebo': lambda r: shown(r.get('placebo'), 'rate', '.0%'),
            'stay': lambda r: shown(r, 'stay', '.0%'), 'neither': lambda r: shown(r, 'neither', '.0%'),
            'off-axis (sd)': lambda r: shown(r, 'off_axis', '.2f'), 'n': lambda r: shown(r, 'n'),

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
+from ..plot import HUES
 from ..core import need
 from ..acts.store import Acts
 from .directions import Direction, by_event, diffmean, paired, sae_direction, tokenwise
@@ -19,8 +20,8 @@ from .trials import CELLS
 from ..subjects.nano_vla import PREFIX_TYPES
 
 # %% auto #0
-__all__ = ['METHODS', 'BLUE', 'BLUE_LIGHT', 'STREAMS', 'Rows', 'Method', 'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean',
-           'fit_tokenwise', 'fit_sae_event', 'fit', 'turned']
+__all__ = ['METHODS', 'STREAMS', 'Rows', 'Method', 'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise',
+           'fit_sae_event', 'fit', 'turned']
 
 # %% ../../nbs/52_steer.methods.ipynb #008ba5ca
 @dataclass
@@ -62,31 +63,29 @@ def method(
     return register
 
 # %% ../../nbs/52_steer.methods.ipynb #d3e8a0b6
-BLUE,BLUE_LIGHT = plot.COLORS['sae'], plot.COLORS['sae_topk']
-
-@method('sae_topk', 'SAE, few latents', BLUE)
+@method('sae_topk', 'SAE, few latents', HUES['blue'])
 def fit_sae_topk(rows):
     "The latents that differ most, decoded and stretched to the length of all (Khan et al. 2025)"
     return sae_direction(rows.sae, rows.pos_ND, rows.neg_ND, rows.top_k)
 
-@method('sae', 'SAE, all latents', BLUE_LIGHT)
+@method('sae', 'SAE, all latents', HUES['green'])
 def fit_sae(rows):
     "Difference of mean codes, decoded without bias (Khan et al. 2025)"
     return sae_direction(rows.sae, rows.pos_ND, rows.neg_ND)
 
-@method('diffmean', 'DiffMean', plot.COLORS['diffmean'])
+@method('diffmean', 'DiffMean', HUES['orange'])
 def fit_diffmean(rows):
     "Difference of means, the standing baseline (Rimsky et al. 2024)"
     return diffmean(rows.pos_ND, rows.neg_ND), None, None
 
 # %% ../../nbs/52_steer.methods.ipynb #8921fc27
-@method('tokenwise', 'tokenwise', plot.COLORS['tokenwise'], readable=False)
+@method('tokenwise', 'tokenwise', HUES['pink'], readable=False)
 def fit_tokenwise(rows):
     "A difference of means of its own for each token, nearly a swap of the instruction"
     v = tokenwise(rows.pos_ND, rows.pos_at, rows.neg_ND, rows.neg_at, rows.n_tokens)
     return v, None, None
 
-@method('sae_event', 'SAE (events)', plot.COLORS['sae_event'])
+@method('sae_event', 'SAE (events)', HUES['sky'])
 def fit_sae_event(rows):
     "From what happens and not from what was said; as long as the paired one, so that only where it points is compared"
     length = fit_sae(rows)[0].norm()
