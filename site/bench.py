@@ -45,7 +45,7 @@ def who(r):
 
 def plot(rows):
     "One dot a row on a log axis, ours at 1"
-    from steerlens.plot import COLORS, sheet
+    from steerlens.plot import HUES, sheet
     ratios = [better(r) for _,r in rows]
     won = sum(x>1 for x in ratios)
     ends = f'{num(max(ratios))} times as good at best, {num(min(ratios))} at worst'
@@ -53,7 +53,7 @@ def plot(rows):
     fig,(ax,) = sheet(title, .8+.36*len(rows))
     ax.set_xscale('log')
     for y,x in enumerate(ratios):
-        color = COLORS['sae' if x>1 else 'diffmean']
+        color = HUES['blue' if x>1 else 'orange']
         ax.plot([1, x], [y, y], color=color, lw=1.6)
         ax.plot(x, y, 'o', color=color, ms=6)
         ahead = x>1
