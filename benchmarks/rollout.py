@@ -5,9 +5,11 @@
 import resource, sys
 import numpy as np
 import torch
-from steerlens.steer.trials import Intervention, Lab
+from steerlens.steer.edits import Intervention
+from steerlens.steer.trials import Lab
 from steerlens.subjects.nano_vla import trials_of
 from steerlens.subjects.scenes import KINDS, TASKS, Scene
+from steerlens.subjects.settle import settle
 from table import args, finish, rate, resident
 
 ARGS = args(__doc__)
@@ -53,7 +55,8 @@ def trial_rows():
     quiet = open('/dev/null', 'w')
     out,sys.stdout = sys.stdout, quiet
     try:
-        with Lab('nano_vla', 1) as one, Lab('nano_vla', 2, chunk=len(trials)//2) as two:
+        nano = settle('nano_vla')
+        with Lab(nano, 1) as one, Lab(nano, 2, chunk=len(trials)//2) as two:
             two.run(trials, edits) # start the workers
             peer = rate(lambda: alone(one), few, 1)
             labs = {'one process': one, 'two processes': two}

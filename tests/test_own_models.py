@@ -102,7 +102,8 @@ def test_hostile_values_stay_values(project):
 WORKERS = """
 from steerlens.steer.trials import Lab
 from steerlens.subjects.nano_vla import trials_of
-with Lab('nano_vla', workers=2) as lab: lab.run(trials_of('drawer_push', 2, 0))
+from steerlens.subjects.settle import settle
+with Lab(settle('nano_vla'), workers=2) as lab: lab.run(trials_of('drawer_push', 2, 0))
 """
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import SUBJECT, sh
 from steerlens.core import SteerlensError, read_json
-from steerlens.steer.trials import Intervention, Lab
+from steerlens.steer.edits import Intervention
+from steerlens.steer.trials import Lab
 from steerlens.subjects import nano_vla
+from steerlens.subjects.settle import settle
 
 
 @pytest.mark.parametrize('phase', ['1', '2', '3'])
@@ -66,7 +68,7 @@ def test_one_worker_or_two_the_same_bytes():
     edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(6)]
     found = []
     for workers in (1, 2):
-        with Lab(SUBJECT, workers, chunk=3) as lab: found.append(lab.run(trials, edits))
+        with Lab(settle(SUBJECT), workers, chunk=3) as lab: found.append(lab.run(trials, edits))
     for a,b in zip(*found):
         assert a.event==b.event and np.array_equal(a.actions, b.actions)
 

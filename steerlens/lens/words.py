@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ..core import generator, need
 from ..stats import chance_p
-from ..subjects.base import Subject
+from ..subjects.base import Steering, Subject
 
 # %% auto #0
 __all__ = ['top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'words_table', 'cosines', 'chosen_directions', 'opposite_pairs']
@@ -92,15 +92,15 @@ def cosines(
 def chosen_directions(
     folder:str|Path,  # Of directions, from phase 3
     flips:dict,       # From the metrics of phase 3
-    cells:dict,       # Contrast -> [(a, b), ...]
+    steering:Steering, # Of the subject
     methods:list[str] # Whose directions
 )->dict: # (contrast, a, b, method) -> file
     "The file of each method's direction, at its chosen site and stream"
     found = {}
-    for contrast,pairs in cells.items():
+    for contrast,pairs in steering.contrasts.items():
         for a,b in pairs:
             for m in methods:
-                s = flips[contrast][m]['by_scene'][a.split('_')[0]]
+                s = flips[contrast][m]['by_scene'][steering.scene(a)]
                 found[contrast,a,b,m] = Path(folder)/f"{a}->{b}.{m}.{s['site']}.{s['stream']}.safetensors"
     return found
 

@@ -8,34 +8,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 import hashlib
-import numpy as np, pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
 from .. import plot
 from ..plot import HUES
 from ..core import need
 from ..acts.store import Acts
-from .directions import Direction, by_event, diffmean, paired, sae_direction, tokenwise
-from .trials import CELLS
-from ..subjects.nano_vla import PREFIX_TYPES
+from ..subjects.base import Steering, Subject
+from .contrasts import contrast
+from .directions import Direction, diffmean, sae_direction, tokenwise
 
 # %% auto #0
-__all__ = ['METHODS', 'STREAMS', 'Rows', 'Method', 'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise',
-           'fit_sae_event', 'fit', 'turned']
+__all__ = ['METHODS', 'Rows', 'Method', 'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise', 'fit_sae_event',
+           'fit', 'check_streams', 'cells', 'turned']
 
 # %% ../../nbs/52_steer.methods.ipynb #008ba5ca
 @dataclass
 class Rows:
     "What a method makes a direction from"
-    pos_ND:Tensor       # Paired rows under the target instruction
-    neg_ND:Tensor       # Paired rows under the original one
+    pos_ND:Tensor       # Rows of the target condition
+    neg_ND:Tensor       # Rows of the original one
     pos_at:np.ndarray   # Position of each positive row's token
     neg_at:np.ndarray   # Of each negative row's
-    event_pos_ND:Tensor # Rows while the target was happening
-    event_neg_ND:Tensor # Rows while the original was happening
     sae:object          # With `encode` and `W_dec`
     top_k:int           # Latents that a masked method keeps
-    n_tokens:int        # Tokens that pass the site
+    n_tokens:int        # Tokens that pass the site; 0 if they aren't told apart
+    other:Rows|None=None # Rows by the second kind of contrast, if there is one
 
 # %% ../../nbs/52_steer.methods.ipynb #d82b13f0
 @dataclass(frozen=True)
@@ -82,42 +81,61 @@ def fit_diffmean(rows):
 @method('tokenwise', 'tokenwise', HUES['pink'], readable=False)
 def fit_tokenwise(rows):
     "A difference of means of its own for each token, nearly a swap of the instruction"
+    if not rows.n_tokens: return None
     v = tokenwise(rows.pos_ND, rows.pos_at, rows.neg_ND, rows.neg_at, rows.n_tokens)
     return v, None, None
 
 @method('sae_event', 'SAE (events)', HUES['sky'])
 def fit_sae_event(rows):
     "From what happens and not from what was said; as long as the paired one, so that only where it points is compared"
+    if not rows.other: return None
     length = fit_sae(rows)[0].norm()
-    v,latent,mask = sae_direction(rows.sae, rows.event_pos_ND, rows.event_neg_ND)
+    v,latent,mask = fit_sae(rows.other)
     return v*(length/v.norm()), latent, mask
 
 # %% ../../nbs/52_steer.methods.ipynb #4980c13e
-STREAMS = dict(instruction=['instruction'], all=['state','instruction','plan']) # Where it is added -> made from
-
 def fit(
-    acts:Acts,            # From phase 1
-    saes:dict,            # Site -> SAE
-    windows:pd.DataFrame, # From `event_windows`
-    top_k:int=32,         # Latents that a masked method keeps
+    subject:Subject,   # What the activations are of
+    steering:Steering, # How it is steered
+    acts:Acts,         # From phase 1
+    saes:dict,         # Site -> SAE
+    top_k:int=32,      # Latents that a masked method keeps
     folder:str|Path|None=None # Where contrasts and directions are written, if anywhere
 )->dict: # (a, b, site, stream, method) -> Direction
     "Every method at every site and stream, from the same rows"
-    found,read = {}, _reader(acts)
-    for a,b in dict.fromkeys((min(cell), max(cell)) for cells in CELLS.values() for cell in cells):
-        contrasts = paired(acts, a, b, STREAMS['all']), by_event(acts, a, b, STREAMS['all'], windows)
-        for site,autoencoder in saes.items():
-            for stream,parts in STREAMS.items():
-                for d in _fitted(read, autoencoder, contrasts, site, stream, parts, top_k):
-                    found[a,b,site,stream,d.method] = d
-                    found[b,a,site,stream,d.method] = turned(d, f'{b}->{a}')
-        counts = [len(c.rows['instruction'][0]) for c in contrasts]
-        print(f'fitted {a} <-> {b}: {counts[0]} and {counts[1]} positive instruction rows (paired, event)', flush=True)
-        if folder:
-            for c in contrasts: c.save(Path(folder)/'contrasts')
-    if folder:
-        for d in found.values(): d.save(folder)
+    read,every = _reader(acts), list(dict.fromkeys(s for parts in steering.streams.values() for s in parts))
+    found,fitted = {}, {}
+    for a,b in cells(steering):
+        if (b,a) in fitted:
+            ds = [turned(d, f'{a}->{b}') for d in fitted[b,a]]
+        else:
+            contrasts = [contrast(steering, acts, a, b, kind, every) for kind in steering.labels]
+            ds = fitted[a,b] = _fit_cell(subject, steering, read, contrasts, saes, top_k)
+            print('fitted', *contrasts, flush=True)
+            if folder:
+                for c in contrasts: c.save(Path(folder)/'contrasts')
+        for d in ds:
+            found[a,b,d.site,d.stream,d.method] = d
+            if folder: d.save(folder)
     return found
+
+def check_streams(
+    steering:Steering, # Of a subject
+    acts:Acts,         # Harvested from it
+    sites:list[str]    # Where directions are to be fitted
+): # Raises `SteerlensError` where rows of a stream are missing
+    "Does every stream that a direction is made of pass these sites?"
+    wanted = {s for parts in steering.streams.values() for s in parts}
+    for site in sites:
+        missing = wanted - {*acts.streams_at(site)}
+        need(not missing, f"site '{site}'", f'no tokens of {", ".join(sorted(missing))} pass it',
+             f'one of {", ".join(s for s in acts.sites() if wanted <= {*acts.streams_at(s)})}')
+
+def cells(
+    steering:Steering # Of a subject
+)->list[tuple]: # (a, b), in the order of the contrasts
+    "All cells of all contrasts"
+    return [cell for pooled in steering.contrasts.values() for cell in pooled]
 
 def turned(
     d:Direction,  # From a to b
@@ -127,20 +145,28 @@ def turned(
     return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent)
 
 # %% ../../nbs/52_steer.methods.ipynb #87323d87
-def _fitted(read, sae, contrasts, site, stream, parts, top_k):
-    "The directions of all methods at one site and stream"
-    pair,event = contrasts
-    pos,pos_at = read(pair, site, parts, 0)
-    neg,neg_at = read(pair, site, parts, 1)
-    rows = Rows(pos, neg, pos_at, neg_at, read(event, site, parts, 0)[0], read(event, site, parts, 1)[0], sae, top_k,
-                len(PREFIX_TYPES))
-    origin = dict(contrast=pair.hash, event=event.hash,
-                  sae=hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16])
-    return [_checked(m, rows, site, stream, pair.name, origin) for m in METHODS.values()]
+def _fit_cell(subject, steering, read, contrasts, saes, top_k):
+    "The directions of one cell by all methods, at all sites and streams"
+    made = []
+    for site,sae in saes.items():
+        n_tokens = len(subject.token_types(site) or ())
+        weights = hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
+        origin = {c.kind: c.hash for c in contrasts} | dict(sae=weights)
+        for stream,parts in steering.streams.items():
+            rows = None
+            for c in contrasts[::-1]:
+                (pos,pos_at),(neg,neg_at) = (read(c, site, parts, side) for side in (0, 1))
+                rows = Rows(pos, neg, pos_at, neg_at, sae, top_k, n_tokens, rows)
+            for m in METHODS.values():
+                d = _checked(m, rows, site, stream, contrasts[0].name, origin)
+                if d: made.append(d)
+    return made
 
 def _checked(m, rows, site, stream, contrast, origin):
-    "One method's direction; refused where it isn't one"
-    v,latent,mask = m.fit(rows)
+    "One method's direction; None where it can't be fitted, refused where it isn't one"
+    made = m.fit(rows)
+    if made is None: return None
+    v,latent,mask = made
     where = f"method '{m.name}' at '{site}', {stream}"
     need(v.isfinite().all() and v.norm() > 0, where, 'its vector is zero or not finite', 'a direction')
     need(v.ndim==1 or not m.readable, where, f'a vector {list(v.shape)}', '[D], or readable=False')

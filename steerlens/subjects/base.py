@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..core import SteerlensError, need, threads
 
 # %% auto #0
-__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'alone', 'Batch', 'Runs', 'Work', 'tap', 'edit']
+__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'alone', 'Batch', 'Runs', 'Work', 'Steering', 'Decision', 'tap',
+           'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -194,6 +195,35 @@ class Work:
     held_out:Callable            # (acts, n, seed) -> batches from held-out episodes, at most n where they are drawn
     scorer:Callable              # () -> a scorer: add, sums, scores
     hits:Callable|None = None    # (subject, n, first_seed) -> True where one of n trials per task succeeds
+
+# %% ../../nbs/10_subjects.base.ipynb #5e6ccc28
+@dataclass
+class Steering:
+    "What can be asked of a subject, and who has flipped"
+    conditions:list    # Names of what a trial can run under
+    contrasts:dict     # Name, such as `push->pull` -> its cells [(a, b), ...]
+    labels:dict        # Kind of contrast -> (acts, rows) -> condition of each row, or None; the first kind leads
+    streams:dict       # Where an edit is added -> streams of the rows that it is made from
+    trials:Callable    # (condition, n, first_seed) -> trials; those of one seed begin alike under every condition
+    run:Callable       # (subject, trials) -> episodes, one a trial
+    outcome:Callable   # (episode, a, b) -> `flip`, `stay` or `neither`
+    able:Callable      # (episode, condition) -> whether it is what the condition asks for
+    shown:Callable     # episode -> {column: value}, kept of each trial
+    scene:Callable     # condition -> what its contrast pools it with, such as a scene
+    swap:bool = True   # Can a condition be asked for? Then the other one, without an edit, is the ceiling
+    decision:Decision|None = None # What it does in one recorded state; None if there is no such thing
+    film:Callable|None = None     # (subject, trial) -> pictures [n, H, W, 3], what was asked, what came of it
+    no_film:Callable|None = None  # () -> why nothing can be filmed here, or None
+    names:Callable|None = None    # condition -> id of the token by which the lens should know it
+
+# %% ../../nbs/10_subjects.base.ipynb #b4e610c8
+@dataclass
+class Decision:
+    "What a subject does in one recorded state, without running on"
+    states:Callable    # (acts, a, b) -> held-out states of a cell
+    act:Callable       # (subject, states, condition) -> outputs [N, A]
+    axis:Callable      # (a, b) -> the column of the outputs that decides between them
+    apart:float = .4   # Two conditions disagree in a state from this difference on
 
 # %% ../../nbs/10_subjects.base.ipynb #4b84d07f
 def _get(out): return out[0] if isinstance(out, tuple) else out
