@@ -74,6 +74,20 @@ def test_imports_point_to_lower_numbers(module):
     assert not above, f'{nb.name} imports {above}'
 
 
+LAB = [m for m in modules() if m.startswith(('steerlens.steer', 'steerlens.lens'))]
+GENERAL = {'steerlens.subjects.base', 'steerlens.subjects.settle'}
+
+
+@pytest.mark.parametrize('module', LAB)
+def test_the_lab_knows_no_particular_subject(module):
+    "What is exported imports none and names nothing of one; examples may"
+    exported = '\n'.join(c for c in code_cells(modules()[module]) if c.startswith('#| export'))
+    known = {m for m in imported(exported) if m.startswith('steerlens.subjects')} - GENERAL
+    assert not known, f'{module} imports {known}: what it needs belongs into Steering'
+    named = set(re.findall(r'nano_vla|nano_lm|walker|drawer|puck', exported))
+    assert not named, f'{module} names {named}'
+
+
 @pytest.mark.parametrize('nb', PHASES, ids=name)
 def test_phase_imports_what_the_snakefile_watches(nb):
     below = ast.literal_eval(re.search(r'^BELOW = (\{.*?\})', (ROOT/'Snakefile').read_text(), re.M)[1])

@@ -69,7 +69,7 @@ def contrast(
     for s in streams:
         rows = acts.rows(s)
         rows = rows[acts.split(rows, 'train')]
-        label = np.asarray(steering.labels[kind](acts, rows))
+        label = np.asarray(steering.labels[kind](acts, rows, a, b))
         sides = {c: rows.row_id[label==c].to_numpy() for c in (b, a)}
         for c,ids in sides.items():
             need(len(ids), f'contrast {a}->{b} ({kind})', f"no rows of '{c}' in stream '{s}' of {acts.folder}",

@@ -202,7 +202,7 @@ class Steering:
     "What can be asked of a subject, and who has flipped"
     conditions:list    # Names of what a trial can run under
     contrasts:dict     # Name, such as `push->pull` -> its cells [(a, b), ...]
-    labels:dict        # Kind of contrast -> (acts, rows) -> condition of each row, or None; the first kind leads
+    labels:dict        # Kind of contrast -> (acts, rows, a, b) -> each row's condition, or None; the first kind leads
     streams:dict       # Where an edit is added -> streams of the rows that it is made from
     trials:Callable    # (condition, n, first_seed) -> trials; those of one seed begin alike under every condition
     run:Callable       # (subject, trials) -> episodes, one a trial
@@ -211,6 +211,7 @@ class Steering:
     shown:Callable     # episode -> {column: value}, kept of each trial
     scene:Callable     # condition -> what its contrast pools it with, such as a scene
     swap:bool = True   # Can a condition be asked for? Then the other one, without an edit, is the ceiling
+    harvest:Callable|None = None  # (subject, sites, folder) -> acts that contrasts are made of; phase 1's by default
     decision:Decision|None = None # What it does in one recorded state; None if there is no such thing
     film:Callable|None = None     # (subject, trial) -> pictures [n, H, W, 3], what was asked, what came of it
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None

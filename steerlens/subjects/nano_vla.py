@@ -336,11 +336,11 @@ def _happening(scene, o, move, far=.008):
     return 'puck_open' if scene=='puck' and over else None
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d7f7361e
-def asked(acts, rows):
+def asked(acts, rows, a, b):
     "The task whose words were said, as a label of each row"
     return rows.asked
 
-def under_way(acts, rows):
+def under_way(acts, rows, a, b):
     "The task that was happening, in the episodes as they were"
     windows = event_windows(decided(acts)).set_index(['episode','step']).window
     label = windows.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
