@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 import torch
 from .. import plot
 from ..core import need, seed_of
-from ..stats import rate
+from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject
 from .methods import METHODS
@@ -246,13 +246,16 @@ def show_actions(
 def flip_table(
     trials:pd.DataFrame,  # From `measure`
     actions:pd.DataFrame  # From `action_flips`
-)->dict: # contrast -> method -> rate, n, lo, hi, stay, neither, off_axis, alpha, site, stream, by_scene, placebo
+)->dict: # contrast -> method -> rate, n, lo, hi, stay, neither, off_axis, where, by_scene, placebo, beyond
     "What the experiment found"
     off = actions.set_index(['a','b','method'])
     table = {}
     for contrast,method in product(trials.contrast.unique(), order()):
         t = trials[(trials.contrast==contrast)&(trials.method==method)]
         if len(t): table.setdefault(contrast, {})[method] = _method_row(t, trials[trials.contrast==contrast], off)
+    compared = [r['beyond'] for rows in table.values() for r in rows.values() if r['beyond']]
+    if compared:
+        for r,q in zip(compared, fdr([r['p'] for r in compared])): r['q'] = float(q)
     return table
 
 def _method_row(t, every, off):
@@ -264,7 +267,14 @@ def _method_row(t, every, off):
     for k in ('alpha','site','stream'):
         values = list(dict.fromkeys(s[k] for s in scenes.values()))
         row[k] = values[0] if len(values)==1 else values
-    return row | dict(by_scene=scenes, placebo=_outcomes(placebo) if len(placebo) else None)
+    if not len(placebo): return row | dict(by_scene=scenes, placebo=None, beyond=None)
+    return row | dict(by_scene=scenes, placebo=_outcomes(placebo), beyond=_beyond(t, placebo))
+
+def _beyond(t, placebo):
+    "Flips of a method against those of its placebos, pair by pair"
+    pairs = t.merge(placebo, on=['a','b','seed'], suffixes=('','_placebo'), validate='one_to_one')
+    need(len(pairs)==len(t), 'flip_table', f'{len(pairs)} of {len(t)} trials have a placebo', 'one for each')
+    return paired_difference(pairs.outcome=='flip', pairs.outcome_placebo=='flip')
 
 def _outcomes(t):
     "Flip rate with its interval, and the shares of stay and neither"

@@ -215,6 +215,7 @@ class Steering:
     decision:Decision|None = None # What it does in one recorded state; None if there is no such thing
     film:Callable|None = None     # (subject, trial) -> pictures [n, H, W, 3], what was asked, what came of it
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None
+    trivial:Callable|None = None  # (acts, rows) -> columns that might tell the sides of a contrast apart by themselves
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
 
 # %% ../../nbs/10_subjects.base.ipynb #b4e610c8

@@ -19,7 +19,7 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
 # %% auto #0
 __all__ = ['CELLS', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks',
            'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'event_windows', 'asked', 'under_way',
-           'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'retrain']
+           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #fb460af5
 @dataclass(frozen=True)
@@ -346,6 +346,15 @@ def under_way(acts, rows, a, b):
     label = windows.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
     return np.where(rows.asked==rows.task, label, None)
 
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b6abd854
+def trivial(acts, rows):
+    "Numbers of each row that have nothing to do with what the policy makes of them"
+    states = decided(acts).set_index(['episode','step']).obs
+    obs = np.stack(states.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])))
+    said = rows.instruction.str.split().str.len().to_numpy()
+    names = ('hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z')
+    return pd.DataFrame(dict(step=rows.step.to_numpy(), n_words=said) | dict(zip(names, obs.T)))
+
 # %% ../../nbs/14_subjects.nano_vla.ipynb #f3c118bb
 def held_out_states(acts, a, b):
     "Decisions of held-out episodes of both tasks"
@@ -391,7 +400,7 @@ def steering()->Steering:
         trials=trials_of, run=rollout, outcome=outcome, scene=scene_of,
         able=lambda episode, task: episode.event==task,
         shown=lambda episode: dict(event=episode.event, steps=episode.steps),
-        decision=Decision(held_out_states, first_actions, axis), film=film, no_film=gl_error,
+        trivial=trivial, decision=Decision(held_out_states, first_actions, axis), film=film, no_film=gl_error,
         names=lambda task: WORDS.index(verb_of(task)))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
