@@ -5,7 +5,6 @@
 # %% ../../nbs/55_steer.effects.ipynb #5d662a41
 from __future__ import annotations
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import product
 import numpy as np, pandas as pd
 import torch
@@ -15,7 +14,7 @@ from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject
 from .methods import METHODS
-from .edits import Intervention, intervened
+from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
 
 # %% auto #0
@@ -65,14 +64,19 @@ def sweep(
     arms = pd.concat([settings.assign(placebo=False), placebos.assign(placebo=True)], ignore_index=True)
     trials,interventions = [], []
     for s in arms.itertuples():
-        v = Intervention(s.site, s.stream, directions[s.a,s.b,s.site,s.stream,s.method].residual, s.alpha)
+        v = _added(directions, s, s.a, s.b)
         for i,t in enumerate(lab.steering.trials(s.a, n, first_seed)):
             key = 'selection', *(getattr(s, c) for c in SETTING), first_seed+i
             trials.append(t)
-            interventions.append(replace(v, random=seed_of(*key)) if s.placebo else v)
+            interventions.append(v.placebo(seed_of(*key)) if s.placebo else v)
     table = arms.loc[arms.index.repeat(n)].reset_index(drop=True)
     episodes = lab.run(trials, interventions, label='selection')
     return table.assign(outcome=[lab.steering.outcome(e, a, b) for e,a,b in zip(episodes, table.a, table.b)])
+
+# %% ../../nbs/55_steer.effects.ipynb #5ae93373
+def _added(directions, s, a, b):
+    "The direction of a setting, to be added where the setting says"
+    return Intervention(s.site, s.stream, Add(directions[a,b,s.site,s.stream,s.method].residual, s.alpha))
 
 # %% ../../nbs/55_steer.effects.ipynb #d3c06a21
 def margins(
@@ -165,7 +169,7 @@ def measure(
         for a,b in pooled: plan += _arms(steering, directions, chosen, contrast, a, b, n//len(pooled), first_seed)
     t = pd.DataFrame([row for row,_,_ in plan])
     episodes = lab.run([trial for _,trial,_ in plan], [v for _,_,v in plan], label='measurement')
-    t = t.join(pd.DataFrame([steering.shown(e) for e in episodes]))
+    t = t.join(pd.DataFrame([steering.shown(e) for e in episodes])).assign(n_edits=lab.n_edits)
     t['outcome'] = [steering.outcome(e, a, b) for e,a,b in zip(episodes, t.a, t.b)]
     return t
 
@@ -178,15 +182,15 @@ def _arms(steering, directions, chosen, contrast, a, b, n, first_seed):
     for i,(trial,swapped) in enumerate(zip(own, other)):
         row = dict(contrast=contrast, a=a, b=b, scene=steering.scene(a), seed=first_seed+i)
         for s in at.itertuples():
-            v = Intervention(s.site, s.stream, directions[a,b,s.site,s.stream,s.method].residual, s.alpha)
-            placebo = replace(v, random=seed_of('test', a, b, s.method, i)%2**32)
+            v = _added(directions, s, a, b)
+            placebo = v.placebo(seed_of('test', a, b, s.method, i)%2**32)
             about = dict(method=s.method, margin=s.margin, dose=getattr(s, 'dose', None))
             yield row | about | _place(v), trial, v
             yield row | dict(method='random', of=s.method) | _place(placebo), trial, placebo
         yield row | dict(method='baseline'), trial, None
         if swapped: yield row | dict(method='swap'), swapped, None
 
-def _place(v): return dict(site=v.site, stream=v.stream, alpha=v.alpha, random=v.random)
+def _place(v): return dict(site=v.site, stream=v.stream, alpha=v.edit.alpha, random=v.edit.seed)
 
 # %% ../../nbs/55_steer.effects.ipynb #3e06a35e
 def action_flips(
@@ -206,10 +210,10 @@ def action_flips(
         base,other = outputs(a), outputs(b)
         def told(edited): return action_flip(base, other, edited, decision.axis(a, b), decision.apart)
         for s in at.itertuples():
-            v = Intervention(s.site, s.stream, directions[a,b,s.site,s.stream,s.method].residual, s.alpha)
+            v = _added(directions, s, a, b)
             rows.append(dict(a=a, b=b, method=s.method) | told(outputs(a, [v]*len(states))))
             if s.method!=lead: continue
-            placebos = [replace(v, random=seed_of('state', a, b, i)) for i in range(len(states))]
+            placebos = [v.placebo(seed_of('state', a, b, i)) for i in range(len(states))]
             rows.append(dict(a=a, b=b, method='random') | told(outputs(a, placebos)))
         rows.append(dict(a=a, b=b, method='swap') | told(other))
     return pd.DataFrame(rows).sort_values('method', key=lambda m: m.map(order()), kind='stable', ignore_index=True)

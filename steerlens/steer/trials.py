@@ -41,7 +41,7 @@ def _loaded(key):
     return who.subject, who.module.steering()
 
 def _run_chunk(job):
-    "Episodes of one chunk of trials"
+    "Episodes of one chunk of trials, and how often each one's edit applied"
     key,trials,interventions,spliced = job
     subject,steering = _loaded(key)
     with threads(1), ExitStack() as stack:
@@ -49,8 +49,9 @@ def _run_chunk(job):
             from steerlens.sae.models import load_sae
             site,folder = spliced
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
-        stack.enter_context(intervened(subject, interventions))
-        return steering.run(subject, trials)
+        n_edits = stack.enter_context(intervened(subject, interventions))
+        episodes = steering.run(subject, trials)
+    return episodes, _checked(interventions, n_edits.tolist())
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
 class Lab:
@@ -64,6 +65,7 @@ class Lab:
         if again: sys.exit(f'Lab: {GUARD}')
         need(hasattr(who.module, 'steering'), f"subject '{who.name}'", 'its module says nothing of steering',
              'a function steering()', 'see Steering in 10_subjects.base')
+        self.n_edits = [] # How often each edit of the last run applied
         self.key = json.dumps(dict(subject=who.name) | who.key)
         self.chunk = chunk
         self.steering = _loaded(self.key)[1]
@@ -79,6 +81,13 @@ class Lab:
 GUARD = "workers run a script again from its top; put what starts them under `if __name__ == '__main__':`"
 
 # %% ../../nbs/54_steer.trials.ipynb #d6427337
+def _checked(interventions, n_edits):
+    "The counts, if every edit without a gate was made"
+    for v,n in zip(interventions, n_edits):
+        if v and not v.gate: need(n, f"intervention at '{v.site}'", 'it was never applied', 'once a run at least')
+    return n_edits
+
+# %% ../../nbs/54_steer.trials.ipynb #1c42e9e7
 @patch
 def run(self:Lab,
     trials:Sequence,             # What to run, from `Steering.trials`
@@ -92,12 +101,16 @@ def run(self:Lab,
     for i in range(0, len(trials), self.chunk):
         part = slice(i, i+self.chunk)
         jobs.append((self.key, trials[part], interventions[part], spliced))
-    done,start = [], time.time()
+    done,n_edits,start = [], [], time.time()
     try:
-        for episodes in (self.pool.map if self.pool else map)(_run_chunk, jobs):
+        for episodes,made in (self.pool.map if self.pool else map)(_run_chunk, jobs):
             done += episodes
+            n_edits += made
             print(f'{label}: {len(done):,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
     except BrokenProcessPool: raise SteerlensError('Lab', 'a worker process died', do=f'in a script, {GUARD}') from None
+    self.n_edits = n_edits
+    closed = [n==0 for v,n in zip(interventions, n_edits) if v and v.gate]
+    if any(closed): print(f'{label}: the gate never opened in {sum(closed)} of {len(closed)} gated trials', flush=True)
     return done
 
 # %% ../../nbs/54_steer.trials.ipynb #9a90f957

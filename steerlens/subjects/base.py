@@ -41,6 +41,7 @@ class Ctx:
     "What is known while a site is being computed; gates and edits read it"
     step_B:Tensor|None = None            # Environment or generation step of each row, [B]
     row_B:Tensor|None = None             # Which trial of the batch each row is, [B]
+    event_B:tuple|None = None            # What is happening in each row, or None for nothing in particular
     real_BT:Tensor|None = None           # True where a token is text and not padding, [B, T]
     call:int = 0                         # How often this site was computed before in this run
     denoise:int|None = None              # Denoising step, at sites that run once a step
