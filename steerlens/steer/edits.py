@@ -48,7 +48,8 @@ class Steps(Gate):
 class During(Gate):
     "While one of these events is happening"
     events:tuple
-    def __call__(self, ctx): return torch.tensor([e in self.events for e in _told(ctx.event_B, 'During', 'event')])[:,None]
+    def __call__(self, ctx):
+        return torch.tensor([e in self.events for e in _told(ctx.event_B, 'During', 'event')])[:,None]
 
 @dataclass(frozen=True)
 class Stream(Gate):
@@ -71,7 +72,8 @@ class Call(Gate):
 
 def _told(value, gate, what):
     "What the context knows; refused where it doesn't"
-    need(value is not None, f'gate {gate}', f'this subject tells no {what} here', do='choose another gate or another site')
+    told = f'this subject tells no {what} here'
+    need(value is not None, f'gate {gate}', told, do='choose another gate or another site')
     return value
 
 # %% ../../nbs/53_steer.edits.ipynb #3a84df3a
@@ -169,8 +171,8 @@ class Latents(Edit):
 
     def placebo(self, seed):
         others = [i for i in self.alive if i not in self.latents]
-        need(len(others) >= len(self.latents), 'Latents', f'{len(others)} other latents are alive', f'{len(self.latents)}',
-             'pass `alive`')
+        need(len(others) >= len(self.latents), 'Latents', f'{len(others)} other latents are alive',
+             f'{len(self.latents)}', 'pass `alive`')
         pick = torch.randperm(len(others), generator=generator('random latents', seed))[:len(self.latents)]
         return replace(self, latents=tuple(others[i] for i in pick.tolist()))
 
