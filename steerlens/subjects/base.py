@@ -211,6 +211,7 @@ class Steering:
     able:Callable      # (episode, condition) -> whether it is what the condition asks for
     shown:Callable     # episode -> {column: value}, kept of each trial
     scene:Callable     # condition -> what its contrast pools it with, such as a scene
+    events:bool = False # Does a run say what is happening, by the names of conditions?
     swap:bool = True   # Can a condition be asked for? Then the other one, without an edit, is the ceiling
     harvest:Callable|None = None  # (subject, sites, folder) -> acts that contrasts are made of; phase 1's by default
     decision:Decision|None = None # What it does in one recorded state; None if there is no such thing

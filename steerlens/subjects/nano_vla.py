@@ -17,9 +17,37 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
                                                tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['CELLS', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks',
-           'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'event_windows', 'asked', 'under_way',
+__all__ = ['CELLS', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions', 'batches',
+           'runs', 'looks', 'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
            'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'retrain']
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
+def event_windows(
+    decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
+)->pd.DataFrame: # episode, step, window: a task name, or None
+    "Label each decision by what happens in the world"
+    labelled = []
+    for _,d in decisions.sort_values('step').groupby('episode'):
+        o,scene = np.stack(d.obs), scene_of(d.task.iloc[0])
+        move = np.diff(o[:,4:7], axis=0, append=o[-1:,4:7])
+        windows = [_happening(scene, x, m) for x,m in zip(o, move)]
+        labelled.append(d[['episode','step']].assign(window=windows))
+    return pd.concat(labelled, ignore_index=True)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #6d72aea1
+def _happening(scene, o, move, far=.008):
+    "The event at one observation; None for nothing in particular"
+    dx,dy,dz = move
+    if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
+    if scene=='puck' and dz>far: return 'puck_grasp'
+    if abs(dy)>far: return f'{scene}_push' if dy>0 else f'{scene}_pull'
+    over = np.linalg.norm(o[:2]-o[4:6])<.03 and abs(o[2]-o[6]-.15)<.04 and o[3]>.9
+    return 'puck_open' if scene=='puck' and over else None
+
+def _now(task, before, o):
+    "The event at an observation while an episode runs: by how the object came here"
+    move = o[4:7]-before[-1][4:7] if len(before) else np.zeros(3)
+    return _happening(scene_of(task), o, move)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #fb460af5
 @dataclass(frozen=True)
@@ -91,9 +119,11 @@ def _decide(subject, trials, live, done):
     ids = list(live)
     k = [len(done[i].obs) for i in ids]
     obs = [s.observe(w) for s,w,_ in live.values()]
+    events = tuple(_now(trials[i].task, done[i].obs, o) for i,o in zip(ids, obs))
     noise = torch.stack([n[j] for (_,_,n),j in zip(live.values(), k)])
     tokens = torch.tensor([tokenize(trials[i].text) for i in ids])
-    ctx = Ctx(step_B=torch.tensor([w.steps for _,w,_ in live.values()]), row_B=torch.tensor(ids))
+    steps = torch.tensor([w.steps for _,w,_ in live.values()])
+    ctx = Ctx(step_B=steps, row_B=torch.tensor(ids), event_B=events)
     actions = subject.run(tokens, torch.tensor(np.array(obs), dtype=torch.float32), noise, ctx=ctx).numpy()
     for i,o,a in zip(ids, obs, actions):
         done[i].obs.append(o)
@@ -312,29 +342,6 @@ def outcome(
     "Whose outcome came first"
     return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')
 
-# %% ../../nbs/14_subjects.nano_vla.ipynb #82c8892c
-def event_windows(
-    decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
-)->pd.DataFrame: # episode, step, window: a task name, or None
-    "Label each decision by what happens in the world"
-    labelled = []
-    for _,d in decisions.sort_values('step').groupby('episode'):
-        o,scene = np.stack(d.obs), scene_of(d.task.iloc[0])
-        move = np.diff(o[:,4:7], axis=0, append=o[-1:,4:7])
-        windows = [_happening(scene, x, m) for x,m in zip(o, move)]
-        labelled.append(d[['episode','step']].assign(window=windows))
-    return pd.concat(labelled, ignore_index=True)
-
-# %% ../../nbs/14_subjects.nano_vla.ipynb #23c7e304
-def _happening(scene, o, move, far=.008):
-    "The event at one observation; None for nothing in particular"
-    dx,dy,dz = move
-    if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
-    if scene=='puck' and dz>far: return 'puck_grasp'
-    if abs(dy)>far: return f'{scene}_push' if dy>0 else f'{scene}_pull'
-    over = np.linalg.norm(o[:2]-o[4:6])<.03 and abs(o[2]-o[6]-.15)<.04 and o[3]>.9
-    return 'puck_open' if scene=='puck' and over else None
-
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d7f7361e
 def asked(acts, rows, a, b):
     "The task whose words were said, as a label of each row"
@@ -400,7 +407,8 @@ def steering()->Steering:
         trials=trials_of, run=rollout, outcome=outcome, scene=scene_of,
         able=lambda episode, task: episode.event==task,
         shown=lambda episode: dict(event=episode.event, steps=episode.steps),
-        trivial=trivial, decision=Decision(held_out_states, first_actions, axis), film=film, no_film=gl_error,
+        events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
+        film=film, no_film=gl_error,
         names=lambda task: WORDS.index(verb_of(task)))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
