@@ -16,11 +16,12 @@ import numpy as np
 from ..core import SteerlensError, need, threads
 from ..stats import rate
 from ..sae.splicing import splice
+from ..subjects.base import Steering
 from ..subjects.settle import Settled, settled
 from .edits import intervened
 
 # %% auto #0
-__all__ = ['GUARD', 'Lab', 'action_flip']
+__all__ = ['GUARD', 'steering_of', 'Lab', 'action_flip']
 
 # %% ../../nbs/54_steer.trials.ipynb #330855b6
 def _start(parent):
@@ -38,7 +39,7 @@ def _outlive(parent):
 def _loaded(key):
     "A subject and how it is steered, loaded once a process"
     who = settled(json.loads(key))
-    return who.subject, who.module.steering()
+    return who.subject, steering_of(who)
 
 def _run_chunk(job):
     "Episodes of one chunk of trials, and how often each one's edit applied"
@@ -54,6 +55,16 @@ def _run_chunk(job):
     return episodes, _checked(interventions, n_edits.tolist())
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
+def steering_of(
+    who:Settled # A subject
+)->Steering: # Raises `SteerlensError` where its module has none
+    "How a subject is steered"
+    known = hasattr(who.module, 'steering')
+    need(known, f"subject '{who.name}'", 'its module says nothing of steering', 'a function steering()',
+         'see Steering in nbs/10_subjects.base.ipynb')
+    return who.module.steering()
+
+# %% ../../nbs/54_steer.trials.ipynb #d83d2d8b
 class Lab:
     "Worker processes that run trials of one subject; a context manager"
     def __init__(self,
@@ -63,8 +74,7 @@ class Lab:
     ):
         again = getattr(current_process(), '_inheriting', False) # is this a worker that runs the script from its top?
         if again: sys.exit(f'Lab: {GUARD}')
-        need(hasattr(who.module, 'steering'), f"subject '{who.name}'", 'its module says nothing of steering',
-             'a function steering()', 'see Steering in 10_subjects.base')
+        steering_of(who)
         self.n_edits = [] # How often each edit of the last run applied
         self.key = json.dumps(dict(subject=who.name) | who.key)
         self.chunk = chunk
