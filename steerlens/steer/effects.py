@@ -12,7 +12,7 @@ from .. import plot
 from ..core import need, seed_of
 from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
-from ..subjects.base import Steering, Subject
+from ..subjects.base import Steering, Subject, alone
 from .methods import METHODS
 from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
@@ -220,7 +220,8 @@ def action_flips(
 
 def _outputs(subject, decision, states, condition, edits=None):
     "What the subject would do in each state, perhaps under an edit for each of them"
-    with intervened(subject, edits) if edits else nullcontext(): return decision.act(subject, states, condition)
+    with alone(subject), intervened(subject, edits) if edits else nullcontext():
+        return decision.act(subject, states, condition)
 
 def order()->dict[str,int]: # Name of an arm -> its place in tables
     "The methods as registered, then placebo, baseline and ceiling"

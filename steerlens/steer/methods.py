@@ -15,7 +15,7 @@ from .. import plot
 from ..plot import HUES
 from ..core import need
 from ..acts.store import Acts
-from ..subjects.base import Steering, Subject
+from ..subjects.base import Steering, Subject, alone
 from .contrasts import cells
 from .directions import (Direction, diffmean, logistic, pca_of_differences, sae_direction,
                                         tokenwise)
@@ -134,7 +134,8 @@ def fit(
     "Every method at every site and stream, from the same rows"
     read,found = _reader(acts), {}
     for (a,b),of_cell in made.items():
-        for d in _fit_cell(subject, steering, read, of_cell, saes, top_k, methods or METHODS):
+        with alone(subject): ds = _fit_cell(subject, steering, read, of_cell, saes, top_k, methods or METHODS)
+        for d in ds:
             found[a,b,d.site,d.stream,d.method] = d
             if (b,a) in cells(steering): found[b,a,d.site,d.stream,d.method] = turned(d, f'{b}->{a}')
         print('fitted', *of_cell, flush=True)
