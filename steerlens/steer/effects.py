@@ -13,13 +13,14 @@ from ..core import need, seed_of
 from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject, alone
-from .methods import METHODS
+from .contrasts import contrasts
+from .methods import METHODS, fit
 from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
 
 # %% auto #0
 __all__ = ['SETTING', 'PLACE', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents', 'measure',
-           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio']
+           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio', 'experiment']
 
 # %% ../../nbs/55_steer.effects.ipynb #bef33b77
 SETTING = ['a','b','site','stream','alpha','method']
@@ -317,3 +318,24 @@ def success_ratio(
     "How much of its success the policy keeps"
     def total(s): return sum(v['rate']*v['n'] for v in s.values())
     return total(spliced)/total(base) if total(base) else None
+
+# %% ../../nbs/55_steer.effects.ipynb #e347e8ba
+def experiment(
+    lab:Lab,         # Runs the trials
+    subject:Subject, # What the activations are of
+    acts:Acts,       # From phase 1
+    saes:dict,       # Site -> SAE
+    methods:list[str], # Which
+    top_k:int,       # Latents that a masked method keeps
+    alphas:list,     # Strengths
+    select_n:list,   # Selection seeds per setting in both rounds
+    select_seed:int, # They count up from here
+    test_n:int,      # Fresh trials per contrast and method
+    test_seed:int,   # They count up from here
+)->tuple[dict,pd.DataFrame]: # As from `flip_table`; a row per trial
+    "Contrasts, directions, choice, measurement"
+    made = contrasts(lab.steering, acts)
+    directions = fit(subject, lab.steering, acts, made, saes, top_k, methods)
+    chosen,_,_ = select(lab, directions, alphas, select_n, first_seed=select_seed)
+    trials = measure(lab, directions, chosen, test_n, test_seed)
+    return flip_table(trials, action_flips(subject, lab.steering, acts, directions, chosen, methods[0])), trials

@@ -38,8 +38,9 @@ def _outlive(parent):
 @cache
 def _loaded(key):
     "A subject and how it is steered, loaded once a process"
-    who = settled(json.loads(key))
-    return who.subject, steering_of(who)
+    key = json.loads(key)
+    who = settled(key['who'])
+    return who.subject, steering_of(who, key['how'], **key['kwargs'])
 
 def _run_chunk(job):
     "Episodes of one chunk of trials, and how often each one's edit applied"
@@ -56,13 +57,15 @@ def _run_chunk(job):
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
 def steering_of(
-    who:Settled # A subject
+    who:Settled, # A subject
+    how:str='steering', # The function of its module that says so
+    **kwargs     # What that function takes
 )->Steering: # Raises `SteerlensError` where its module has none
     "How a subject is steered"
-    known = hasattr(who.module, 'steering')
-    need(known, f"subject '{who.name}'", 'its module says nothing of steering', 'a function steering()',
+    told = f"its module says nothing of {how}"
+    need(hasattr(who.module, how), f"subject '{who.name}'", told, f'a function {how}()',
          'see Steering in nbs/10_subjects.base.ipynb')
-    return who.module.steering()
+    return getattr(who.module, how)(**kwargs)
 
 # %% ../../nbs/54_steer.trials.ipynb #d83d2d8b
 class Lab:
@@ -70,13 +73,14 @@ class Lab:
     def __init__(self,
         who:Settled,   # The subject; its module has `steering`
         workers:int=2, # Processes
-        chunk:int=192  # Trials in a chunk
+        chunk:int=192, # Trials in a chunk
+        how:str='steering', # The function of its module that says how it is steered
+        **kwargs       # What that function takes, plain enough for JSON
     ):
         again = getattr(current_process(), '_inheriting', False) # is this a worker that runs the script from its top?
         if again: sys.exit(f'Lab: {GUARD}')
-        steering_of(who)
         self.n_edits = [] # How often each edit of the last run applied
-        self.key = json.dumps(dict(subject=who.name) | who.key)
+        self.key = json.dumps(dict(who=dict(subject=who.name) | who.key, how=how, kwargs=kwargs))
         self.chunk = chunk
         self.steering = _loaded(self.key)[1]
         self.pool = None

@@ -13,13 +13,15 @@ from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
+from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
                                                tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['CELLS', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions', 'batches',
-           'runs', 'looks', 'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
-           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'retrain']
+__all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
+           'batches', 'runs', 'looks', 'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked',
+           'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'unprompted',
+           'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -77,6 +79,7 @@ def trials_of(
 @dataclass
 class Episode:
     "What happened in one trial"
+    task:str = ''         # What was asked for
     event:str|None = None # First event, None when there was none in time
     steps:int = 0         # Environment steps until then
     obs:list = None       # Observation at each decision
@@ -96,7 +99,7 @@ def rollout(
     need(limit <= execute*64, 'rollout: limit', limit, f'at most {execute*64}: there is noise for 64 decisions')
     pool,live = _Pool(), {}
     todo = list(enumerate(trials))[::-1]
-    done = [Episode(obs=[], at=[], actions=[]) for _ in trials]
+    done = [Episode(t.task, obs=[], at=[], actions=[]) for t in trials]
     while todo or live:
         while todo and len(live)<batch:
             i,t = todo.pop()
@@ -410,6 +413,34 @@ def steering()->Steering:
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
         film=film, no_film=gl_error,
         names=lambda task: WORDS.index(verb_of(task)))
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #e270f20e
+MANNERED = ['drawer_push', 'drawer_pull', 'puck_push', 'puck_pull']
+
+def unprompted(
+    folder:str|Path # Of the activations, whose decisions say what is usual
+)->Steering: # Contrasts between manners, within the same instruction
+    "How the policy is steered beyond what it can be told"
+    from steerlens.core import read_json
+    folder = Path(folder)
+    table = manners(pd.read_parquet(folder/'decisions.parquet'))
+    train = table[table.episode.isin(read_json(folder/'catalog.json')['splits']['train']) & table.task.isin(MANNERED)]
+    limits = ranges(train[train.success])
+    label = {m: ends(train, m) for m in MANNERS}
+    def of_rows(acts, rows, a, b):
+        of = train.assign(label=label[MANNER_OF[a][0]]).set_index(['episode','step']).label
+        found = of.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
+        return np.where(rows.asked==rows.task, found, None)
+    def judge(episode, a, b):
+        if episode.event!=episode.task: return 'neither'
+        return 'flip' if manner_is(episode.obs, limits[episode.task], b) else 'stay'
+    def trials(condition, n, first_seed): return [Trial(MANNERED[i%4], i//4%3, first_seed+i) for i in range(n)]
+    both = {f'{a}->{b}': [(a,b)] for pair in MANNERS.values() for a,b in (pair, pair[::-1])}
+    return Steering(
+        conditions=list(MANNER_OF), contrasts=both, labels=dict(manner=of_rows), streams=steering().streams,
+        trials=trials, run=rollout, outcome=judge, scene=lambda end: 'all', swap=False,
+        able=lambda episode, end: episode.event==episode.task,
+        shown=lambda episode: dict(event=episode.event, steps=episode.steps))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
 def retrain(
