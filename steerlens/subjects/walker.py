@@ -77,10 +77,11 @@ def rollout(
 
 def _decide(subject, live, batch):
     "Torques for every live walker, [live, 4]"
-    row_B = np.resize(list(live), batch)
-    felt = torch.from_numpy(np.stack([live[i].world.felt for i in row_B]))
-    step_B = torch.tensor([live[i].world.steps for i in row_B])
-    return subject.run(felt, ctx=Ctx(step_B=step_B, row_B=torch.from_numpy(row_B))).numpy()[:len(live)]
+    full = np.resize(range(len(live)), batch) # the live ones, again and again
+    felt = np.stack([walk.world.felt for walk in live.values()])[full]
+    step_B = torch.tensor([walk.world.steps for walk in live.values()])[full]
+    ctx = Ctx(step_B=step_B, row_B=torch.tensor(list(live))[full])
+    return subject.run(torch.from_numpy(felt), ctx=ctx).numpy()[:len(live)]
 
 # %% ../../nbs/14_subjects.walker.ipynb #019ea711
 ANGLE,VX,LEFT,RIGHT = (len(OBS)+OBS.index(c) for c in ('angle','vx','contact_l','contact_r')) # Columns of `felt`
