@@ -6,7 +6,7 @@ and a walker's
 import resource, sys
 import numpy as np
 import torch
-from steerlens.steer.edits import Intervention
+from steerlens.steer.edits import Add, Intervention
 from steerlens.steer.trials import Lab
 from steerlens.subjects.nano_vla import trials_of
 from steerlens.subjects.scenes import KINDS, TASKS, Scene
@@ -48,7 +48,7 @@ def memory_row():
 
 def trial_rows(subject, trials, site, vector):
     "Steered trials a second, every one under an intervention of its own: batched, and one at a time as scripts do"
-    edits = [Intervention(site, 'all', vector, random=i) for i in range(len(trials))]
+    edits = [Intervention(site, 'all', Add(vector)).placebo(i) for i in range(len(trials))]
     few = len(trials)//8
     def alone(lab):
         for t,e in zip(trials[::8], edits[::8]): lab.run([t], [e])

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from .core import atomic, need
 
 # %% ../nbs/02_plot.ipynb #5ff51ace
-HUES = dict(blue='#0173b2', orange='#de8f05', green='#029e73', pink='#cc78bc', grey='#949494', sky='#56b4e9')
+HUES = dict(blue='#0173b2', orange='#de8f05', green='#029e73', pink='#cc78bc', grey='#949494', sky='#56b4e9',
+            brown='#ca9161', red='#d55e00', rose='#fbafe4', yellow='#ece133')
 COLORS = dict(baseline=HUES['grey'], swap=HUES['grey'], random='#e6e6e6') # Each method adds its own
 LABELS = dict(swap='swap (ceiling)', random='random (placebo)')
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SUBJECT, sh
 from steerlens.core import SteerlensError, read_json
-from steerlens.steer.edits import Intervention
+from steerlens.steer.edits import Add, Intervention
 from steerlens.steer.trials import Lab
 from steerlens.subjects import nano_vla
 from steerlens.subjects.settle import settle
@@ -65,7 +65,7 @@ def test_an_edit_of_nothing_changes_nothing():
 
 def test_one_worker_or_two_the_same_bytes():
     trials = nano_vla.trials_of('puck_push', 6, 300)
-    edits = [Intervention('lm.0.out', 'all', torch.ones(128)*.05, random=i) for i in range(6)]
+    edits = [Intervention('lm.0.out', 'all', Add(torch.ones(128), .05)).placebo(i) for i in range(6)]
     found = []
     for workers in (1, 2):
         with Lab(settle(SUBJECT), workers, chunk=3) as lab: found.append(lab.run(trials, edits))

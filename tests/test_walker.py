@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from steerlens.core import SteerlensError, read_manifest, root, sha256, threads
-from steerlens.steer.edits import Intervention
+from steerlens.steer.edits import Add, Intervention
 from steerlens.steer.trials import Lab
 from steerlens.subjects import walker
 from steerlens.subjects.settle import settle
@@ -33,7 +33,7 @@ def test_company_makes_no_difference(walks, batch):
 
 
 def test_one_worker_or_two_the_same_bytes():
-    edits = [Intervention('h.1.out', 'all', torch.ones(64)*.01, random=i) for i in range(len(SEEDS))]
+    edits = [Intervention('h.1.out', 'all', Add(torch.ones(64), .01)).placebo(i) for i in range(len(SEEDS))]
     found = []
     for workers in (1, 2):
         with Lab(settle('walker'), workers, chunk=3) as lab: found.append(lab.run(SEEDS, edits))
@@ -41,7 +41,7 @@ def test_one_worker_or_two_the_same_bytes():
 
 
 def test_an_edit_of_nothing_changes_nothing(walks):
-    nothing = [Intervention('h.2.out', 'all', torch.ones(64), 0.)]*len(SEEDS)
+    nothing = [Intervention('h.2.out', 'all', Add(torch.ones(64), 0.))]*len(SEEDS)
     with Lab(settle('walker'), 1) as lab: assert all(map(same, walks, lab.run(SEEDS, nothing)))
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import SteerlensError, atomic, need, sha256
+from ..stats import auc
 from ..acts.store import Acts
 from ..subjects.base import Steering
 
 # %% auto #0
-__all__ = ['Contrast', 'load_contrast', 'contrast']
+__all__ = ['Contrast', 'load_contrast', 'contrast', 'cells', 'contrasts', 'leakage']
 
 # %% ../../nbs/50_steer.contrasts.ipynb #711dc413
 @dataclass
@@ -76,3 +77,39 @@ def contrast(
                  do='harvest more episodes')
         found[s] = sides[b], sides[a]
     return Contrast(f'{a}->{b}', kind, found)
+
+# %% ../../nbs/50_steer.contrasts.ipynb #fb064ef9
+def cells(
+    steering:Steering # Of a subject
+)->list[tuple]: # (a, b), in the order of the contrasts
+    "All cells of all contrasts"
+    return [cell for pooled in steering.contrasts.values() for cell in pooled]
+
+def contrasts(
+    steering:Steering, # Of a subject
+    acts:Acts,         # Harvested from it
+    folder:str|Path|None=None # Where they are written, if anywhere
+)->dict: # (a, b) -> one contrast of each kind
+    "The rows that every method sees"
+    streams = list(dict.fromkeys(s for parts in steering.streams.values() for s in parts))
+    found = {}
+    for a,b in cells(steering):
+        if (b,a) in found: continue
+        found[a,b] = [contrast(steering, acts, a, b, kind, streams) for kind in steering.labels]
+        if folder:
+            for c in found[a,b]: c.save(folder)
+    return found
+
+# %% ../../nbs/50_steer.contrasts.ipynb #afac9e51
+def leakage(
+    steering:Steering, # With `trivial`
+    acts:Acts,         # From which the contrast was made
+    made:Contrast      # From `contrast`
+)->pd.DataFrame: # contrast, kind, what, auc: of the stream with the most rows; empty where nothing trivial is named
+    "How well trivial numbers tell the two sides of a contrast apart"
+    if not steering.trivial: return pd.DataFrame(columns=['contrast', 'kind', 'what', 'auc'])
+    stream = max(made.rows, key=lambda s: sum(map(len, made.rows[s])))
+    rows = acts.rows(stream).set_index('row_id', drop=False)
+    pos,neg = (steering.trivial(acts, rows.loc[ids].reset_index(drop=True)) for ids in made.rows[stream])
+    found = [dict(what=c, auc=auc(pos[c], neg[c])) for c in pos]
+    return pd.DataFrame(found).assign(contrast=made.name, kind=made.kind)[['contrast', 'kind', 'what', 'auc']]

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
-from ..core import SteerlensError, atomic, need
+from ..core import SteerlensError, atomic, generator, need
 
 # %% auto #0
-__all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'tokenwise']
+__all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'logistic', 'pca_of_differences',
+           'tokenwise']
 
 # %% ../../nbs/51_steer.directions.ipynb #d7cac995
 @dataclass
@@ -86,6 +87,34 @@ def mean_codes(
 )->Tensor: # Mean code, [F]
     "Mean code of some rows"
     return sum(sae.encode(x).sum(0) for x in x_ND.split(batch)) / len(x_ND)
+
+# %% ../../nbs/51_steer.directions.ipynb #15b23123
+def logistic(
+    pos_ND:Tensor, # Positive rows
+    neg_ND:Tensor, # Negative rows
+    C:float=.1     # Inverse strength of the L2 penalty
+)->Tensor: # [D]; its length means nothing
+    "Weights of an L2 logistic regression, in the rows' own units"
+    from sklearn.linear_model import LogisticRegression
+    x = torch.cat([pos_ND, neg_ND]).double()
+    scale = x.std(0)
+    moving = scale > 1e-6*scale.max()
+    z = ((x-x.mean(0))/scale.where(moving, torch.inf)).numpy()
+    y = np.repeat([1, 0], [len(pos_ND), len(neg_ND)])
+    w = torch.from_numpy(LogisticRegression(C=C, max_iter=1000, class_weight='balanced').fit(z, y).coef_[0])
+    return (w/scale.where(moving, torch.inf)).float()
+
+# %% ../../nbs/51_steer.directions.ipynb #c25d2cde
+def pca_of_differences(
+    pos_ND:Tensor, # Positive rows
+    neg_ND:Tensor, # Negative rows
+    seed:int=0     # Of the pairing
+)->Tensor: # [D], of length 1
+    "First principal axis of differences between random pairs of rows, not centred"
+    g,n = generator('pairs', seed), min(len(pos_ND), len(neg_ND))
+    d = pos_ND[torch.randperm(len(pos_ND), generator=g)[:n]] - neg_ND[torch.randperm(len(neg_ND), generator=g)[:n]]
+    axis = torch.linalg.eigh(d.double().T@d.double()).eigenvectors[:,-1].float()
+    return axis * torch.sign(axis@diffmean(pos_ND, neg_ND))
 
 # %% ../../nbs/51_steer.directions.ipynb #bd5bd532
 def tokenwise(

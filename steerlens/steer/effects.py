@@ -5,22 +5,22 @@
 # %% ../../nbs/55_steer.effects.ipynb #5d662a41
 from __future__ import annotations
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import product
 import numpy as np, pandas as pd
 import torch
 from .. import plot
 from ..core import need, seed_of
-from ..stats import rate
+from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
-from ..subjects.base import Steering, Subject
-from .methods import METHODS
-from .edits import Intervention, intervened
+from ..subjects.base import Steering, Subject, alone
+from .contrasts import contrasts
+from .methods import METHODS, fit
+from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
 
 # %% auto #0
 __all__ = ['SETTING', 'PLACE', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents', 'measure',
-           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio']
+           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio', 'experiment']
 
 # %% ../../nbs/55_steer.effects.ipynb #bef33b77
 SETTING = ['a','b','site','stream','alpha','method']
@@ -65,14 +65,19 @@ def sweep(
     arms = pd.concat([settings.assign(placebo=False), placebos.assign(placebo=True)], ignore_index=True)
     trials,interventions = [], []
     for s in arms.itertuples():
-        v = Intervention(s.site, s.stream, directions[s.a,s.b,s.site,s.stream,s.method].residual, s.alpha)
+        v = _added(directions, s, s.a, s.b)
         for i,t in enumerate(lab.steering.trials(s.a, n, first_seed)):
             key = 'selection', *(getattr(s, c) for c in SETTING), first_seed+i
             trials.append(t)
-            interventions.append(replace(v, random=seed_of(*key)) if s.placebo else v)
+            interventions.append(v.placebo(seed_of(*key)) if s.placebo else v)
     table = arms.loc[arms.index.repeat(n)].reset_index(drop=True)
     episodes = lab.run(trials, interventions, label='selection')
     return table.assign(outcome=[lab.steering.outcome(e, a, b) for e,a,b in zip(episodes, table.a, table.b)])
+
+# %% ../../nbs/55_steer.effects.ipynb #5ae93373
+def _added(directions, s, a, b):
+    "The direction of a setting, to be added where the setting says"
+    return Intervention(s.site, s.stream, Add(directions[a,b,s.site,s.stream,s.method].residual, s.alpha))
 
 # %% ../../nbs/55_steer.effects.ipynb #d3c06a21
 def margins(
@@ -165,7 +170,7 @@ def measure(
         for a,b in pooled: plan += _arms(steering, directions, chosen, contrast, a, b, n//len(pooled), first_seed)
     t = pd.DataFrame([row for row,_,_ in plan])
     episodes = lab.run([trial for _,trial,_ in plan], [v for _,_,v in plan], label='measurement')
-    t = t.join(pd.DataFrame([steering.shown(e) for e in episodes]))
+    t = t.join(pd.DataFrame([steering.shown(e) for e in episodes])).assign(n_edits=lab.n_edits)
     t['outcome'] = [steering.outcome(e, a, b) for e,a,b in zip(episodes, t.a, t.b)]
     return t
 
@@ -178,15 +183,15 @@ def _arms(steering, directions, chosen, contrast, a, b, n, first_seed):
     for i,(trial,swapped) in enumerate(zip(own, other)):
         row = dict(contrast=contrast, a=a, b=b, scene=steering.scene(a), seed=first_seed+i)
         for s in at.itertuples():
-            v = Intervention(s.site, s.stream, directions[a,b,s.site,s.stream,s.method].residual, s.alpha)
-            placebo = replace(v, random=seed_of('test', a, b, s.method, i)%2**32)
+            v = _added(directions, s, a, b)
+            placebo = v.placebo(seed_of('test', a, b, s.method, i)%2**32)
             about = dict(method=s.method, margin=s.margin, dose=getattr(s, 'dose', None))
             yield row | about | _place(v), trial, v
             yield row | dict(method='random', of=s.method) | _place(placebo), trial, placebo
         yield row | dict(method='baseline'), trial, None
         if swapped: yield row | dict(method='swap'), swapped, None
 
-def _place(v): return dict(site=v.site, stream=v.stream, alpha=v.alpha, random=v.random)
+def _place(v): return dict(site=v.site, stream=v.stream, alpha=v.edit.alpha, random=v.edit.seed)
 
 # %% ../../nbs/55_steer.effects.ipynb #3e06a35e
 def action_flips(
@@ -206,17 +211,18 @@ def action_flips(
         base,other = outputs(a), outputs(b)
         def told(edited): return action_flip(base, other, edited, decision.axis(a, b), decision.apart)
         for s in at.itertuples():
-            v = Intervention(s.site, s.stream, directions[a,b,s.site,s.stream,s.method].residual, s.alpha)
+            v = _added(directions, s, a, b)
             rows.append(dict(a=a, b=b, method=s.method) | told(outputs(a, [v]*len(states))))
             if s.method!=lead: continue
-            placebos = [replace(v, random=seed_of('state', a, b, i)) for i in range(len(states))]
+            placebos = [v.placebo(seed_of('state', a, b, i)) for i in range(len(states))]
             rows.append(dict(a=a, b=b, method='random') | told(outputs(a, placebos)))
         rows.append(dict(a=a, b=b, method='swap') | told(other))
     return pd.DataFrame(rows).sort_values('method', key=lambda m: m.map(order()), kind='stable', ignore_index=True)
 
 def _outputs(subject, decision, states, condition, edits=None):
     "What the subject would do in each state, perhaps under an edit for each of them"
-    with intervened(subject, edits) if edits else nullcontext(): return decision.act(subject, states, condition)
+    with alone(subject), intervened(subject, edits) if edits else nullcontext():
+        return decision.act(subject, states, condition)
 
 def order()->dict[str,int]: # Name of an arm -> its place in tables
     "The methods as registered, then placebo, baseline and ceiling"
@@ -246,13 +252,16 @@ def show_actions(
 def flip_table(
     trials:pd.DataFrame,  # From `measure`
     actions:pd.DataFrame  # From `action_flips`
-)->dict: # contrast -> method -> rate, n, lo, hi, stay, neither, off_axis, alpha, site, stream, by_scene, placebo
+)->dict: # contrast -> method -> rate, n, lo, hi, stay, neither, off_axis, where, by_scene, placebo, beyond
     "What the experiment found"
     off = actions.set_index(['a','b','method'])
     table = {}
     for contrast,method in product(trials.contrast.unique(), order()):
         t = trials[(trials.contrast==contrast)&(trials.method==method)]
         if len(t): table.setdefault(contrast, {})[method] = _method_row(t, trials[trials.contrast==contrast], off)
+    compared = [r['beyond'] for rows in table.values() for r in rows.values() if r['beyond']]
+    if compared:
+        for r,q in zip(compared, fdr([r['p'] for r in compared])): r['q'] = float(q)
     return table
 
 def _method_row(t, every, off):
@@ -264,7 +273,14 @@ def _method_row(t, every, off):
     for k in ('alpha','site','stream'):
         values = list(dict.fromkeys(s[k] for s in scenes.values()))
         row[k] = values[0] if len(values)==1 else values
-    return row | dict(by_scene=scenes, placebo=_outcomes(placebo) if len(placebo) else None)
+    if not len(placebo): return row | dict(by_scene=scenes, placebo=None, beyond=None)
+    return row | dict(by_scene=scenes, placebo=_outcomes(placebo), beyond=_beyond(t, placebo))
+
+def _beyond(t, placebo):
+    "Flips of a method against those of its placebos, pair by pair"
+    pairs = t.merge(placebo, on=['a','b','seed'], suffixes=('','_placebo'), validate='one_to_one')
+    need(len(pairs)==len(t), 'flip_table', f'{len(pairs)} of {len(t)} trials have a placebo', 'one for each')
+    return paired_difference(pairs.outcome=='flip', pairs.outcome_placebo=='flip')
 
 def _outcomes(t):
     "Flip rate with its interval, and the shares of stay and neither"
@@ -302,3 +318,24 @@ def success_ratio(
     "How much of its success the policy keeps"
     def total(s): return sum(v['rate']*v['n'] for v in s.values())
     return total(spliced)/total(base) if total(base) else None
+
+# %% ../../nbs/55_steer.effects.ipynb #e347e8ba
+def experiment(
+    lab:Lab,         # Runs the trials
+    subject:Subject, # What the activations are of
+    acts:Acts,       # From phase 1
+    saes:dict,       # Site -> SAE
+    methods:list[str], # Which
+    top_k:int,       # Latents that a masked method keeps
+    alphas:list,     # Strengths
+    select_n:list,   # Selection seeds per setting in both rounds
+    select_seed:int, # They count up from here
+    test_n:int,      # Fresh trials per contrast and method
+    test_seed:int,   # They count up from here
+)->tuple[dict,pd.DataFrame]: # As from `flip_table`; a row per trial
+    "Contrasts, directions, choice, measurement"
+    made = contrasts(lab.steering, acts)
+    directions = fit(subject, lab.steering, acts, made, saes, top_k, methods)
+    chosen,_,_ = select(lab, directions, alphas, select_n, first_seed=select_seed)
+    trials = measure(lab, directions, chosen, test_n, test_seed)
+    return flip_table(trials, action_flips(subject, lab.steering, acts, directions, chosen, methods[0])), trials

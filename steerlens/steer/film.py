@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 import numpy as np
 from ..core import atomic
-from ..subjects.base import Steering, Subject
+from ..subjects.base import Steering, Subject, alone
 from .edits import intervened
 
 # %% auto #0
@@ -41,7 +41,7 @@ def film(
     from PIL import Image
     shots = {}
     for name,edit in panels.items():
-        with intervened(subject, [edit]): shots[name] = steering.film(subject, trial)
+        with alone(subject), intervened(subject, [edit]): shots[name] = steering.film(subject, trial)
     n = max(len(pictures) for pictures,_,_ in shots.values()) + 2*fps # hold the end
     def frame(i): return np.concatenate([_panel(name, *shot, target, i) for name,shot in shots.items()], 1)
     with atomic(path) as tmp: _write(tmp, frame, n, fps)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/52_steer.methods.ipynb #d0599bb0
 from __future__ import annotations
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import hashlib
@@ -15,13 +15,15 @@ from .. import plot
 from ..plot import HUES
 from ..core import need
 from ..acts.store import Acts
-from ..subjects.base import Steering, Subject
-from .contrasts import contrast
-from .directions import Direction, diffmean, sae_direction, tokenwise
+from ..subjects.base import Steering, Subject, alone
+from .contrasts import cells
+from .directions import (Direction, diffmean, logistic, pca_of_differences, sae_direction,
+                                        tokenwise)
 
 # %% auto #0
 __all__ = ['METHODS', 'Rows', 'Method', 'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise', 'fit_sae_event',
-           'fit', 'check_streams', 'cells', 'turned']
+           'fit_latent', 'fit_logistic', 'fit_logistic_latent', 'fit_pca', 'fit', 'turned', 'check_methods',
+           'check_streams']
 
 # %% ../../nbs/52_steer.methods.ipynb #008ba5ca
 @dataclass
@@ -93,31 +95,71 @@ def fit_sae_event(rows):
     v,latent,mask = fit_sae(rows.other)
     return v*(length/v.norm()), latent, mask
 
+# %% ../../nbs/52_steer.methods.ipynb #c239e470
+def _as_long(v, rows): return v*(diffmean(rows.pos_ND, rows.neg_ND).norm()/v.norm())
+
+@method('latent', 'one latent', HUES['brown'])
+def fit_latent(rows):
+    "The latent that differs most, alone"
+    return sae_direction(rows.sae, rows.pos_ND, rows.neg_ND, 1)
+
+@method('logistic', 'logistic', HUES['rose'])
+def fit_logistic(rows):
+    "The normal of the plane that separates the two sides"
+    return _as_long(logistic(rows.pos_ND, rows.neg_ND), rows), None, None
+
+@method('logistic_latent', 'logistic on latents', HUES['red'])
+def fit_logistic_latent(rows):
+    "The same among codes, decoded without bias"
+    with torch.no_grad():
+        w = logistic(rows.sae.encode(rows.pos_ND), rows.sae.encode(rows.neg_ND))
+        return _as_long(w@rows.sae.W_dec, rows), w, w!=0
+
+@method('pca', 'PCA of differences', HUES['yellow'])
+def fit_pca(rows):
+    "Along which pairs differ most (Zou et al. 2023)"
+    return _as_long(pca_of_differences(rows.pos_ND, rows.neg_ND), rows), None, None
+
 # %% ../../nbs/52_steer.methods.ipynb #4980c13e
 def fit(
     subject:Subject,   # What the activations are of
     steering:Steering, # How it is steered
     acts:Acts,         # From phase 1
+    made:dict,         # From `contrasts`
     saes:dict,         # Site -> SAE
     top_k:int=32,      # Latents that a masked method keeps
-    folder:str|Path|None=None # Where contrasts and directions are written, if anywhere
+    methods:Sequence[str]=(), # Which; all by default
+    folder:str|Path|None=None # Where directions are written, if anywhere
 )->dict: # (a, b, site, stream, method) -> Direction
     "Every method at every site and stream, from the same rows"
-    read,every = _reader(acts), list(dict.fromkeys(s for parts in steering.streams.values() for s in parts))
-    found,fitted = {}, {}
-    for a,b in cells(steering):
-        if (b,a) in fitted:
-            ds = [turned(d, f'{a}->{b}') for d in fitted[b,a]]
-        else:
-            contrasts = [contrast(steering, acts, a, b, kind, every) for kind in steering.labels]
-            ds = fitted[a,b] = _fit_cell(subject, steering, read, contrasts, saes, top_k)
-            print('fitted', *contrasts, flush=True)
-            if folder:
-                for c in contrasts: c.save(Path(folder)/'contrasts')
+    read,found = _reader(acts), {}
+    for (a,b),of_cell in made.items():
+        with alone(subject): ds = _fit_cell(subject, steering, read, of_cell, saes, top_k, methods or METHODS)
         for d in ds:
             found[a,b,d.site,d.stream,d.method] = d
-            if folder: d.save(folder)
+            if (b,a) in cells(steering): found[b,a,d.site,d.stream,d.method] = turned(d, f'{b}->{a}')
+        print('fitted', *of_cell, flush=True)
+    if folder:
+        for d in found.values(): d.save(folder)
     return found
+
+# %% ../../nbs/52_steer.methods.ipynb #d85dce58
+def turned(
+    d:Direction,  # From a to b
+    contrast:str  # `b->a`
+)->Direction: # From b to a
+    "The same direction, the other way"
+    return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent)
+
+# %% ../../nbs/52_steer.methods.ipynb #529f3651
+def check_methods(
+    names:list[str], # Methods
+    readable:bool=False # Must the lens be able to read them?
+): # Raises `SteerlensError` for an unknown one
+    "Are these methods registered?"
+    known = [m for m,v in METHODS.items() if v.readable or not readable]
+    for m in names: need(m in known, 'methods', f"'{m}'", f'some of {", ".join(known)}')
+    need(names, 'methods', 'none', f'some of {", ".join(known)}')
 
 def check_streams(
     steering:Steering, # Of a subject
@@ -131,21 +173,8 @@ def check_streams(
         need(not missing, f"site '{site}'", f'no tokens of {", ".join(sorted(missing))} pass it',
              f'one of {", ".join(s for s in acts.sites() if wanted <= {*acts.streams_at(s)})}')
 
-def cells(
-    steering:Steering # Of a subject
-)->list[tuple]: # (a, b), in the order of the contrasts
-    "All cells of all contrasts"
-    return [cell for pooled in steering.contrasts.values() for cell in pooled]
-
-def turned(
-    d:Direction,  # From a to b
-    contrast:str  # `b->a`
-)->Direction: # From b to a
-    "The same direction, the other way"
-    return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent)
-
 # %% ../../nbs/52_steer.methods.ipynb #87323d87
-def _fit_cell(subject, steering, read, contrasts, saes, top_k):
+def _fit_cell(subject, steering, read, contrasts, saes, top_k, methods):
     "The directions of one cell by all methods, at all sites and streams"
     made = []
     for site,sae in saes.items():
@@ -157,8 +186,8 @@ def _fit_cell(subject, steering, read, contrasts, saes, top_k):
             for c in contrasts[::-1]:
                 (pos,pos_at),(neg,neg_at) = (read(c, site, parts, side) for side in (0, 1))
                 rows = Rows(pos, neg, pos_at, neg_at, sae, top_k, n_tokens, rows)
-            for m in METHODS.values():
-                d = _checked(m, rows, site, stream, contrasts[0].name, origin)
+            for name in methods:
+                d = _checked(METHODS[name], rows, site, stream, contrasts[0].name, origin)
                 if d: made.append(d)
     return made
 

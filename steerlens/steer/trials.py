@@ -16,11 +16,12 @@ import numpy as np
 from ..core import SteerlensError, need, threads
 from ..stats import rate
 from ..sae.splicing import splice
+from ..subjects.base import Steering
 from ..subjects.settle import Settled, settled
 from .edits import intervened
 
 # %% auto #0
-__all__ = ['GUARD', 'Lab', 'action_flip']
+__all__ = ['GUARD', 'steering_of', 'Lab', 'action_flip']
 
 # %% ../../nbs/54_steer.trials.ipynb #330855b6
 def _start(parent):
@@ -37,11 +38,12 @@ def _outlive(parent):
 @cache
 def _loaded(key):
     "A subject and how it is steered, loaded once a process"
-    who = settled(json.loads(key))
-    return who.subject, who.module.steering()
+    key = json.loads(key)
+    who = settled(key['who'])
+    return who.subject, steering_of(who, key['how'], **key['kwargs'])
 
 def _run_chunk(job):
-    "Episodes of one chunk of trials"
+    "Episodes of one chunk of trials, and how often each one's edit applied"
     key,trials,interventions,spliced = job
     subject,steering = _loaded(key)
     with threads(1), ExitStack() as stack:
@@ -49,22 +51,36 @@ def _run_chunk(job):
             from steerlens.sae.models import load_sae
             site,folder = spliced
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
-        stack.enter_context(intervened(subject, interventions))
-        return steering.run(subject, trials)
+        n_edits = stack.enter_context(intervened(subject, interventions))
+        episodes = steering.run(subject, trials)
+    return episodes, _checked(interventions, n_edits.tolist())
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
+def steering_of(
+    who:Settled, # A subject
+    how:str='steering', # The function of its module that says so
+    **kwargs     # What that function takes
+)->Steering: # Raises `SteerlensError` where its module has none
+    "How a subject is steered"
+    told = f"its module says nothing of {how}"
+    need(hasattr(who.module, how), f"subject '{who.name}'", told, f'a function {how}()',
+         'see Steering in nbs/10_subjects.base.ipynb')
+    return getattr(who.module, how)(**kwargs)
+
+# %% ../../nbs/54_steer.trials.ipynb #d83d2d8b
 class Lab:
     "Worker processes that run trials of one subject; a context manager"
     def __init__(self,
         who:Settled,   # The subject; its module has `steering`
         workers:int=2, # Processes
-        chunk:int=192  # Trials in a chunk
+        chunk:int=192, # Trials in a chunk
+        how:str='steering', # The function of its module that says how it is steered
+        **kwargs       # What that function takes, plain enough for JSON
     ):
         again = getattr(current_process(), '_inheriting', False) # is this a worker that runs the script from its top?
         if again: sys.exit(f'Lab: {GUARD}')
-        need(hasattr(who.module, 'steering'), f"subject '{who.name}'", 'its module says nothing of steering',
-             'a function steering()', 'see Steering in 10_subjects.base')
-        self.key = json.dumps(dict(subject=who.name) | who.key)
+        self.n_edits = [] # How often each edit of the last run applied
+        self.key = json.dumps(dict(who=dict(subject=who.name) | who.key, how=how, kwargs=kwargs))
         self.chunk = chunk
         self.steering = _loaded(self.key)[1]
         self.pool = None
@@ -79,6 +95,13 @@ class Lab:
 GUARD = "workers run a script again from its top; put what starts them under `if __name__ == '__main__':`"
 
 # %% ../../nbs/54_steer.trials.ipynb #d6427337
+def _checked(interventions, n_edits):
+    "The counts, if every edit without a gate was made"
+    for v,n in zip(interventions, n_edits):
+        if v and not v.gate: need(n, f"intervention at '{v.site}'", 'it was never applied', 'once a run at least')
+    return n_edits
+
+# %% ../../nbs/54_steer.trials.ipynb #1c42e9e7
 @patch
 def run(self:Lab,
     trials:Sequence,             # What to run, from `Steering.trials`
@@ -92,12 +115,16 @@ def run(self:Lab,
     for i in range(0, len(trials), self.chunk):
         part = slice(i, i+self.chunk)
         jobs.append((self.key, trials[part], interventions[part], spliced))
-    done,start = [], time.time()
+    done,n_edits,start = [], [], time.time()
     try:
-        for episodes in (self.pool.map if self.pool else map)(_run_chunk, jobs):
+        for episodes,made in (self.pool.map if self.pool else map)(_run_chunk, jobs):
             done += episodes
+            n_edits += made
             print(f'{label}: {len(done):,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
     except BrokenProcessPool: raise SteerlensError('Lab', 'a worker process died', do=f'in a script, {GUARD}') from None
+    self.n_edits = n_edits
+    closed = [n==0 for v,n in zip(interventions, n_edits) if v and v.gate]
+    if any(closed): print(f'{label}: the gate never opened in {sum(closed)} of {len(closed)} gated trials', flush=True)
     return done
 
 # %% ../../nbs/54_steer.trials.ipynb #9a90f957

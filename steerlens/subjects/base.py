@@ -41,6 +41,7 @@ class Ctx:
     "What is known while a site is being computed; gates and edits read it"
     step_B:Tensor|None = None            # Environment or generation step of each row, [B]
     row_B:Tensor|None = None             # Which trial of the batch each row is, [B]
+    event_B:tuple|None = None            # What is happening in each row, or None for nothing in particular
     real_BT:Tensor|None = None           # True where a token is text and not padding, [B, T]
     call:int = 0                         # How often this site was computed before in this run
     denoise:int|None = None              # Denoising step, at sites that run once a step
@@ -210,11 +211,13 @@ class Steering:
     able:Callable      # (episode, condition) -> whether it is what the condition asks for
     shown:Callable     # episode -> {column: value}, kept of each trial
     scene:Callable     # condition -> what its contrast pools it with, such as a scene
+    events:bool = False # Does a run say what is happening, by the names of conditions?
     swap:bool = True   # Can a condition be asked for? Then the other one, without an edit, is the ceiling
     harvest:Callable|None = None  # (subject, sites, folder) -> acts that contrasts are made of; phase 1's by default
     decision:Decision|None = None # What it does in one recorded state; None if there is no such thing
     film:Callable|None = None     # (subject, trial) -> pictures [n, H, W, 3], what was asked, what came of it
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None
+    trivial:Callable|None = None  # (acts, rows) -> columns that might tell the sides of a contrast apart by themselves
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
 
 # %% ../../nbs/10_subjects.base.ipynb #b4e610c8

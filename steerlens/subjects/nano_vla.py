@@ -13,13 +13,43 @@ from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
+from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
                                                tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['CELLS', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks',
-           'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'event_windows', 'asked', 'under_way',
-           'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'retrain']
+__all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
+           'batches', 'runs', 'looks', 'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked',
+           'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'unprompted',
+           'retrain']
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
+def event_windows(
+    decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
+)->pd.DataFrame: # episode, step, window: a task name, or None
+    "Label each decision by what happens in the world"
+    labelled = []
+    for _,d in decisions.sort_values('step').groupby('episode'):
+        o,scene = np.stack(d.obs), scene_of(d.task.iloc[0])
+        move = np.diff(o[:,4:7], axis=0, append=o[-1:,4:7])
+        windows = [_happening(scene, x, m) for x,m in zip(o, move)]
+        labelled.append(d[['episode','step']].assign(window=windows))
+    return pd.concat(labelled, ignore_index=True)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #6d72aea1
+def _happening(scene, o, move, far=.008):
+    "The event at one observation; None for nothing in particular"
+    dx,dy,dz = move
+    if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
+    if scene=='puck' and dz>far: return 'puck_grasp'
+    if abs(dy)>far: return f'{scene}_push' if dy>0 else f'{scene}_pull'
+    over = np.linalg.norm(o[:2]-o[4:6])<.03 and abs(o[2]-o[6]-.15)<.04 and o[3]>.9
+    return 'puck_open' if scene=='puck' and over else None
+
+def _now(task, before, o):
+    "The event at an observation while an episode runs: by how the object came here"
+    move = o[4:7]-before[-1][4:7] if len(before) else np.zeros(3)
+    return _happening(scene_of(task), o, move)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #fb460af5
 @dataclass(frozen=True)
@@ -49,6 +79,7 @@ def trials_of(
 @dataclass
 class Episode:
     "What happened in one trial"
+    task:str = ''         # What was asked for
     event:str|None = None # First event, None when there was none in time
     steps:int = 0         # Environment steps until then
     obs:list = None       # Observation at each decision
@@ -68,7 +99,7 @@ def rollout(
     need(limit <= execute*64, 'rollout: limit', limit, f'at most {execute*64}: there is noise for 64 decisions')
     pool,live = _Pool(), {}
     todo = list(enumerate(trials))[::-1]
-    done = [Episode(obs=[], at=[], actions=[]) for _ in trials]
+    done = [Episode(t.task, obs=[], at=[], actions=[]) for t in trials]
     while todo or live:
         while todo and len(live)<batch:
             i,t = todo.pop()
@@ -91,9 +122,11 @@ def _decide(subject, trials, live, done):
     ids = list(live)
     k = [len(done[i].obs) for i in ids]
     obs = [s.observe(w) for s,w,_ in live.values()]
+    events = tuple(_now(trials[i].task, done[i].obs, o) for i,o in zip(ids, obs))
     noise = torch.stack([n[j] for (_,_,n),j in zip(live.values(), k)])
     tokens = torch.tensor([tokenize(trials[i].text) for i in ids])
-    ctx = Ctx(step_B=torch.tensor([w.steps for _,w,_ in live.values()]), row_B=torch.tensor(ids))
+    steps = torch.tensor([w.steps for _,w,_ in live.values()])
+    ctx = Ctx(step_B=steps, row_B=torch.tensor(ids), event_B=events)
     actions = subject.run(tokens, torch.tensor(np.array(obs), dtype=torch.float32), noise, ctx=ctx).numpy()
     for i,o,a in zip(ids, obs, actions):
         done[i].obs.append(o)
@@ -312,29 +345,6 @@ def outcome(
     "Whose outcome came first"
     return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')
 
-# %% ../../nbs/14_subjects.nano_vla.ipynb #82c8892c
-def event_windows(
-    decisions:pd.DataFrame # One line per decision: episode, step, task, obs [11]
-)->pd.DataFrame: # episode, step, window: a task name, or None
-    "Label each decision by what happens in the world"
-    labelled = []
-    for _,d in decisions.sort_values('step').groupby('episode'):
-        o,scene = np.stack(d.obs), scene_of(d.task.iloc[0])
-        move = np.diff(o[:,4:7], axis=0, append=o[-1:,4:7])
-        windows = [_happening(scene, x, m) for x,m in zip(o, move)]
-        labelled.append(d[['episode','step']].assign(window=windows))
-    return pd.concat(labelled, ignore_index=True)
-
-# %% ../../nbs/14_subjects.nano_vla.ipynb #23c7e304
-def _happening(scene, o, move, far=.008):
-    "The event at one observation; None for nothing in particular"
-    dx,dy,dz = move
-    if scene=='window': return 'window_open' if dx>far else 'window_close' if dx<-far else None
-    if scene=='puck' and dz>far: return 'puck_grasp'
-    if abs(dy)>far: return f'{scene}_push' if dy>0 else f'{scene}_pull'
-    over = np.linalg.norm(o[:2]-o[4:6])<.03 and abs(o[2]-o[6]-.15)<.04 and o[3]>.9
-    return 'puck_open' if scene=='puck' and over else None
-
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d7f7361e
 def asked(acts, rows, a, b):
     "The task whose words were said, as a label of each row"
@@ -345,6 +355,15 @@ def under_way(acts, rows, a, b):
     windows = event_windows(decided(acts)).set_index(['episode','step']).window
     label = windows.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
     return np.where(rows.asked==rows.task, label, None)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b6abd854
+def trivial(acts, rows):
+    "Numbers of each row that have nothing to do with what the policy makes of them"
+    states = decided(acts).set_index(['episode','step']).obs
+    obs = np.stack(states.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])))
+    said = rows.instruction.str.split().str.len().to_numpy()
+    names = ('hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z')
+    return pd.DataFrame(dict(step=rows.step.to_numpy(), n_words=said) | dict(zip(names, obs.T)))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #f3c118bb
 def held_out_states(acts, a, b):
@@ -391,8 +410,37 @@ def steering()->Steering:
         trials=trials_of, run=rollout, outcome=outcome, scene=scene_of,
         able=lambda episode, task: episode.event==task,
         shown=lambda episode: dict(event=episode.event, steps=episode.steps),
-        decision=Decision(held_out_states, first_actions, axis), film=film, no_film=gl_error,
+        events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
+        film=film, no_film=gl_error,
         names=lambda task: WORDS.index(verb_of(task)))
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #e270f20e
+MANNERED = ['drawer_push', 'drawer_pull', 'puck_push', 'puck_pull']
+
+def unprompted(
+    folder:str|Path # Of the activations, whose decisions say what is usual
+)->Steering: # Contrasts between manners, within the same instruction
+    "How the policy is steered beyond what it can be told"
+    from steerlens.core import read_json
+    folder = Path(folder)
+    table = manners(pd.read_parquet(folder/'decisions.parquet'))
+    train = table[table.episode.isin(read_json(folder/'catalog.json')['splits']['train']) & table.task.isin(MANNERED)]
+    limits = ranges(train[train.success])
+    label = {m: ends(train, m) for m in MANNERS}
+    def of_rows(acts, rows, a, b):
+        of = train.assign(label=label[MANNER_OF[a][0]]).set_index(['episode','step']).label
+        found = of.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
+        return np.where(rows.asked==rows.task, found, None)
+    def judge(episode, a, b):
+        if episode.event!=episode.task: return 'neither'
+        return 'flip' if manner_is(episode.obs, limits[episode.task], b) else 'stay'
+    def trials(condition, n, first_seed): return [Trial(MANNERED[i%4], i//4%3, first_seed+i) for i in range(n)]
+    both = {f'{a}->{b}': [(a,b)] for pair in MANNERS.values() for a,b in (pair, pair[::-1])}
+    return Steering(
+        conditions=list(MANNER_OF), contrasts=both, labels=dict(manner=of_rows), streams=steering().streams,
+        trials=trials, run=rollout, outcome=judge, scene=lambda end: 'all', swap=False,
+        able=lambda episode, end: episode.event==episode.task,
+        shown=lambda episode: dict(event=episode.event, steps=episode.steps))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
 def retrain(

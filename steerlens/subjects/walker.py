@@ -18,7 +18,7 @@ from .walker_model import FPS, LIMIT, OBS, World, as_subject, save, subject, tra
 __all__ = ['SHORT', 'START', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STILL', 'GAITS', 'STRIDE', 'BOUNDS', 'CONTRASTS', 'Episode',
            'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'steps_of', 'batches', 'runs', 'trials_of',
            'looks', 'Torques', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome', 'measured_bounds',
-           'going', 'film', 'steering', 'retrain']
+           'going', 'trivial', 'film', 'steering', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
 SHORT,START = 400, 100 # Steps of a trial, and those of them that aren't judged
@@ -302,6 +302,13 @@ def going(acts, rows, a, b):
     low,high = np.quantile(change[train], [1/3, 2/3])
     return np.where(change>high, up, np.where(change<low, down, None))
 
+# %% ../../nbs/14_subjects.walker.ipynb #ee815c48
+def trivial(acts, rows):
+    "The step, and speed and tilt at the moment"
+    felt = walked_steps(acts).set_index(['episode','step']).felt
+    felt = np.stack(felt.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])))
+    return pd.DataFrame(dict(step=rows.step.to_numpy(), speed=felt[:,VX], tilt=felt[:,ANGLE]))
+
 # %% ../../nbs/14_subjects.walker.ipynb #182eaccf
 def film(
     subject:Subject, # The policy, perhaps inside an edit
@@ -323,7 +330,7 @@ def steering()->Steering:
     "Nobody can ask for anything; bounds that no unedited walk crosses decide"
     return Steering(
         conditions=list(BOUNDS), contrasts=CONTRASTS, labels=dict(event=going), streams=dict(all=['all']),
-        trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
+        trivial=trivial, trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
         able=lambda episode, condition: walks(episode),
         shown=lambda e: dict(speed=speed_of(e), tilt=tilt_of(e), steps=e.steps, fell=e.fell, reward=e.reward), film=film)
 
