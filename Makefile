@@ -77,7 +77,7 @@ docs: $(HERE) ## build the documentation into _site/
 lab: $(HERE) ## JupyterLab
 	@"$(BIN)"/jupyter lab
 
-SUBJECT ?= nano_vla nano_lm
+SUBJECT ?= nano_vla nano_lm walker
 subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them
 	@for s in $(SUBJECT); do "$(BIN)"/python -m steerlens.subjects.$$s || exit 1; done
 

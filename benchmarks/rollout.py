@@ -1,4 +1,5 @@
-"""How fast trials run: ours beside Meta-World's own environments, the same physics and the same policy in one run
+"""How fast trials run: ours beside Meta-World's own environments, the same physics and the same policy in one run;
+and a walker's
 
     python benchmarks/rollout.py [--quick] [--json FILE]
 """
@@ -45,29 +46,31 @@ def memory_row():
     return dict(name=f'memory of {n} episodes, puck', ours=ours, unit='MB', **peer)
 
 
-def trial_rows():
+def trial_rows(subject, trials, site, vector):
     "Steered trials a second, every one under an intervention of its own: batched, and one at a time as scripts do"
-    trials = [t for task in TASKS for t in trials_of(task, TRIALS//len(TASKS), 0)]
-    edits = [Intervention('lm.0.out', 'all', Add(torch.ones(128), .05)).placebo(i) for i in range(len(trials))]
+    edits = [Intervention(site, 'all', Add(vector)).placebo(i) for i in range(len(trials))]
     few = len(trials)//8
     def alone(lab):
         for t,e in zip(trials[::8], edits[::8]): lab.run([t], [e])
     quiet = open('/dev/null', 'w')
     out,sys.stdout = sys.stdout, quiet
     try:
-        nano = settle('nano_vla')
-        with Lab(nano, 1) as one, Lab(nano, 2, chunk=len(trials)//2) as two:
+        who = settle(subject)
+        with Lab(who, 1) as one, Lab(who, 2, chunk=len(trials)//2) as two:
             two.run(trials, edits) # start the workers
             peer = rate(lambda: alone(one), few, 1)
             labs = {'one process': one, 'two processes': two}
             found = {k: rate(lambda: lab.run(trials, edits), len(trials), 2) for k,lab in labs.items()}
     finally: sys.stdout = out
     beside = dict(peer=peer, peer_name='the same policy, one episode at a time', unit='trials/s')
-    return [dict(name=f'steered trials, {k}', ours=v, **beside) for k,v in found.items()]
+    return [dict(name=f'steered trials of {subject}, {k}', ours=v, **beside) for k,v in found.items()]
 
 
 def main():
-    rows = [r for k in KINDS for r in step_rows(k)] + trial_rows() + [memory_row()]
+    rows = [r for k in KINDS for r in step_rows(k)] + [memory_row()]
+    told = [t for task in TASKS for t in trials_of(task, TRIALS//len(TASKS), 0)]
+    rows += trial_rows('nano_vla', told, 'lm.0.out', torch.ones(128)*.05)
+    rows += trial_rows('walker', [*range(TRIALS)], 'h.1.out', torch.ones(64)*.001)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
     about = "Control steps, steered trials and memory; memory is the whole run's peak."
     finish([r | dict(memory_mb=peak) for r in rows], ARGS, title='Rollouts', about=about)
