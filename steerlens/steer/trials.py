@@ -50,7 +50,9 @@ def _run_chunk(job):
             site,folder = spliced
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
         stack.enter_context(intervened(subject, interventions))
-        return steering.run(subject, trials)
+        episodes = steering.run(subject, trials)
+    if not steering.reread: return episodes
+    with threads(1): return steering.reread(subject, episodes)
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
 class Lab:
