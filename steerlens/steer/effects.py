@@ -290,9 +290,10 @@ def side_by_side(
 )->pd.DataFrame: # contrast, seed, prompt, baseline, steered, placebo; empty where trials have no text
     "The same prompts and seeds, three ways"
     if 'text' not in trials: return pd.DataFrame()
+    at = dict(baseline=trials.method=='baseline', steered=trials.method==lead, placebo=trials.of==lead)
     key,arms = ['contrast', 'seed', 'prompt'], []
-    for name,at in dict(baseline=trials.method=='baseline', steered=trials.method==lead, placebo=trials.of==lead).items():
-        arms.append(trials[at].set_index(key).text.rename(name))
+    for name,mask in at.items():
+        arms.append(trials[mask].set_index(key).text.str.replace('\n', ' ⏎ ').rename(name))
     return pd.concat(arms, axis=1).groupby('contrast', sort=False).head(n).reset_index()
 
 # %% ../../nbs/55_steer.effects.ipynb #6bb1b2e4
