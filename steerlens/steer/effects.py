@@ -20,7 +20,8 @@ from .trials import Lab, action_flip
 
 # %% auto #0
 __all__ = ['SETTING', 'PLACE', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents', 'measure',
-           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio', 'experiment']
+           'action_flips', 'order', 'show_actions', 'flip_table', 'side_by_side', 'base_success', 'success_ratio',
+           'experiment']
 
 # %% ../../nbs/55_steer.effects.ipynb #bef33b77
 SETTING = ['a','b','site','stream','alpha','method']
@@ -297,6 +298,20 @@ def _scene_row(g, off):
     found = off.loc[key] if key in off.index else None
     action = None if found is None or pd.isna(found['rate']) else float(found['rate'])
     return row | dict(off_axis=None if found is None else float(found.off_axis), action_flip=action)
+
+# %% ../../nbs/55_steer.effects.ipynb #ea514bf5
+def side_by_side(
+    trials:pd.DataFrame, # From `measure`
+    lead:str,            # The method to show
+    n:int=2,             # Trials of each contrast
+)->pd.DataFrame: # contrast, seed, prompt, baseline, steered, placebo; empty where trials have no text
+    "The same prompts and seeds, three ways"
+    if 'text' not in trials: return pd.DataFrame()
+    at = dict(baseline=trials.method=='baseline', steered=trials.method==lead, placebo=trials.of==lead)
+    key,arms = ['contrast', 'seed', 'prompt'], []
+    for name,mask in at.items():
+        arms.append(trials[mask].set_index(key).text.str.replace('\n', ' ⏎ ').rename(name))
+    return pd.concat(arms, axis=1).groupby('contrast', sort=False).head(n).reset_index()
 
 # %% ../../nbs/55_steer.effects.ipynb #6bb1b2e4
 def base_success(

@@ -53,6 +53,8 @@ def _run_chunk(job):
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
         n_edits = stack.enter_context(intervened(subject, interventions))
         episodes = steering.run(subject, trials)
+    if steering.reread:
+        with threads(1): episodes = steering.reread(subject, episodes)
     return episodes, _checked(interventions, n_edits.tolist())
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
