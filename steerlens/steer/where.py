@@ -46,7 +46,8 @@ def everywhere(
                 edits.append(Intervention(site, stream, Add(d.residual, alpha), gate))
     table = pd.DataFrame(rows, columns=['contrast', 'a', 'b', 'site', 'stream', 'gate', 'alpha'])
     if not n: return table.assign(outcome=[], n_edits=[])
-    return table.join(lab.table(trials, edits, list(zip(table.a, table.b)), label='where and when')[['outcome', 'n_edits']])
+    found = lab.table(trials, edits, list(zip(table.a, table.b)), label='where and when')
+    return table.join(found[['outcome', 'n_edits']])
 
 def show_everywhere(
     table:pd.DataFrame # From `everywhere`
