@@ -60,7 +60,7 @@ def commit_fact(
 def sparse_fact(
     metrics:dict, # Of a steering run
 )->str: # '' where it wasn't measured
-    "For each contrast the fewest latents that flip nine tenths of what any number does, beside the controls at that number"
+    "For each contrast the fewest latents that flip nine tenths of what any number does, beside their controls"
     told = []
     for c,at in (metrics.get('sparse') or {}).items():
         best = max(r['rate'] for r in at.values())
