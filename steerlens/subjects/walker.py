@@ -15,7 +15,7 @@ from .base import Batch, Ctx, Runs, Steering, Subject, Work
 from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
-__all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STILL', 'GAITS', 'STRIDE', 'BOUNDS', 'CONTRASTS', 'PLACE',
+__all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
            'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
            'batches', 'runs', 'trials_of', 'looks', 'Torques', 'walked_steps', 'held_out', 'hits', 'work', 'beyond',
            'outcome', 'measured_bounds', 'going', 'trivial', 'film', 'steering', 'retrain']
@@ -88,13 +88,14 @@ def _decide(subject, live, batch):
 
 # %% ../../nbs/14_subjects.walker.ipynb #019ea711
 ANGLE,VX,LEFT,RIGHT = (len(OBS)+OBS.index(c) for c in ('angle','vx','contact_l','contact_r')) # Columns of `felt`
-STILL = 1. # Speed, in lengths of the world a second, from which on it walks and doesn't shuffle on the spot
+STRIDE = 75 # Steps
+STILL = 1.  # Speed of a stride, in lengths of the world a second, up to which it stands or shuffles
 
 def speed_of(
     e:Episode # From a trial
 )->float: # Lengths of the world a second; the body is about two lengths high
-    n_steps = e.steps-(JUDGED-LEAD)
-    return (e.x[-1]-e.x[-n_steps-1])/n_steps*FPS if n_steps>0 else 0.
+    x = e.x[JUDGED-LEAD:]
+    return (x[-1]-x[0])/(len(x)-1)*FPS if len(x)>1 else 0.
 
 def tilt_of(
     e:Episode # From a trial
@@ -105,7 +106,8 @@ def tilt_of(
 def walks(
     e:Episode # From a trial
 )->bool: # On its feet to the end, and getting somewhere
-    return not e.fell and speed_of(e)>STILL
+    x = e.x[JUDGED-LEAD:]
+    return not e.fell and bool(((x[STRIDE:]-x[:-STRIDE])/STRIDE*FPS).min() > STILL)
 
 # %% ../../nbs/14_subjects.walker.ipynb #c7fdc754
 GAITS = ('flight', 'left stance', 'right stance', 'both feet', 'falling')
@@ -119,8 +121,6 @@ def gait_of(
     return np.array(GAITS)[kind]
 
 # %% ../../nbs/14_subjects.walker.ipynb #04fbf0c6
-STRIDE = 75 # Steps
-
 def trend(
     x:np.ndarray # One number for each step
 )->np.ndarray: # Mean of the stride from each step on, less that of the stride before; NaN at both ends
@@ -278,7 +278,7 @@ def work()->Work:
     return Work(held_out, Torques, hits)
 
 # %% ../../nbs/14_subjects.walker.ipynb #240a78f6
-BOUNDS = dict(slow=1.2, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
+BOUNDS = dict(slow=2.1, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
 CONTRASTS = {'fast->slow': [('fast','slow')], 'slow->fast': [('slow','fast')],
              'upright->lean': [('upright','lean')], 'lean->upright': [('lean','upright')]}
 
