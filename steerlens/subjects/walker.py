@@ -14,25 +14,25 @@ from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
 from .scorers import Outputs
-from .walker_model import FPS, LIMIT, OBS, World, as_subject, save, subject, train
+from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
-__all__ = ['SHORT', 'START', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STILL', 'GAITS', 'STRIDE', 'BOUNDS', 'CONTRASTS', 'Episode',
-           'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'steps_of', 'batches', 'runs', 'trials_of',
-           'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome', 'measured_bounds', 'going',
-           'trivial', 'film', 'steering', 'retrain']
+__all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
+           'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
+           'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome',
+           'measured_bounds', 'going', 'trivial', 'film', 'steering', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
-SHORT,START = 400, 100 # Steps of a trial, and those of them that aren't judged
+LEAD,JUDGED,SHORT = 100, 200, 500 # Steps: until the policy takes over, until it is judged, until the end
 
 @dataclass
 class Episode:
     "What happened in one walk"
     fell:bool       # Did the torso touch the ground?
-    steps:int       # Until then, or until the end
+    steps:int       # Of the policy, until then or until the end
     reward:float    # Gymnasium's
-    felt:np.ndarray # What the network got at each step, [steps, 32]
-    x:np.ndarray    # How far it had come before each step, and at the end, [steps+1]
+    felt:np.ndarray # What the network got at each of them, [steps, 32]
+    x:np.ndarray    # How far it had come before each of them, and at the end, [steps+1]
 
 # %% ../../nbs/14_subjects.walker.ipynb #fb460af5
 @dataclass
@@ -49,10 +49,12 @@ class _Walk:
 
     def episode(self):
         w = self.world
-        return Episode(w.fell, w.steps, w.reward, np.array(self.felt), np.array(self.x))
+        return Episode(w.fell, len(self.felt), w.reward, np.array(self.felt), np.array(self.x))
 
-def _walk(seed):
-    world = World(seed)
+def _led(seed, lead):
+    "A walker that the teacher has set going"
+    world,teacher = World(seed), Heuristic()
+    for _ in range(lead): world.step(teacher.act(world.obs))
     return _Walk(world, [], [world.x])
 
 # %% ../../nbs/14_subjects.walker.ipynb #8d92c2ee
@@ -60,6 +62,7 @@ def rollout(
     subject:Subject, # The policy, perhaps inside `edit`
     trials:list[int],# Seeds
     limit:int=SHORT, # Steps at most
+    lead:int=LEAD,   # Those of them that the teacher walks
     batch:int=64,    # Walkers at a time
     watch:Callable|None=None # Called with (trial index, world) after every step
 )->list[Episode]: # One per trial
@@ -69,7 +72,7 @@ def rollout(
     while todo or live:
         while todo and len(live)<batch:
             i,seed = todo.pop()
-            live[i] = _walk(seed)
+            live[i] = _led(seed, lead)
         for (i,walk),action in zip(list(live.items()), _decide(subject, live, batch)):
             walk.step(action)
             if watch: watch(i, walk.world)
@@ -87,22 +90,26 @@ def _decide(subject, live, batch):
 
 # %% ../../nbs/14_subjects.walker.ipynb #019ea711
 ANGLE,VX,LEFT,RIGHT = (len(OBS)+OBS.index(c) for c in ('angle','vx','contact_l','contact_r')) # Columns of `felt`
-STILL = 1. # Speed, in lengths of the world a second, from which on it walks and doesn't shuffle on the spot
+STRIDE = 75 # Steps
+STILL = 1.  # Speed of a stride, in lengths of the world a second, up to which it stands or shuffles
 
 def speed_of(
     e:Episode # From a trial
 )->float: # Lengths of the world a second; the body is about two lengths high
-    return (e.x[-1]-e.x[START])/(e.steps-START)*FPS if e.steps>START else 0.
+    x = e.x[JUDGED-LEAD:]
+    return (x[-1]-x[0])/(len(x)-1)*FPS if len(x)>1 else 0.
 
 def tilt_of(
     e:Episode # From a trial
 )->float: # Mean angle of the torso, radians; negative is forward
-    return float(e.felt[START:,ANGLE].mean()) if e.steps>START else 0.
+    judged = e.felt[JUDGED-LEAD:,ANGLE]
+    return float(judged.mean()) if len(judged) else 0.
 
 def walks(
     e:Episode # From a trial
 )->bool: # On its feet to the end, and getting somewhere
-    return not e.fell and speed_of(e)>STILL
+    x = e.x[JUDGED-LEAD:]
+    return not e.fell and bool(((x[STRIDE:]-x[:-STRIDE])/STRIDE*FPS).min() > STILL)
 
 # %% ../../nbs/14_subjects.walker.ipynb #c7fdc754
 GAITS = ('flight', 'left stance', 'right stance', 'both feet', 'falling')
@@ -116,8 +123,6 @@ def gait_of(
     return np.array(GAITS)[kind]
 
 # %% ../../nbs/14_subjects.walker.ipynb #04fbf0c6
-STRIDE = 80 # Steps
-
 def trend(
     x:np.ndarray # One number for each step
 )->np.ndarray: # Mean of the stride from each step on, less that of the stride before; NaN at both ends
@@ -129,16 +134,29 @@ def trend(
     change[STRIDE:len(x)-STRIDE+1] = mean[STRIDE:]-mean[:-STRIDE]
     return change
 
+# %% ../../nbs/14_subjects.walker.ipynb #3d06adc2
+def since_landing(
+    contact:np.ndarray, # Is the foot on the ground? For each step
+    apart:int=10        # Steps that a foot is in the air at least before it lands; fewer are a bounce
+)->np.ndarray: # Steps since it landed; NaN before the first time
+    "Where in its stride is this foot?"
+    on = contact>.5
+    air = np.cumsum(np.r_[0, ~on])
+    landed = [t for t in range(apart, len(on)) if on[t] and air[t]-air[t-apart]==apart]
+    steps = np.full(len(on), np.nan)
+    for t in landed: steps[t:] = np.arange(len(on)-t)
+    return steps
+
 # %% ../../nbs/14_subjects.walker.ipynb #a9ba4d81
 def steps_of(
     trials:list[int],       # As given to `rollout`
     episodes:list[Episode]  # What it returned
-)->pd.DataFrame: # One line per step: episode, step, seed, task, gait, trends of speed and tilt, walked, felt
+)->pd.DataFrame: # One line per step: episode, step, seed, task, gait, walked, landed, faster, back, felt
     "Rollouts as a table"
     parts = []
     for i,(seed,e) in enumerate(zip(trials, episodes)):
         who = dict(episode=i, step=np.arange(e.steps), seed=seed, task='walk', gait=gait_of(e), walked=walks(e),
-                   faster=trend(e.felt[:,VX]), back=trend(e.felt[:,ANGLE]))
+                   landed=since_landing(e.felt[:,LEFT]), faster=trend(e.felt[:,VX]), back=trend(e.felt[:,ANGLE]))
         parts.append(pd.DataFrame(who).assign(felt=list(e.felt)))
     return pd.concat(parts, ignore_index=True)
 
@@ -167,7 +185,7 @@ def runs(
     table = steps_of(trials, walked)
     able = float(np.mean([walks(e) for e in walked]))
     weights = Path(model or root()/'weights'/'walker')/'model.safetensors'
-    title = f'After {SHORT} steps the policy is still walking in {able:.0%} of {episodes} training episodes'
+    title = f'After {SHORT-LEAD} steps the policy is still walking in {able:.0%} of {episodes} training episodes'
     key = dict(weights=sha256(weights), states=sha256([e.felt.sum(1).tolist() for e in walked]))
     return Runs(batches(table), dict(enumerate(trials)), dict(walk=able), title, 'share still walking', key, [weights],
                 dict(steps=table), dict(steps=len(table)))
@@ -224,7 +242,7 @@ def work()->Work:
     return Work(held_out, partial(Outputs, 'torques', 'episode'), hits)
 
 # %% ../../nbs/14_subjects.walker.ipynb #240a78f6
-BOUNDS = dict(slow=1.9, fast=2.7, lean=-.03, upright=.03) # Speed below and above, angle of the torso below and above
+BOUNDS = dict(slow=2.1, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
 CONTRASTS = {'fast->slow': [('fast','slow')], 'slow->fast': [('slow','fast')],
              'upright->lean': [('upright','lean')], 'lean->upright': [('lean','upright')]}
 
@@ -257,14 +275,17 @@ def measured_bounds(
     return dict(speed=[min(speeds), max(speeds)], tilt=[min(tilts), max(tilts)], n=n, fell=n-len(kept))
 
 # %% ../../nbs/14_subjects.walker.ipynb #fa5e5568
+PLACE = 6 # Steps
+
 def going(acts, rows, a, b):
     "Which way speed or tilt is going, as a label of each row"
     up,down = ('fast','slow') if 'fast' in (a, b) else ('upright','lean')
-    steps = walked_steps(acts).set_index(['episode','step'])['faster' if up=='fast' else 'back']
-    change = steps.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy()
-    train = np.isfinite(change) & acts.split(rows, 'train')
-    low,high = np.quantile(change[train], [1/3, 2/3])
-    return np.where(change>high, up, np.where(change<low, down, None))
+    steps = walked_steps(acts).set_index(['episode','step'])[['faster' if up=='fast' else 'back', 'landed']]
+    change,landed = steps.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])).to_numpy().T
+    known = np.isfinite(change) & np.isfinite(landed) & acts.split(rows, 'train')
+    place = np.where(known, landed//PLACE, -1)
+    rank = pd.Series(np.where(known, change, np.nan)).groupby(place).rank(pct=True).to_numpy()
+    return np.where(rank>2/3, up, np.where(rank<1/3, down, None))
 
 # %% ../../nbs/14_subjects.walker.ipynb #ee815c48
 def trivial(acts, rows):
@@ -308,7 +329,7 @@ def retrain(
     "Train the policy, measure it on held-out seeds, write its weights and manifest"
     with threads(1):
         policy = as_subject(train(seed=seed, **params))
-        whole = rollout(policy, trials_of('', n, 9000), LIMIT)
+        whole = rollout(policy, trials_of('', n, 9000), LIMIT, lead=0)
     success = dict(walk=float(np.mean([walks(e) for e in rollout(policy, trials_of('', n, 9000))])))
     measured = dict(success=success, trials=n, bounds=measured_bounds(policy))
     measured['whole_walks'] = dict(reward=float(np.mean([e.reward for e in whole])), fell=sum(e.fell for e in whole))
