@@ -3,7 +3,7 @@ import pytest
 import torch
 from steerlens.core import SteerlensError, root
 from steerlens.steer.contrasts import contrast, contrasted
-from steerlens.steer.edits import Intervention, intervened
+from steerlens.steer.edits import Add, Intervention, intervened
 from steerlens.steer.trials import Lab
 from steerlens.subjects import nano_lm
 from steerlens.subjects.continuations import Trait, Writer, continued, noise_of
@@ -16,7 +16,9 @@ SITE = 'blocks.1.hook_resid_post'
 def lm(): return nano_lm.subject()
 
 
-def pushes(n, alpha=40.): return [Intervention(SITE, 'all', torch.ones(256)/16, alpha, random=i) for i in range(n)]
+def pushes(n, alpha=40.):
+    push = Intervention(SITE, 'all', Add(torch.ones(256)/16, alpha))
+    return [push.placebo(i) for i in range(n)]
 
 
 def test_one_worker_or_two_the_same_bytes():
@@ -54,7 +56,7 @@ def test_seeds_decide(lm):
 
 
 def test_nan_logits_are_one_line(lm):
-    bad = Intervention(SITE, 'all', torch.full((256,), torch.nan))
+    bad = Intervention(SITE, 'all', Add(torch.full((256,), 1e38)))
     with pytest.raises(SteerlensError, match='token 1 of 2: NaN or infinite logits') as e, intervened(lm, [bad]):
         continued(lm, [[0, 5]], noise_of(0, 2)[None], .7)
     assert '\n' not in str(e.value)

@@ -77,7 +77,8 @@ def x(self:World):
 def _worth(self:World): return 130/30*self.x - 5*abs(self.env.hull.angle)
 
 # %% ../../nbs/13_subjects.walker_model.ipynb #f2ee4b11
-TUNED = dict(speed=.267, support=.116, hip_up=1.146, knee_up=-.587, hip_down=.081, push=.877, behind=.076, straight=.683,
+TUNED = dict(speed=.267, support=.116, hip_up=1.146, knee_up=-.587, hip_down=.081, push=.877, behind=.076,
+             straight=.683,
              hip_p=1.059, hip_d=.239, knee_p=3.471, knee_d=.233, tilt_p=.8, tilt_d=1.457, vy_d=10.88, gain=.564)
 
 @dataclass
