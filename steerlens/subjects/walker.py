@@ -323,18 +323,19 @@ def steering()->Steering:
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
     folder:str|Path|None=None, # Where the weights go; `weights/walker` of the project by default
+    rounds:int=24,             # Of practice
     seed:int=0,                # Everything random
-    n:int=100,                 # Held-out seeds
-    **params                   # Of `train`
-)->dict: # Share that is still walking, mean reward, bounds
+    n:int=100                  # Held-out seeds
+)->dict: # Share that is still walking, of whole walks from a standstill too, and the bounds of unedited walks
     "Train the policy, measure it on held-out seeds, write its weights and manifest"
+    held = trials_of('', n, 9000)
     with threads(1):
-        policy = as_subject(train(seed=seed, **params))
-        whole = rollout(policy, trials_of('', n, 9000), LIMIT, lead=0)
-    success = dict(walk=float(np.mean([walks(e) for e in rollout(policy, trials_of('', n, 9000))])))
-    measured = dict(success=success, trials=n, bounds=measured_bounds(policy))
-    measured['whole_walks'] = dict(reward=float(np.mean([e.reward for e in whole])), fell=sum(e.fell for e in whole))
-    save(policy.model, folder or root()/'weights'/'walker', params=params, seed=seed, **measured)
+        policy = as_subject(train(rounds, seed=seed))
+        success = dict(walk=float(np.mean([walks(e) for e in rollout(policy, held)])))
+        alone = rollout(policy, held, LIMIT, lead=0)
+    whole = dict(steps=LIMIT, reward=float(np.mean([e.reward for e in alone])), fell=sum(e.fell for e in alone))
+    measured = dict(success=success, trials=n, whole=whole, bounds=measured_bounds(policy))
+    save(policy.model, folder or root()/'weights'/'walker', params=dict(rounds=rounds), seed=seed, **measured)
     print('on held-out seeds:', measured)
     return measured
 

@@ -138,14 +138,10 @@ class Walker(nn.Module):
         self.out = nn.Linear(WIDTH, 4)
 
     def forward(self,
-        felt_BI:Tensor, # Two observations and the last action, [B, 32]
-        noise:float=0., # Added to each layer's output while training, as a share of its length
-        gen:torch.Generator|None=None # Of the noise
+        felt_BI:Tensor # Two observations and the last action, [B, 32]
     )->Tensor: # Torques within -1 and 1, [B, 4]
         h = felt_BI[:,None]
-        for layer in self.layers:
-            h = layer(h)
-            if noise: h = h + noise*h.norm(dim=-1, keepdim=True)*torch.randn(h.shape, generator=gen)/WIDTH**.5
+        for layer in self.layers: h = layer(h)
         return self.out(h)[:,0].tanh()
 
 # %% ../../nbs/13_subjects.walker_model.ipynb #e25e8546
@@ -160,7 +156,7 @@ def subject(
 )->Subject: # The trained policy; raises `SteerlensError` where weights are missing or don't fit
     "The shipped policy"
     file = Path(folder or root()/'weights'/'walker')/'model.safetensors'
-    need(file.exists(), file, 'no weights', do='`make subject SUBJECT=walker` trains them (about 5 minutes)')
+    need(file.exists(), file, 'no weights', do='`make subject SUBJECT=walker` trains them (about 10 minutes)')
     model = Walker()
     try: model.load_state_dict(load_file(file), strict=True)
     except Exception as e:
@@ -212,8 +208,7 @@ def fit(self:Walker,
     epochs:int,  # Times that each row is seen
     batch:int,   # Rows an update
     lr:float,    # Peak learning rate, falls along a cosine
-    noise:float, # See `Walker.forward`
-    gen:torch.Generator # Order of the rows, and the noise
+    gen:torch.Generator # Order of the rows
 )->float: # Mean squared error of the last epoch
     "Imitate"
     opt = torch.optim.Adam(self.parameters(), lr)
@@ -222,7 +217,7 @@ def fit(self:Walker,
     for _ in range(epochs):
         total = 0.
         for i in torch.randperm(n_rows, generator=gen).split(batch):
-            loss = F.mse_loss(self(data['felt'][i], noise, gen), data['torques'][i])
+            loss = F.mse_loss(self(data['felt'][i]), data['torques'][i])
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -236,8 +231,7 @@ def train(
     walkers:int=48,  # A round
     limit:int=600,   # Steps at most
     epochs:int=10,   # After each round; at the end eight times as many
-    noise:float=.05, # On the layers' outputs
-    seed:int=0       # Initial weights, order of the rows, noise
+    seed:int=0       # Initial weights, order of the rows
 )->Walker: # The trained policy
     "The policy from nothing, on the CPU"
     gen,start = generator('walker', seed), time.time()
@@ -246,13 +240,13 @@ def train(
         model = Walker()
     data = practice(None, range(FIRST, FIRST+walkers), limit, [0,.1,.2,.4])
     for i in range(1, rounds+1):
-        loss = model.fit(data, epochs, 512, 2e-3, noise, gen)
+        loss = model.fit(data, epochs, 512, 2e-3, gen)
         seeds = range(FIRST+i*walkers, FIRST+(i+1)*walkers)
         more = practice(model, seeds, limit, [0.])
         data = {k: torch.cat([data[k], more[k]]) for k in data}
         steps = len(more['felt'])/walkers
         print(f'{i:3d}/{rounds}  loss {loss:.4f}  {steps:.0f} steps a walk  {time.time()-start:.0f} s', flush=True)
-    loss = model.fit(data, 8*epochs, 2048, 2e-3, noise, gen)
+    loss = model.fit(data, 8*epochs, 2048, 2e-3, gen)
     print(f'loss {loss:.4f}  {time.time()-start:.0f} s', flush=True)
     return model.eval()
 
