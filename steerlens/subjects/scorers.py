@@ -37,7 +37,7 @@ class Outputs:
         self.outputs.setdefault(swap, []).append(output.flatten(1).double().cpu())
         if swap=='clean': self.groups.append(batch.rows[self.group].to_numpy())
 
-    def sums(self)->pd.DataFrame: # A row per group: n is the variance of the clean outputs, the others squared distances
+    def sums(self)->pd.DataFrame: # By group: n is the variance of the clean outputs, others squared distances
         "What `stats.cluster_means` takes"
         outputs = {swap: torch.cat(parts) for swap,parts in self.outputs.items()}
         clean = outputs['clean']
