@@ -4,11 +4,11 @@
 
 # %% ../../nbs/57_steer.sparse.ipynb #51ff9306
 from __future__ import annotations
-import numpy as np, pandas as pd
+import pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
-from ..core import generator, need, seed_of
+from ..core import generator, seed_of
 from ..stats import rate
 from .edits import Add, Intervention
 from .trials import Lab

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import generator, need, sha256
+from ..core import generator, need
 from .base import Batch, Ctx, Runs, Steering, Subject
 from .lm import token_words
 from .text import load_tokenizer, tokenizer_hashes, transformers
