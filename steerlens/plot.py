@@ -175,6 +175,7 @@ def curves(
     groups = [(n, g.sort_values(x)) for n,g in df.groupby(hue, sort=False)]
     looks = [_line(ax, i, n, g, x, y) for i,(n,g) in enumerate(groups)]
     ax.set(xlabel=xlabel or x, **kw)
+    if 'xticks' in kw: ax.minorticks_off()
     ax.set_title(ylabel or y, fontsize=9)
     _name_ends(ax, [(LABELS.get(n, n), g[x].iloc[-1], g[y].iloc[-1]) for n,g in groups], looks)
     return fig

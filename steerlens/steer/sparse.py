@@ -104,10 +104,10 @@ def show_sparse(
         beside = g[g.n_latents==few].set_index('arm')['rate']
         title = (f"{contrast}: {few} latents flip {beside['latents']:.0%}, as many random ones {beside['random']:.0%}, "
                  f"as many coordinates of DiffMean {beside['coordinates']:.0%}")
-        lines = g.assign(arm=g.arm.map(ARMS))
+        lines,ks = g.assign(arm=g.arm.map(ARMS)), sorted({*g.n_latents})
         figures[f"sparse_{contrast.replace('->', '_to_')}"] = plot.curves(
             lines, 'n_latents', 'rate', 'arm', title, 'latents (or coordinates) kept', 'flip rate', xscale='log',
-            ylim=(-.02, 1.02))
+            xticks=ks, xticklabels=ks, ylim=(-.02, 1.02))
     return figures
 
 # %% ../../nbs/57_steer.sparse.ipynb #41ded645
