@@ -56,7 +56,7 @@ def test_no_unedited_walk_flips():
 def test_the_shipped_weights_are_the_measured_ones():
     m = read_manifest(root()/'weights/walker', 'walker-weights')
     assert m['sha256']==sha256(root()/'weights/walker/model.safetensors')
-    assert m['success']['walk']>=.95
+    assert m['success']['walk']>=.9
     (slowest,fastest),(forward,back) = m['bounds']['speed'], m['bounds']['tilt']
     assert walker.BOUNDS['slow']<=slowest and fastest<=walker.BOUNDS['fast']
     assert walker.BOUNDS['lean']<=forward and back<=walker.BOUNDS['upright']
