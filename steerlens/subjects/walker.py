@@ -355,7 +355,8 @@ def steering()->Steering:
         conditions=list(BOUNDS), contrasts=CONTRASTS, labels=dict(event=going), streams=dict(all=['all']),
         trivial=trivial, trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
         able=lambda episode, condition: walks(episode),
-        shown=lambda e: dict(speed=speed_of(e), tilt=tilt_of(e), steps=e.steps, fell=e.fell, reward=e.reward), film=film)
+        shown=lambda e: dict(speed=speed_of(e), tilt=tilt_of(e), steps=e.steps, fell=e.fell, reward=e.reward),
+        film=film)
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
