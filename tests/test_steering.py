@@ -1,4 +1,5 @@
 "What users meet on the way to a steered robot: wrong names, no OpenGL, one worker or two"
+import subprocess, sys, time
 import numpy as np, pandas as pd
 import pytest
 import torch
@@ -71,6 +72,36 @@ def test_one_worker_or_two_the_same_bytes():
         with Lab(settle(SUBJECT), workers, chunk=3) as lab: found.append(lab.run(trials, edits))
     for a,b in zip(*found):
         assert a.event==b.event and np.array_equal(a.actions, b.actions)
+
+
+SWEEP = """
+import sys, torch
+from steerlens.steer.edits import Add, Intervention
+from steerlens.steer.trials import Lab
+from steerlens.subjects.settle import settle
+lab = Lab(settle('nano_vla'), 1, chunk=2, keep=sys.argv[1]+'/chunks')
+trials = lab.steering.trials('puck_push', 12, 300)
+edits = [Intervention('lm.0.out', 'all', Add(torch.ones(128), .05)).placebo(i) for i in range(12)]
+lab.table(trials, edits, [('puck_push', 'puck_pull')]*12).to_parquet(sys.argv[1]+'/table.parquet')
+lab.close()
+"""
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bytes(tmp_path):
+    "SIGKILL as soon as so many chunks are there; the rest is done by the next run"
+    whole,torn = tmp_path/'whole', tmp_path/'torn'
+    for folder in (whole, torn): folder.mkdir()
+    assert sh(sys.executable, '-c', SWEEP, whole).rc==0
+    for n in (1, 2, 4):
+        run = subprocess.Popen([sys.executable, '-c', SWEEP, torn], stdout=subprocess.DEVNULL)
+        while len(list((torn/'chunks').glob('[!.]*.parquet')))<n and run.poll() is None: time.sleep(.01)
+        run.kill()
+        run.wait()
+        assert not (torn/'table.parquet').exists()
+    said = sh(sys.executable, '-c', SWEEP, torn)
+    assert said.rc==0 and 'were done before' in said.out
+    assert (torn/'table.parquet').read_bytes()==(whole/'table.parquet').read_bytes()
+    assert not (torn/'chunks').exists()
 
 
 def test_every_placebo_is_drawn_afresh(smoke):

@@ -88,7 +88,7 @@ def show_spliced(
 ): # A `plot.Plot`
     "The score that matters, spliced and with the mean activation"
     from steerlens import plot
-    score,what,label = work.scorer.shown
+    score,what,label = work.scorer().shown
     left = {s: t[score].astype(float) for s,t in spliced.items()}
     defined = {s: v for s,v in left.items() if v.notna().all()}
     missing = f'; not defined at {", ".join(sorted(set(left)-set(defined)))}' if len(defined) < len(left) else ''

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import SteerlensError, atomic, need, sha256
 from ..stats import auc
-from ..acts.store import Acts
-from ..subjects.base import Steering
+from ..acts.harvest import harvest
+from ..acts.store import Acts, split_episodes
+from ..subjects.base import Steering, Subject
 
 # %% auto #0
-__all__ = ['Contrast', 'load_contrast', 'contrast', 'cells', 'contrasts', 'leakage']
+__all__ = ['Contrast', 'load_contrast', 'contrasted', 'contrast', 'cells', 'contrasts', 'leakage']
 
 # %% ../../nbs/50_steer.contrasts.ipynb #711dc413
 @dataclass
@@ -55,6 +56,22 @@ def load_contrast(
     for s,g in table.groupby('stream', sort=False):
         rows[s] = g.row_id[g.positive].to_numpy(), g.row_id[~g.positive].to_numpy()
     return Contrast(name, kind, rows)
+
+# %% ../../nbs/50_steer.contrasts.ipynb #2df7e7d4
+def contrasted(
+    subject:Subject,    # The model
+    steering:Steering,  # How it is steered
+    acts:Acts,          # From phase 1
+    sites:list[str],    # Where directions are to be fitted
+    folder:str|Path,    # Under which a harvest of its own goes
+    validation:float=.2 # Share of the examples held out
+)->Acts: # Those of phase 1, or of the subject's own examples
+    "The activations that contrasts are made of"
+    if not steering.examples: return acts
+    runs = steering.examples(subject)
+    params = runs.key | dict(phase_1=acts.folder.name, sites=sites, validation=validation)
+    splits = split_episodes(runs.groups, validation)
+    return harvest(subject, runs.batches, sites, Path(folder)/sha256(params)[:10], params, splits)
 
 # %% ../../nbs/50_steer.contrasts.ipynb #e19fa2cd
 def contrast(

@@ -20,7 +20,8 @@ from .trials import Lab, action_flip
 
 # %% auto #0
 __all__ = ['SETTING', 'PLACE', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents', 'measure',
-           'action_flips', 'order', 'show_actions', 'flip_table', 'base_success', 'success_ratio', 'experiment']
+           'action_flips', 'order', 'show_actions', 'flip_table', 'side_by_side', 'base_success', 'success_ratio',
+           'experiment']
 
 # %% ../../nbs/55_steer.effects.ipynb #bef33b77
 SETTING = ['a','b','site','stream','alpha','method']
@@ -71,8 +72,8 @@ def sweep(
             trials.append(t)
             interventions.append(v.placebo(seed_of(*key)) if s.placebo else v)
     table = arms.loc[arms.index.repeat(n)].reset_index(drop=True)
-    episodes = lab.run(trials, interventions, label='selection')
-    return table.assign(outcome=[lab.steering.outcome(e, a, b) for e,a,b in zip(episodes, table.a, table.b)])
+    cells = list(zip(table.a, table.b))
+    return table.assign(outcome=lab.table(trials, interventions, cells, label='selection').outcome)
 
 # %% ../../nbs/55_steer.effects.ipynb #5ae93373
 def _added(directions, s, a, b):
@@ -168,11 +169,9 @@ def measure(
     steering,plan = lab.steering, []
     for contrast,pooled in steering.contrasts.items():
         for a,b in pooled: plan += _arms(steering, directions, chosen, contrast, a, b, n//len(pooled), first_seed)
-    t = pd.DataFrame([row for row,_,_ in plan])
-    episodes = lab.run([trial for _,trial,_ in plan], [v for _,_,v in plan], label='measurement')
-    t = t.join(pd.DataFrame([steering.shown(e) for e in episodes])).assign(n_edits=lab.n_edits)
-    t['outcome'] = [steering.outcome(e, a, b) for e,a,b in zip(episodes, t.a, t.b)]
-    return t
+    rows,trials,edits = zip(*plan)
+    t = pd.DataFrame(rows)
+    return t.join(lab.table(trials, edits, list(zip(t.a, t.b)), label='measurement'))
 
 # %% ../../nbs/55_steer.effects.ipynb #92390ac0
 def _arms(steering, directions, chosen, contrast, a, b, n, first_seed):
@@ -298,6 +297,20 @@ def _scene_row(g, off):
     action = None if found is None or pd.isna(found['rate']) else float(found['rate'])
     return row | dict(off_axis=None if found is None else float(found.off_axis), action_flip=action)
 
+# %% ../../nbs/55_steer.effects.ipynb #ea514bf5
+def side_by_side(
+    trials:pd.DataFrame, # From `measure`
+    lead:str,            # The method to show
+    n:int=2,             # Trials of each contrast
+)->pd.DataFrame: # contrast, seed, prompt, baseline, steered, placebo; empty where trials have no text
+    "The same prompts and seeds, three ways"
+    if 'text' not in trials: return pd.DataFrame()
+    at = dict(baseline=trials.method=='baseline', steered=trials.method==lead, placebo=trials.of==lead)
+    key,arms = ['contrast', 'seed', 'prompt'], []
+    for name,mask in at.items():
+        arms.append(trials[mask].set_index(key).text.str.replace('\n', ' ⏎ ').rename(name))
+    return pd.concat(arms, axis=1).groupby('contrast', sort=False).head(n).reset_index()
+
 # %% ../../nbs/55_steer.effects.ipynb #6bb1b2e4
 def base_success(
     lab:Lab,        # Runs the trials
@@ -308,8 +321,9 @@ def base_success(
     "Share of episodes that are what their condition asks for"
     steering,label = lab.steering, f'spliced at {spliced[0]}' if spliced else 'base'
     trials = {c: steering.trials(c, n, first_seed) for c in steering.conditions}
-    episodes = iter(lab.run([t for ts in trials.values() for t in ts], spliced=spliced, label=label))
-    return {c: rate([steering.able(next(episodes), c) for _ in ts]) for c,ts in trials.items()}
+    flat = [(c,t) for c,ts in trials.items() for t in ts]
+    table = lab.table([t for _,t in flat], None, [(c,c) for c,_ in flat], spliced, label)
+    return {c: rate(g.able) for c,g in table.groupby([c for c,_ in flat], sort=False)}
 
 def success_ratio(
     spliced:dict, # From `base_success` with an SAE

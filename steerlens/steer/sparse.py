@@ -4,11 +4,11 @@
 
 # %% ../../nbs/57_steer.sparse.ipynb #51ff9306
 from __future__ import annotations
-import numpy as np, pandas as pd
+import pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
-from ..core import generator, need, seed_of
+from ..core import generator, seed_of
 from ..stats import rate
 from .edits import Add, Intervention
 from .trials import Lab
@@ -79,9 +79,9 @@ def sparse_curve(
                         trials.append(t)
                         edits.append(Intervention(s.site, s.stream, Add(stretched(v, dm.norm()), s.alpha)))
     if not n: return pd.DataFrame(columns=['contrast', 'a', 'b', 'arm', 'n_latents', 'outcome'])
-    episodes = lab.run(trials, edits, label='number of latents')
     table = pd.DataFrame(rows)
-    return table.assign(outcome=[lab.steering.outcome(e, a, b) for e,a,b in zip(episodes, table.a, table.b)])
+    found = lab.table(trials, edits, list(zip(table.a, table.b)), label='number of latents')
+    return table.assign(outcome=found.outcome)
 
 # %% ../../nbs/57_steer.sparse.ipynb #4f0a0395
 def sparse_rates(

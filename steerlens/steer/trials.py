@@ -10,10 +10,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fastcore.basics import patch
 from functools import cache
+from importlib.util import find_spec
 from multiprocessing import current_process, get_context
-import json, os, signal, sys, threading, time
-import numpy as np
-from ..core import SteerlensError, need, threads
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+import hashlib, json, os, shutil, signal, sys, threading, time
+import numpy as np, pandas as pd
+import torch
+from ..core import SteerlensError, atomic, need, sha256, threads
 from ..stats import rate
 from ..sae.splicing import splice
 from ..subjects.base import Steering
@@ -43,8 +47,8 @@ def _loaded(key):
     return who.subject, steering_of(who, key['how'], **key['kwargs'])
 
 def _run_chunk(job):
-    "Episodes of one chunk of trials, and how often each one's edit applied"
-    key,trials,interventions,spliced = job
+    "Episodes of one chunk of trials, or with cells a table of what became of them, and how often each edit applied"
+    key,trials,interventions,spliced,cells = job
     subject,steering = _loaded(key)
     with threads(1), ExitStack() as stack:
         if spliced:
@@ -53,7 +57,18 @@ def _run_chunk(job):
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
         n_edits = stack.enter_context(intervened(subject, interventions))
         episodes = steering.run(subject, trials)
-    return episodes, _checked(interventions, n_edits.tolist())
+    if steering.reread:
+        with threads(1): episodes = steering.reread(subject, episodes)
+    made = _checked(interventions, n_edits.tolist())
+    return (episodes, made) if cells is None else _judged(steering, episodes, cells, made)
+
+def _judged(steering, episodes, cells, n_edits):
+    "A row per trial: what is shown of it, whether it did its own task, its outcome, how often its edit applied"
+    rows = []
+    for e,(a,b),n in zip(episodes, cells, n_edits):
+        outcome = steering.outcome(e, a, b) if a!=b else None
+        rows.append(steering.shown(e) | dict(able=bool(steering.able(e, a)), outcome=outcome, n_edits=n))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/54_steer.trials.ipynb #78dd3aea
 def steering_of(
@@ -74,6 +89,7 @@ class Lab:
         who:Settled,   # The subject; its module has `steering`
         workers:int=2, # Processes
         chunk:int=192, # Trials in a chunk
+        keep:str|Path|None=None, # Folder for finished chunks, to go on from after a kill; emptied by `close`
         how:str='steering', # The function of its module that says how it is steered
         **kwargs       # What that function takes, plain enough for JSON
     ):
@@ -81,16 +97,18 @@ class Lab:
         if again: sys.exit(f'Lab: {GUARD}')
         self.n_edits = [] # How often each edit of the last run applied
         self.key = json.dumps(dict(who=dict(subject=who.name) | who.key, how=how, kwargs=kwargs))
-        self.chunk = chunk
-        self.steering = _loaded(self.key)[1]
+        self.chunk,self.kept = chunk, Path(keep) if keep else None
+        subject,self.steering = _loaded(self.key)
+        self.made_by = _made_by(subject) if keep else ''
         self.pool = None
         if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (os.getpid(),))
 
     def __enter__(self): return self
-    def __exit__(self, *_): self.close()
-    def close(self):
-        "End the workers"
+    def __exit__(self, kind, *_): self.close(finished=kind is None)
+    def close(self, finished=True):
+        "End the workers; finished chunks are kept only if there is something to go on with"
         if self.pool: self.pool.shutdown(cancel_futures=True)
+        if finished and self.kept: shutil.rmtree(self.kept, ignore_errors=True)
 
 GUARD = "workers run a script again from its top; put what starts them under `if __name__ == '__main__':`"
 
@@ -114,18 +132,76 @@ def run(self:Lab,
     jobs = []
     for i in range(0, len(trials), self.chunk):
         part = slice(i, i+self.chunk)
-        jobs.append((self.key, trials[part], interventions[part], spliced))
+        jobs.append((self.key, trials[part], interventions[part], spliced, None))
     done,n_edits,start = [], [], time.time()
     try:
-        for episodes,made in (self.pool.map if self.pool else map)(_run_chunk, jobs):
+        for episodes,made in self._map(jobs):
             done += episodes
             n_edits += made
             print(f'{label}: {len(done):,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
     except BrokenProcessPool: raise SteerlensError('Lab', 'a worker process died', do=f'in a script, {GUARD}') from None
     self.n_edits = n_edits
+    _tell_closed(interventions, n_edits, label)
+    return done
+
+# %% ../../nbs/54_steer.trials.ipynb #3e2724a1
+@patch
+def table(self:Lab,
+    trials:Sequence,   # What to run, from `Steering.trials`
+    interventions:Sequence|None, # One per trial, None for no edit
+    cells:Sequence,    # (a, b) of each trial: under a, edited towards b; twice the same where nothing is to flip
+    spliced:tuple|None=None, # (site, folder of an SAE) to splice into every trial
+    label:str='trials' # Named in the progress lines
+)->pd.DataFrame: # A row per trial: what `Steering.shown` says, able, outcome, n_edits
+    "Run trials and judge them"
+    interventions = interventions or [None]*len(trials)
+    parts,jobs,start = {}, {}, time.time()
+    made_by = [self.made_by, sha256(Path(spliced[1])/'sae_weights.safetensors') if spliced and self.kept else None]
+    for i in range(0, len(trials), self.chunk):
+        at = slice(i, i+self.chunk)
+        job = self.key, trials[at], interventions[at], spliced, cells[at]
+        file = self.kept and self.kept/f'{_digest(job, made_by)}.parquet'
+        if file and file.exists(): parts[i] = pd.read_parquet(file)
+        else: jobs[i] = job, file
+    if parts: print(f'{label}: {sum(map(len, parts.values())):,} of {len(trials):,} were done before', flush=True)
+    try:
+        for (i,(_,file)),part in zip(jobs.items(), self._map([job for job,_ in jobs.values()])):
+            parts[i] = part
+            if file:
+                with atomic(file) as tmp: part.to_parquet(tmp, index=False)
+            done = sum(map(len, parts.values()))
+            print(f'{label}: {done:,} of {len(trials):,}  {time.time()-start:.0f} s', flush=True)
+    except BrokenProcessPool: raise SteerlensError('Lab', 'a worker process died', do=f'in a script, {GUARD}') from None
+    table = pd.concat([parts[i] for i in sorted(parts)], ignore_index=True)
+    _tell_closed(interventions, table.n_edits, label)
+    return table
+
+@patch
+def _map(self:Lab, jobs): return (self.pool.map if self.pool else map)(_run_chunk, jobs)
+
+# %% ../../nbs/54_steer.trials.ipynb #8c7d1913
+def _digest(job, made_by): return sha256([_plain(job), made_by])[:24]
+
+def _plain(x):
+    "Anything of a job as something that can be hashed"
+    if isinstance(x, torch.Tensor): return hashlib.sha256(_bytes(x)).hexdigest()
+    if is_dataclass(x): return [type(x).__name__, *[_plain(getattr(x, f.name)) for f in fields(x)]]
+    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    return x if isinstance(x, (str, int, float, bool, type(None))) else repr(x)
+
+def _made_by(subject):
+    "The subject's weights and this library's code"
+    h = hashlib.sha256()
+    for p in subject.model.state_dict().values(): h.update(_bytes(p))
+    for file in sorted(Path(find_spec('steerlens').origin).parent.rglob('*.py')): h.update(file.read_bytes())
+    return h.hexdigest()
+
+def _bytes(x): return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+def _tell_closed(interventions, n_edits, label):
+    "Gates that never opened are said"
     closed = [n==0 for v,n in zip(interventions, n_edits) if v and v.gate]
     if any(closed): print(f'{label}: the gate never opened in {sum(closed)} of {len(closed)} gated trials', flush=True)
-    return done
 
 # %% ../../nbs/54_steer.trials.ipynb #9a90f957
 def action_flip(

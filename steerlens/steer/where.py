@@ -46,9 +46,8 @@ def everywhere(
                 edits.append(Intervention(site, stream, Add(d.residual, alpha), gate))
     table = pd.DataFrame(rows, columns=['contrast', 'a', 'b', 'site', 'stream', 'gate', 'alpha'])
     if not n: return table.assign(outcome=[], n_edits=[])
-    episodes = lab.run(trials, edits, label='where and when')
-    outcomes = [lab.steering.outcome(e, a, b) for e,a,b in zip(episodes, table.a, table.b)]
-    return table.assign(outcome=outcomes, n_edits=lab.n_edits)
+    found = lab.table(trials, edits, list(zip(table.a, table.b)), label='where and when')
+    return table.join(found[['outcome', 'n_edits']])
 
 def show_everywhere(
     table:pd.DataFrame # From `everywhere`

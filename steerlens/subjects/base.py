@@ -213,7 +213,8 @@ class Steering:
     scene:Callable     # condition -> what its contrast pools it with, such as a scene
     events:bool = False # Does a run say what is happening, by the names of conditions?
     swap:bool = True   # Can a condition be asked for? Then the other one, without an edit, is the ceiling
-    harvest:Callable|None = None  # (subject, sites, folder) -> acts that contrasts are made of; phase 1's by default
+    reread:Callable|None = None   # (subject, episodes) -> episodes, with what the unedited subject makes of them
+    examples:Callable|None = None # subject -> `Runs` that contrasts are made of; what phase 1 harvested by default
     decision:Decision|None = None # What it does in one recorded state; None if there is no such thing
     film:Callable|None = None     # (subject, trial) -> pictures [n, H, W, 3], what was asked, what came of it
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None

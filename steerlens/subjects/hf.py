@@ -93,15 +93,19 @@ def _facts(model, config, n_layers):
 
 # %% ../../nbs/15_subjects.hf.ipynb #95d83289
 def _forward(model):
-    "Token ids, perhaps with an attention mask, to the model's output"
-    takes_positions = 'position_ids' in signature(model.forward).parameters
-    def forward(ids, *, attention_mask=None): # by name, which is how taps and gates see it
+    "Token ids, perhaps with an attention mask and a cache, to the model's output"
+    takes = signature(model.forward).parameters
+    name = 'cache' if 'cache' in takes else 'past_key_values' # as transformers called it before
+    def forward(ids, *, attention_mask=None, cache=None): # by name, which is how taps and gates see it
         ids = ids.to(model.device)
+        need(cache is None or attention_mask is not None, 'cache', 'no attention_mask', 'one of all tokens so far')
         if attention_mask is None: return model(input_ids=ids, use_cache=False)
-        mask = attention_mask.to(model.device)
-        need(mask.shape==ids.shape, 'attention_mask', list(mask.shape), f'{list(ids.shape)}, as the ids')
-        positions = dict(position_ids=(mask.long().cumsum(1)-1).clamp_min(0)) if takes_positions else {}
-        return model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
+        mask,before = attention_mask.to(model.device), cache.get_seq_length() if cache else 0
+        want = [len(ids), before+ids.shape[1]]
+        need(list(mask.shape)==want, 'attention_mask', list(mask.shape), f'{want}, as the ids')
+        positions = (mask.long().cumsum(1)-1).clamp_min(0)[:,before:]
+        known = {name: cache} | (dict(position_ids=positions) if 'position_ids' in takes else {})
+        return model(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **known)
     return forward
 
 # %% ../../nbs/15_subjects.hf.ipynb #448debdb

@@ -6,12 +6,14 @@
 from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
+from .scorers import Outputs
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
@@ -19,9 +21,8 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
 
 # %% auto #0
 __all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
-           'batches', 'runs', 'looks', 'Actions', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked',
-           'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'unprompted',
-           'retrain']
+           'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
+           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'unprompted', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -261,44 +262,6 @@ def _distances(acts):
             found.append(dict(layer=acts.catalog['layers'][site], stream=s, distance=distance))
     return pd.DataFrame(found)
 
-# %% ../../nbs/14_subjects.nano_vla.ipynb #1e39fdcc
-class Actions:
-    "Scores actions under swapped activations"
-    shown = ('action_r2', 'R² of the actions', 'R² of the actions with those of the unchanged policy')
-    def __init__(self):
-        self.actions = {} # swap -> actions of each batch, [B, chunk*axes]
-        self.groups = []  # the seed of each state
-
-    def add(self,
-        batch:Batch, # What was run
-        mask_BT,     # Tokens that were replaced; actions depend on all of them
-        swap:str,    # `clean`, `spliced`, `mean` or `zero`
-        output:Tensor # Actions, [B, chunk, axes]
-    ):
-        "One run of one batch"
-        bad = ~output.isfinite().flatten(1).all(1)
-        need(not bad.any(), f'{swap} actions', f'{bad.sum()} of {len(bad)} are NaN or infinite', 'finite numbers')
-        self.actions.setdefault(swap, []).append(output.flatten(1).double().cpu())
-        if swap=='clean': self.groups.append(batch.rows['seed'].to_numpy())
-
-    def sums(self)->pd.DataFrame: # A row per seed: n is the variance of the clean actions, the others squared distances
-        "What `stats.cluster_means` takes"
-        actions = {swap: torch.cat(parts) for swap,parts in self.actions.items()}
-        clean = actions['clean']
-        sums = dict(n=(clean-clean.mean(0)).pow(2).sum(1))
-        for swap,a in actions.items(): sums[f'fvu {swap}'] = (a-clean).pow(2).sum(1)
-        return pd.DataFrame(sums).groupby(np.concatenate(self.groups)).sum()
-
-    def scores(self,
-        found:dict, # From `stats.cluster_means`
-        swap:str    # Which
-    )->dict: # action_r2 with its ends
-        "R2 is one minus FVU, so the interval's ends change places"
-        mean,lo,hi = found[f'fvu {swap}']
-        return dict(action_r2=1-mean, action_r2_lo=_rest(hi), action_r2_hi=_rest(lo))
-
-def _rest(share): return None if share is None else 1-share
-
 # %% ../../nbs/14_subjects.nano_vla.ipynb #413be49a
 def decided(
     acts # Harvested `Acts`
@@ -329,7 +292,7 @@ def hits(
 
 def work()->Work:
     "A policy acts"
-    return Work(held_out, Actions, hits)
+    return Work(held_out, partial(Outputs, 'actions', 'seed'), hits)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #66aa0d4a
 CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')],

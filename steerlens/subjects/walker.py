@@ -6,19 +6,21 @@
 from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
+from .scorers import Outputs
 from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
 __all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
            'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
-           'batches', 'runs', 'trials_of', 'looks', 'Torques', 'walked_steps', 'held_out', 'hits', 'work', 'beyond',
-           'outcome', 'measured_bounds', 'going', 'trivial', 'film', 'steering', 'retrain']
+           'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome',
+           'measured_bounds', 'going', 'trivial', 'film', 'steering', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
 LEAD,JUDGED,SHORT = 100, 200, 500 # Steps: until the policy takes over, until it is judged, until the end
@@ -212,44 +214,6 @@ def looks(
     return dict(gait=shares), dict(gait=fig)
 
 # %% ../../nbs/14_subjects.walker.ipynb #e1603b78
-class Torques:
-    "Scores torques under swapped activations"
-    shown = ('action_r2', 'R² of the torques', 'R² of the torques with those of the unchanged policy')
-    def __init__(self):
-        self.torques = {}  # swap -> torques of each batch, [B, 4]
-        self.episodes = [] # of each row
-
-    def add(self,
-        batch:Batch, # What was run
-        mask_BT,     # Tokens that were replaced; there is only one
-        swap:str,    # `clean`, `spliced`, `mean` or `zero`
-        output:Tensor # Torques, [B, 4]
-    ):
-        "One run of one batch"
-        bad = ~output.isfinite().all(1)
-        need(not bad.any(), f'{swap} torques', f'{bad.sum()} of {len(bad)} are NaN or infinite', 'finite numbers')
-        self.torques.setdefault(swap, []).append(output.double().cpu())
-        if swap=='clean': self.episodes.append(batch.rows['episode'].to_numpy())
-
-    def sums(self)->pd.DataFrame: # A row per episode: n is the variance of the clean torques, others squared distances
-        "What `stats.cluster_means` takes"
-        torques = {swap: torch.cat(parts) for swap,parts in self.torques.items()}
-        clean = torques['clean']
-        sums = dict(n=(clean-clean.mean(0)).pow(2).sum(1))
-        for swap,a in torques.items(): sums[f'fvu {swap}'] = (a-clean).pow(2).sum(1)
-        return pd.DataFrame(sums).groupby(np.concatenate(self.episodes)).sum()
-
-    def scores(self,
-        found:dict, # From `stats.cluster_means`
-        swap:str    # Which
-    )->dict: # action_r2 with its ends
-        "R2 is one minus FVU, so the interval's ends change places"
-        mean,lo,hi = found[f'fvu {swap}']
-        return dict(action_r2=1-mean, action_r2_lo=_rest(hi), action_r2_hi=_rest(lo))
-
-def _rest(share): return None if share is None else 1-share
-
-# %% ../../nbs/14_subjects.walker.ipynb #77f6635f
 def walked_steps(
     acts # Harvested `Acts`
 )->pd.DataFrame: # As from `steps_of`
@@ -277,7 +241,7 @@ def hits(
 
 def work()->Work:
     "A walker walks"
-    return Work(held_out, Torques, hits)
+    return Work(held_out, partial(Outputs, 'torques', 'episode'), hits)
 
 # %% ../../nbs/14_subjects.walker.ipynb #240a78f6
 BOUNDS = dict(slow=2.1, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
