@@ -151,11 +151,11 @@ def since_landing(
 def steps_of(
     trials:list[int],       # As given to `rollout`
     episodes:list[Episode]  # What it returned
-)->pd.DataFrame: # One line per step: episode, step, seed, task, gait, walked, landed, faster, back, felt
+)->pd.DataFrame: # One line per step: episode, step, seed, gait, walked, landed, faster, back, felt
     "Rollouts as a table"
     parts = []
     for i,(seed,e) in enumerate(zip(trials, episodes)):
-        who = dict(episode=i, step=np.arange(e.steps), seed=seed, task='walk', gait=gait_of(e), walked=walks(e),
+        who = dict(episode=i, step=np.arange(e.steps), seed=seed, gait=gait_of(e), walked=walks(e),
                    landed=since_landing(e.felt[:,LEFT]), faster=trend(e.felt[:,VX]), back=trend(e.felt[:,ANGLE]))
         parts.append(pd.DataFrame(who).assign(felt=list(e.felt)))
     return pd.concat(parts, ignore_index=True)
@@ -167,7 +167,9 @@ def batches(
     "Steps to run again"
     return [_batch(table.iloc[i:i+size]) for i in range(0, len(table), size)]
 
-def _batch(rows): return Batch((torch.from_numpy(np.stack(rows.felt)),), rows.drop(columns='felt'))
+def _batch(rows):
+    felt = torch.from_numpy(np.stack(rows.felt))
+    return Batch((felt,), rows.drop(columns='felt').rename(columns=dict(gait='task')))
 
 # %% ../../nbs/14_subjects.walker.ipynb #3f5d00c3
 def runs(
@@ -175,7 +177,7 @@ def runs(
     model:str|Path|None=None, # Folder of its weights; the shipped ones by default
     folder:str|Path|None=None, # Where text would be kept; a policy has none
     seed:int=0,           # Nothing is drawn here
-    episodes:int=96,      # walks
+    episodes:int=192,     # walks
     first_seed:int=1000,  # seeds of the walks count up from here
 )->Runs: # `able` is the share that is still walking at the end
     "Walk, and run every step again"
