@@ -306,8 +306,8 @@ def film(
     pictures = []
     def watch(i, world):
         if world.steps%every: return
-        world.env.render_mode = 'rgb_array'
-        pictures.append(world.env.render()[::2,::2].copy())
+        world.env.render_mode,world.env.scroll = 'rgb_array', world.x-4
+        pictures.append(world.env.render()[100::2,::2].copy()) # without most of the sky
     with threads(1): e, = rollout(subject, [trial], watch=watch)
     became = next((c for c in BOUNDS if walks(e) and beyond(e, c)), 'as ever') if not e.fell else 'fell'
     return np.stack(pictures), f'seed {trial}', became
