@@ -233,7 +233,7 @@ def able(
     return metrics.get('title', f'{subject}: not steered yet')
 
 # %% ../nbs/95_report.ipynb #a7b794e9
-ABOUT = ('A flip: the first event reached is the one that the other instruction asks for. Each rate stands with its '
+ABOUT = ('A flip: what came of it is what the other condition asks for. Each rate stands with its '
          '95% interval. The placebo is a random direction at the same place and of the same length as the SAE one, '
          'drawn afresh for every trial; each method has its own, to be found in the details.')
 
