@@ -245,8 +245,8 @@ def work()->Work:
 
 # %% ../../nbs/14_subjects.walker.ipynb #240a78f6
 BOUNDS = dict(slow=2.1, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
-CONTRASTS = {'fast->slow': [('fast','slow')], 'slow->fast': [('slow','fast')],
-             'upright->lean': [('upright','lean')], 'lean->upright': [('lean','upright')]}
+CONTRASTS = {'upright->lean': [('upright','lean')], 'lean->upright': [('lean','upright')],
+             'slow->fast': [('slow','fast')], 'fast->slow': [('fast','slow')]}
 
 def beyond(
     e:Episode, # From a trial
