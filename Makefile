@@ -48,7 +48,7 @@ run: $(HERE) ## the main job on the embedded subject, all phases; the report is 
 	@echo "report: $(CURDIR)/reports/index.html"
 
 everything: $(HERE) ## the same, with the full tables of phase 3: all methods, number of latents, sites and gates, audit; an hour
-	@$(call locked,$(SNAKEMAKE) --config params=params/everything.yaml)
+	@$(call locked,$(SNAKEMAKE) --config params=params/everything.yaml everything=yes)
 	@echo "report: $(CURDIR)/reports/index.html"
 
 test: $(HERE) ## every check: the notebooks, the tests, the docs

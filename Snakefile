@@ -11,6 +11,8 @@ from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:3]}
+if "everything" in config:  # and what takes longer than `make run` may
+    SUBJECTS["walker"] = PHASES[:3]
 if "subjects" in config:  # others, through two phases or more: --config subjects=smollm2 phases=3
     SUBJECTS = {s: PHASES[:int(config.get("phases", 2))] for s in str(config["subjects"]).split(",")}
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
