@@ -3,7 +3,7 @@ import pytest
 import torch
 from steerlens.core import SteerlensError, root
 from steerlens.steer.contrasts import contrast, contrasted
-from steerlens.steer.edits import Add, Intervention, intervened
+from steerlens.steer.edits import Add, Intervention, Steps, intervened
 from steerlens.steer.trials import Lab
 from steerlens.subjects import nano_lm
 from steerlens.subjects.continuations import Trait, Writer, continued, noise_of
@@ -45,6 +45,17 @@ def test_an_edit_of_nothing_writes_the_same(lm):
     trials = how.trials('prose', 6, 300)
     with intervened(lm, pushes(6, 0.)): edited = how.run(lm, trials)
     assert [c.text for c in edited]==[c.text for c in how.run(lm, trials)]
+
+
+def test_an_edit_applies_to_each_token_once(lm):
+    "From the first new token on, which the prompt's last position decides; and to that one alone if asked"
+    how = nano_lm.steering()
+    trials,push = how.trials('code', 3, 300), Add(torch.ones(256)/16, 400.).placebo(0)
+    with intervened(lm, [Intervention(SITE, 'all', push)]*3) as n_edits: pushed = how.run(lm, trials)
+    assert n_edits.tolist()==[how.run.__self__.n]*3
+    with intervened(lm, [Intervention(SITE, 'all', push, Steps(end=1))]*3) as n_edits: once = how.run(lm, trials)
+    assert n_edits.tolist()==[1]*3
+    assert [c.ids[0] for c in once]==[c.ids[0] for c in pushed] and [c.ids for c in once]!=[c.ids for c in pushed]
 
 
 def test_seeds_decide(lm):
