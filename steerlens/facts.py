@@ -74,9 +74,12 @@ def audit_fact(
     metrics:dict, # Of a steering run
 )->str: # '' where there was none
     "How often an effect was called where there is none"
+    def share(a): return f"{a['rate']:.1%} of {a['n']} (95%: {a['lo']:.1%} to {a['hi']:.1%})"
     a = metrics.get('audit') or {}
     if not a.get('n'): return ''
-    return f"{a['rate']:.1%} of {a['n']} (95%: {a['lo']:.1%} to {a['hi']:.1%})"
+    varied = 'differences of means with shuffled labels, which point where the rows vary most'
+    if 'shuffled' not in a: return f'{share(a)}, half of them random, half {varied}'
+    return f'random {share(a)}'+(f"; {varied}: {share(a['shuffled'])}" if a['shuffled'] else '')
 
 def unpromptable_fact(
     metrics:dict, # Of a steering run

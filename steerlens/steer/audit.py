@@ -58,14 +58,17 @@ def audit(
     test_n:int,     # Fresh trials per contrast and null, as for the methods
     test_seed:int,  # They count up from here
     level:float=.05 # An effect is called below this p
-)->tuple[dict,pd.DataFrame]: # n, rate, lo, hi of effects that were called; a row per null
+)->tuple[dict,pd.DataFrame]: # n, rate, lo, hi of random ones called an effect, `shuffled` of the others; a row per null
     "Choose and measure null directions; count what is called an effect"
     columns = ['a', 'b', 'method', 'rate', 'placebo', 'p', 'called']
-    if not null: return dict(n=0, rate=None, lo=None, hi=None), pd.DataFrame(columns=columns)
+    if not null: return dict(n=0, rate=None, lo=None, hi=None, shuffled=None), pd.DataFrame(columns=columns)
     chosen,_,_ = select(lab, null, alphas, select_n, first_seed=select_seed)
     trials = measure(lab, null, chosen, test_n, test_seed)
     table = pd.DataFrame([called(trials, *who, level) for who in zip(chosen.a, chosen.b, chosen.method)])
-    return rate(table.called), table[columns]
+    random = table.method.str.startswith('random')
+    return rate(table.called[random]) | dict(shuffled=_share(table.called[~random])), table[columns]
+
+def _share(called): return rate(called) if len(called) else None
 
 def called(
     trials:pd.DataFrame, # From `measure`
