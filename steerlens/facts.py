@@ -37,7 +37,11 @@ def likeness_fact(
 )->str: # '' where it wasn't measured
     "How far each direction made of latents is from DiffMean, and how many latents it has"
     found = metrics.get('likeness_to_diffmean') or {}
-    return '; '.join(f"{look(metrics, m)[0]} {v:.3f} ({metrics['n_latents'][m]} latents)" for m,v in found.items())
+    told = []
+    for m,v in found.items():
+        n = metrics['n_latents'][m]
+        told.append(f'{look(metrics, m)[0]} {v:.3f}'+(f' ({n} latents)' if n>1 else ''))
+    return '; '.join(told)
 
 # %% ../nbs/94_facts.ipynb #9a5ad5e3
 def unmeasured_fact(
