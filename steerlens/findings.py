@@ -75,7 +75,7 @@ def headline(
     ours,dm,ceiling = [pooled(metrics, m) for m in (led, 'diffmean', 'swap')]
     placebos = pooled_placebos(metrics)
     told = [f'{subject_of(metrics, led)} flips {ours[0]} of {ours[1]}']
-    if dm[1]: told.append(f"DiffMean{' does as well:' if dm>=ours else ''} {dm[0]} of {dm[1]}")
+    if dm[1]: told.append(f"DiffMean{' does no worse:' if dm>=ours else ''} {dm[0]} of {dm[1]}")
     if placebos[1]: told.append(f'random ones of the same length {placebos[0]} of {placebos[1]:,}')
     if ceiling[1]: told.append(f'the other instruction itself {ceiling[0]} of {ceiling[1]}')
     return '; '.join(told)

@@ -61,7 +61,7 @@ def _panel(name, pictures, asked, happened, target, i):
     "One panel's picture at frame `i`"
     over = i >= len(pictures)-1
     said = f"{name}: {happened.replace('_', ' ') or 'nothing happened'}" if over else name
-    return caption(pictures[min(i, len(pictures)-1)], asked, said, over and happened==target)
+    return caption(pictures[min(i, len(pictures)-1)], asked, said, over and target in happened.split(', '))
 
 def _write(file, frame, n, fps):
     "Frames as H.264"

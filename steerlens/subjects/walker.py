@@ -309,7 +309,7 @@ def film(
         world.env.render_mode,world.env.scroll = 'rgb_array', world.x-4
         pictures.append(world.env.render()[100::2,::2].copy()) # without most of the sky
     with threads(1): e, = rollout(subject, [trial], watch=watch)
-    became = next((c for c in BOUNDS if walks(e) and beyond(e, c)), 'as ever') if not e.fell else 'fell'
+    became = 'fell' if e.fell else ', '.join(c for c in BOUNDS if walks(e) and beyond(e, c)) or 'as ever'
     return np.stack(pictures), f'seed {trial}', became
 
 # %% ../../nbs/14_subjects.walker.ipynb #328c8616
