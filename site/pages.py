@@ -175,11 +175,13 @@ def steered(subject):
 def able(subject):
     "What the showcase says of a subject that was read and rebuilt only"
     parts = []
-    for phase,name in (('1_residuals', 'able'), ('2_sae', 'spliced'), ('2_sae', 'sweep')):
+    for phase,name in (('1_residuals', 'able'), ('1_residuals', 'logit_lens'), ('2_sae', 'spliced'), ('2_sae', 'sweep')):
         svg = SHOWCASE/phase/subject/f'{name}.svg'
         if not svg.exists(): continue
-        shutil.copy(svg, DOCS/'showcase'/f'{subject}.{name}.svg')
-        parts.append(figure(f'showcase/{subject}.{name}.svg', alt(svg)))
+        to = DOCS/'showcase'/phase/subject
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(svg, to)
+        parts.append(figure(f'showcase/{phase}/{subject}/{name}.svg', alt(svg)))
     return parts
 
 
