@@ -175,7 +175,8 @@ def steered(subject):
 def able(subject):
     "What the showcase says of a subject that was read and rebuilt only"
     parts = []
-    for phase,name in (('1_residuals', 'able'), ('1_residuals', 'logit_lens'), ('2_sae', 'spliced'), ('2_sae', 'sweep')):
+    told = [('1_residuals', 'able'), ('1_residuals', 'logit_lens'), ('2_sae', 'spliced'), ('2_sae', 'sweep')]
+    for phase,name in told:
         svg = SHOWCASE/phase/subject/f'{name}.svg'
         if not svg.exists(): continue
         to = DOCS/'showcase'/phase/subject
