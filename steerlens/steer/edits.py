@@ -110,14 +110,19 @@ class Add(Edit):
         need(len(v) in (1, n_tokens), 'Add', f'{len(v)} token vectors', f'{n_tokens}, one per token of the site')
         need(v.isfinite().all(), 'Add', 'a vector with NaN or infinite numbers', 'finite ones')
         if self.seed is not None: v = _unit(self.seed, *v.shape)*v.norm(dim=-1, keepdim=True)
-        if self.share: v = v/v.norm(dim=-1, keepdim=True)
+        if self.share:
+            need(v.norm(dim=-1).all(), 'Add', 'a vector of length zero', 'one that points somewhere, for a share')
+            v = v/v.norm(dim=-1, keepdim=True)
         return (self.alpha*v).expand(n_tokens, -1)
 
     @classmethod
     def together(cls, edits, n_tokens):
         fields = torch.stack([e.field(n_tokens) for e in edits])
         share = torch.tensor([e.share for e in edits])[:,None,None]
+        width = fields.shape[-1]
         def change(x, at):
+            need(x.shape[-1]==width, 'Add', f'a vector of width {width}', f'{x.shape[-1]}, the width of the site',
+                 'take a direction of this site')
             add = fields[at]
             return x + (torch.where(share[at], add*x.norm(dim=-1, keepdim=True), add) if share.any() else add)
         return change
@@ -130,6 +135,7 @@ class Ablate(Edit):
 
     def placebo(self, seed): return replace(self, vector=_unit(seed, 1, len(self.vector))[0])
     def change(self, x_TD):
+        need(self.vector.norm() > 0, 'Ablate', 'a vector of length zero or NaN', 'one that points somewhere')
         u = self.vector/self.vector.norm()
         return x_TD - (x_TD@u)[:,None]*u
 
