@@ -51,10 +51,10 @@ def test_an_edit_applies_to_each_token_once(lm):
     "From the first new token on, which the prompt's last position decides; and to that one alone if asked"
     how = nano_lm.steering()
     trials,push = how.trials('code', 3, 300), Add(torch.ones(256)/16, 400.).placebo(0)
-    with intervened(lm, [Intervention(SITE, 'all', push)]*3) as n_edits: pushed = how.run(lm, trials)
-    assert n_edits.tolist()==[how.run.__self__.n]*3
-    with intervened(lm, [Intervention(SITE, 'all', push, Steps(end=1))]*3) as n_edits: once = how.run(lm, trials)
-    assert n_edits.tolist()==[1]*3
+    with intervened(lm, [Intervention(SITE, 'all', push)]*3) as made: pushed = how.run(lm, trials)
+    assert made.n_edits.tolist()==[how.run.__self__.n]*3
+    with intervened(lm, [Intervention(SITE, 'all', push, Steps(end=1))]*3) as made: once = how.run(lm, trials)
+    assert made.n_edits.tolist()==[1]*3
     assert [c.ids[0] for c in once]==[c.ids[0] for c in pushed] and [c.ids for c in once]!=[c.ids for c in pushed]
 
 

@@ -16,7 +16,7 @@ from ..core import SteerlensError, atomic, generator, need
 
 # %% auto #0
 __all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'logistic', 'pca_of_differences',
-           'tokenwise']
+           'tokenwise', 'random_latents', 'value_cluster']
 
 # %% ../../nbs/51_steer.directions.ipynb #d7cac995
 @dataclass
@@ -30,12 +30,14 @@ class Direction:
     latent:Tensor|None=None  # Difference of mean codes, [F]
     mask:Tensor|None=None    # Latents kept, [F] bool
     origin:dict = field(default_factory=dict) # Hashes of contrast and SAE
+    edit:str = 'add'         # How it is applied: a name in `steer.methods.EDITS`
+    given:dict = field(default_factory=dict) # Numbers that its edit needs
 
     def save(self, folder:str|Path): # Folder to put it in
         "Write `<contrast>.<method>.<site>.<stream>.safetensors`, origin in the header"
         tensors = dict(residual=self.residual, latent=self.latent, mask=self.mask)
-        about = dict(method=self.method, site=self.site, stream=self.stream, contrast=self.contrast,
-                     origin=json.dumps(self.origin))
+        about = {k: getattr(self, k) for k in ('method', 'site', 'stream', 'contrast', 'edit')}
+        about |= dict(origin=json.dumps(self.origin), given=json.dumps(self.given))
         file = Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors'
         with atomic(file) as tmp: save_file({k: v.contiguous() for k,v in tensors.items() if v is not None}, tmp, about)
 
@@ -49,7 +51,7 @@ def load_direction(
         with safe_open(file, 'pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             about = f.metadata()
-        return Direction(**tensors, **about | dict(origin=json.loads(about['origin'])))
+        return Direction(**tensors, **about | {k: json.loads(about[k]) for k in ('origin', 'given')})
     except Exception as e:
         raise SteerlensError(file, f'not a direction ({str(e).splitlines()[0]})', do='run 3_steering again') from None
 
@@ -130,3 +132,32 @@ def tokenwise(
         p,n = pos_ND[torch.from_numpy(pos_at==t)], neg_ND[torch.from_numpy(neg_at==t)]
         if len(p) and len(n): out[t] = diffmean(p, n)
     return out
+
+# %% ../../nbs/51_steer.directions.ipynb #df53e83d
+def random_latents(
+    z:Tensor, # Difference of mean codes, [F]
+    k:int,    # How many
+    seed:int  # Which
+)->Tensor: # [F]
+    "Random weights on `k` random latents out of those that fire in the rows of the contrast"
+    alive,g = z.nonzero()[:,0], generator('random latents', seed)
+    pick = alive[torch.randperm(len(alive), generator=g)[:k]]
+    return torch.zeros_like(z).scatter(0, pick, torch.randn(len(pick), generator=g))
+
+# %% ../../nbs/51_steer.directions.ipynb #add2bcf2
+def value_cluster(
+    values_HD:Tensor, # What each neuron adds
+    says_H:Tensor,    # How much that says the keyword
+    most:int,         # Neurons to take at most
+    size:int=8,       # Neurons in a group, on average
+    seed:int=0        # Of the grouping
+)->Tensor: # [H] bool
+    "The neurons of the group that says the keyword most, those that say it most first (Haon et al. 2025)"
+    from sklearn.cluster import KMeans
+    unit = values_HD/values_HD.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    means = KMeans(max(2, len(unit)//size), n_init=4, random_state=seed)
+    group = torch.from_numpy(means.fit_predict(unit.numpy())).long()
+    score = torch.stack([says_H[group==g].mean() for g in range(means.n_clusters)])
+    members = (group==score.argmax()).nonzero()[:,0]
+    keep = members[says_H[members].argsort(descending=True)[:most]]
+    return torch.zeros(len(unit), dtype=torch.bool).scatter(0, keep, True)

@@ -14,14 +14,14 @@ from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject, alone
 from .contrasts import contrasts
-from .methods import METHODS, fit
+from .methods import METHODS, applied, fit
 from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
 
 # %% auto #0
-__all__ = ['SETTING', 'PLACE', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents', 'measure',
-           'action_flips', 'order', 'show_actions', 'flip_table', 'side_by_side', 'base_success', 'success_ratio',
-           'experiment']
+__all__ = ['SETTING', 'PLACE', 'NATURAL', 'lengths', 'stand_ins', 'sweep', 'margins', 'select', 'doses', 'likeness', 'n_latents',
+           'usual', 'measure', 'action_flips', 'order', 'show_actions', 'flip_table', 'natural', 'side_by_side',
+           'base_success', 'success_ratio', 'experiment']
 
 # %% ../../nbs/55_steer.effects.ipynb #bef33b77
 SETTING = ['a','b','site','stream','alpha','method']
@@ -46,6 +46,9 @@ def stand_ins(
     "Which settings share a placebo"
     groups,names = {}, []
     for s,length in zip(settings.itertuples(), lengths(directions, settings)):
+        if directions[s.a,s.b,s.site,s.stream,s.method].edit!='add':
+            names.append(s.method)
+            continue
         known = groups.setdefault((s.a,s.b,s.site,s.stream,s.alpha), [])
         name = next((m for m,l in known if len(l)==len(length) and np.allclose(l, length, rtol=within)), s.method)
         if name==s.method: known.append((s.method, length))
@@ -66,7 +69,7 @@ def sweep(
     arms = pd.concat([settings.assign(placebo=False), placebos.assign(placebo=True)], ignore_index=True)
     trials,interventions = [], []
     for s in arms.itertuples():
-        v = _added(directions, s, s.a, s.b)
+        v = _set(directions, s)
         for i,t in enumerate(lab.steering.trials(s.a, n, first_seed)):
             key = 'selection', *(getattr(s, c) for c in SETTING), first_seed+i
             trials.append(t)
@@ -76,9 +79,7 @@ def sweep(
     return table.assign(outcome=lab.table(trials, interventions, cells, label='selection').outcome)
 
 # %% ../../nbs/55_steer.effects.ipynb #5ae93373
-def _added(directions, s, a, b):
-    "The direction of a setting, to be added where the setting says"
-    return Intervention(s.site, s.stream, Add(directions[a,b,s.site,s.stream,s.method].residual, s.alpha))
+def _set(directions, s): return applied(directions[s.a,s.b,s.site,s.stream,s.method], s.alpha)
 
 # %% ../../nbs/55_steer.effects.ipynb #d3c06a21
 def margins(
@@ -125,14 +126,15 @@ def doses(
     streams:dict,        # Where an edit is added -> streams of rows
     directions:dict,     # From `fit`
     chosen:pd.DataFrame  # From `select`
-)->list[float]: # One per line of `chosen`
+)->list[float]: # One per line of `chosen`; NaN for what is not added
     "Length of each chosen edit over the mean length of the activations it is added to"
     norm = {}
     for site,stream in set(zip(chosen.site, chosen.stream)):
         norm[site,stream] = acts.x(site, streams[stream]).norm(dim=1).mean().item()
     found = []
     for s,length in zip(chosen.itertuples(), lengths(directions, chosen)):
-        found.append(s.alpha*float(np.mean(length))/norm[s.site,s.stream])
+        added = directions[s.a,s.b,s.site,s.stream,s.method].edit=='add'
+        found.append(s.alpha*float(np.mean(length))/norm[s.site,s.stream] if added else np.nan)
     return found
 
 # %% ../../nbs/55_steer.effects.ipynb #246b5d94
@@ -157,13 +159,30 @@ def n_latents(
     ds = [d for d in directions.values() if d.method==method and d.latent is not None]
     return max((int((d.latent*d.mask).ne(0).sum()) for d in ds), default=0)
 
+# %% ../../nbs/55_steer.effects.ipynb #6779277e
+def usual(
+    acts:Acts,         # From phase 1
+    streams:dict,      # Where an edit is added -> streams of rows
+    sites:list[str]    # Where edits are made
+)->dict: # (site, stream) -> mean and standard deviation, [D] each
+    "What activations are like on held-out episodes"
+    found = {}
+    for site,(stream,parts) in product(sites, streams.items()):
+        held = [torch.from_numpy(np.asarray(acts.split(acts.rows(s), 'validation'))) for s in parts]
+        x = torch.cat([acts.x(site, s)[h] for s,h in zip(parts, held)])
+        need(len(x) > 1, f"usual activations at '{site}'", f'{len(x)} held-out rows', '2 or more', 'harvest more episodes')
+        sd = x.std(0)
+        found[site,stream] = x.mean(0), sd.clamp_min(.01*sd.max())
+    return found
+
 # %% ../../nbs/55_steer.effects.ipynb #4b951a75
 def measure(
     lab:Lab,          # Runs the trials
     directions:dict,  # From `fit`
     chosen:pd.DataFrame, # From `select`
     n:int=50,         # Trials per contrast and method
-    first_seed:int=20_000 # They count up from here
+    first_seed:int=20_000, # They count up from here
+    usual:dict|None=None # From `usual`, to measure how far each edit leads
 )->pd.DataFrame: # One line per trial
     "The chosen settings on fresh seeds, with placebo and ceiling"
     steering,plan = lab.steering, []
@@ -171,7 +190,7 @@ def measure(
         for a,b in pooled: plan += _arms(steering, directions, chosen, contrast, a, b, n//len(pooled), first_seed)
     rows,trials,edits = zip(*plan)
     t = pd.DataFrame(rows)
-    return t.join(lab.table(trials, edits, list(zip(t.a, t.b)), label='measurement'))
+    return t.join(lab.table(trials, edits, list(zip(t.a, t.b)), usual=usual, label='measurement'))
 
 # %% ../../nbs/55_steer.effects.ipynb #92390ac0
 def _arms(steering, directions, chosen, contrast, a, b, n, first_seed):
@@ -182,15 +201,12 @@ def _arms(steering, directions, chosen, contrast, a, b, n, first_seed):
     for i,(trial,swapped) in enumerate(zip(own, other)):
         row = dict(contrast=contrast, a=a, b=b, scene=steering.scene(a), seed=first_seed+i)
         for s in at.itertuples():
-            v = _added(directions, s, a, b)
-            placebo = v.placebo(seed_of('test', a, b, s.method, i)%2**32)
-            about = dict(method=s.method, margin=s.margin, dose=getattr(s, 'dose', None))
-            yield row | about | _place(v), trial, v
-            yield row | dict(method='random', of=s.method) | _place(placebo), trial, placebo
+            v,random = _set(directions, s), seed_of('test', a, b, s.method, i)%2**32
+            place = row | dict(site=s.site, stream=s.stream, alpha=s.alpha)
+            yield place | dict(method=s.method, margin=s.margin, dose=getattr(s, 'dose', None)), trial, v
+            yield place | dict(method='random', of=s.method, random=random), trial, v.placebo(random)
         yield row | dict(method='baseline'), trial, None
         if swapped: yield row | dict(method='swap'), swapped, None
-
-def _place(v): return dict(site=v.site, stream=v.stream, alpha=v.edit.alpha, random=v.edit.seed)
 
 # %% ../../nbs/55_steer.effects.ipynb #3e06a35e
 def action_flips(
@@ -210,7 +226,7 @@ def action_flips(
         base,other = outputs(a), outputs(b)
         def told(edited): return action_flip(base, other, edited, decision.axis(a, b), decision.apart)
         for s in at.itertuples():
-            v = _added(directions, s, a, b)
+            v = _set(directions, s)
             rows.append(dict(a=a, b=b, method=s.method) | told(outputs(a, [v]*len(states))))
             if s.method!=lead: continue
             placebos = [v.placebo(seed_of('state', a, b, i)) for i in range(len(states))]
@@ -248,6 +264,8 @@ def show_actions(
                 off_axis=plot.bars(off, beside, 'mean change of the other axes, baseline SDs'))
 
 # %% ../../nbs/55_steer.effects.ipynb #6c5de14f
+NATURAL = ('jerk', 'saturation', 'distance', 'nats', 'fresh') # What trials may say about themselves besides the outcome
+
 def flip_table(
     trials:pd.DataFrame,  # From `measure`
     actions:pd.DataFrame  # From `action_flips`
@@ -282,8 +300,9 @@ def _beyond(t, placebo):
     return paired_difference(pairs.outcome=='flip', pairs.outcome_placebo=='flip')
 
 def _outcomes(t):
-    "Flip rate with its interval, and the shares of stay and neither"
-    return rate(t.outcome=='flip') | {k: float((t.outcome==k).mean()) for k in ('stay','neither')}
+    "Flip rate with its interval, the shares of stay and neither, and how natural it looked"
+    found = rate(t.outcome=='flip') | {k: float((t.outcome==k).mean()) for k in ('stay','neither')}
+    return found | {k: float(t[k].mean()) for k in NATURAL if k in t and t[k].notna().any()}
 
 # %% ../../nbs/55_steer.effects.ipynb #3690e3b5
 def _scene_row(g, off):
@@ -296,6 +315,15 @@ def _scene_row(g, off):
     found = off.loc[key] if key in off.index else None
     action = None if found is None or pd.isna(found['rate']) else float(found['rate'])
     return row | dict(off_axis=None if found is None else float(found.off_axis), action_flip=action)
+
+# %% ../../nbs/55_steer.effects.ipynb #c8a247e1
+def natural(
+    trials:pd.DataFrame # From `measure`
+)->pd.DataFrame: # A row per method, random and baseline; a column for each of `NATURAL` that trials have
+    "How the trials looked, on average"
+    told = [k for k in NATURAL if k in trials and trials[k].notna().any()]
+    found = trials.groupby('method')[told].mean()
+    return found.loc[[m for m in order() if m in found.index]]
 
 # %% ../../nbs/55_steer.effects.ipynb #ea514bf5
 def side_by_side(
@@ -322,7 +350,7 @@ def base_success(
     steering,label = lab.steering, f'spliced at {spliced[0]}' if spliced else 'base'
     trials = {c: steering.trials(c, n, first_seed) for c in steering.conditions}
     flat = [(c,t) for c,ts in trials.items() for t in ts]
-    table = lab.table([t for _,t in flat], None, [(c,c) for c,_ in flat], spliced, label)
+    table = lab.table([t for _,t in flat], None, [(c,c) for c,_ in flat], spliced, label=label)
     return {c: rate(g.able) for c,g in table.groupby([c for c,_ in flat], sort=False)}
 
 def success_ratio(

@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
-from ..core import generator, seed_of
+from ..core import seed_of
 from ..stats import rate
+from .directions import random_latents
 from .edits import Add, Intervention
 from .trials import Lab
 
 # %% auto #0
-__all__ = ['ARMS', 'largest', 'random_latents', 'stretched', 'counts', 'sparse_curve', 'sparse_rates', 'show_sparse',
-           'sparse_metrics']
+__all__ = ['ARMS', 'largest', 'stretched', 'counts', 'sparse_curve', 'sparse_rates', 'show_sparse', 'sparse_metrics']
 
 # %% ../../nbs/57_steer.sparse.ipynb #3ed617c5
 def largest(
@@ -24,16 +24,6 @@ def largest(
 )->Tensor: # [N], zero elsewhere
     "The `k` largest numbers by magnitude"
     return torch.zeros_like(v).scatter(0, v.abs().topk(k).indices, 1)*v
-
-def random_latents(
-    z:Tensor, # Difference of mean codes, [F]
-    k:int,    # How many
-    seed:int  # Which
-)->Tensor: # [F]
-    "Random weights on `k` random latents out of those that fire in the rows of the contrast"
-    alive,g = z.nonzero()[:,0], generator('random latents', seed)
-    pick = alive[torch.randperm(len(alive), generator=g)[:k]]
-    return torch.zeros_like(z).scatter(0, pick, torch.randn(len(pick), generator=g))
 
 def stretched(
     v:Tensor,     # A direction

@@ -48,19 +48,21 @@ def _loaded(key):
 
 def _run_chunk(job):
     "Episodes of one chunk of trials, or with cells a table of what became of them, and how often each edit applied"
-    key,trials,interventions,spliced,cells = job
+    key,trials,interventions,spliced,cells,usual = job
     subject,steering = _loaded(key)
     with threads(1), ExitStack() as stack:
         if spliced:
             from steerlens.sae.models import load_sae
             site,folder = spliced
             stack.enter_context(splice(subject, site, load_sae(folder, site)))
-        n_edits = stack.enter_context(intervened(subject, interventions))
+        made = stack.enter_context(intervened(subject, interventions, usual))
         episodes = steering.run(subject, trials)
     if steering.reread:
         with threads(1): episodes = steering.reread(subject, episodes)
-    made = _checked(interventions, n_edits.tolist())
-    return (episodes, made) if cells is None else _judged(steering, episodes, cells, made)
+    n_edits = _checked(interventions, made.n_edits.tolist())
+    if cells is None: return episodes, n_edits
+    table = _judged(steering, episodes, cells, n_edits)
+    return table.assign(distance=made.distance.numpy()) if usual else table
 
 def _judged(steering, episodes, cells, n_edits):
     "A row per trial: what is shown of it, whether it did its own task, its outcome, how often its edit applied"
@@ -132,7 +134,7 @@ def run(self:Lab,
     jobs = []
     for i in range(0, len(trials), self.chunk):
         part = slice(i, i+self.chunk)
-        jobs.append((self.key, trials[part], interventions[part], spliced, None))
+        jobs.append((self.key, trials[part], interventions[part], spliced, None, None))
     done,n_edits,start = [], [], time.time()
     try:
         for episodes,made in self._map(jobs):
@@ -151,15 +153,16 @@ def table(self:Lab,
     interventions:Sequence|None, # One per trial, None for no edit
     cells:Sequence,    # (a, b) of each trial: under a, edited towards b; twice the same where nothing is to flip
     spliced:tuple|None=None, # (site, folder of an SAE) to splice into every trial
+    usual:dict|None=None, # (site, stream) -> mean and standard deviation of activations, to measure distances in
     label:str='trials' # Named in the progress lines
-)->pd.DataFrame: # A row per trial: what `Steering.shown` says, able, outcome, n_edits
+)->pd.DataFrame: # A row per trial: what `Steering.shown` says, able, outcome, n_edits, and distance if it is measured
     "Run trials and judge them"
     interventions = interventions or [None]*len(trials)
     parts,jobs,start = {}, {}, time.time()
     made_by = [self.made_by, sha256(Path(spliced[1])/'sae_weights.safetensors') if spliced and self.kept else None]
     for i in range(0, len(trials), self.chunk):
         at = slice(i, i+self.chunk)
-        job = self.key, trials[at], interventions[at], spliced, cells[at]
+        job = self.key, trials[at], interventions[at], spliced, cells[at], usual
         file = self.kept and self.kept/f'{_digest(job, made_by)}.parquet'
         if file and file.exists(): parts[i] = pd.read_parquet(file)
         else: jobs[i] = job, file
@@ -187,6 +190,7 @@ def _plain(x):
     if isinstance(x, torch.Tensor): return hashlib.sha256(_bytes(x)).hexdigest()
     if is_dataclass(x): return [type(x).__name__, *[_plain(getattr(x, f.name)) for f in fields(x)]]
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    if isinstance(x, dict): return [[_plain(k), _plain(v)] for k,v in x.items()]
     return x if isinstance(x, (str, int, float, bool, type(None))) else repr(x)
 
 def _made_by(subject):

@@ -4,9 +4,11 @@
 
 # %% ../../nbs/59_steer.where.ipynb #51ff9306
 from __future__ import annotations
+from dataclasses import replace
 import pandas as pd
 from .. import plot
-from .edits import Add, During, Intervention, Steps
+from .edits import During, Steps
+from .methods import applied
 from .trials import Lab
 
 # %% auto #0
@@ -43,7 +45,7 @@ def everywhere(
             for t in lab.steering.trials(a, n, first_seed):
                 rows.append(dict(contrast=names[a,b], a=a, b=b, site=site, stream=stream, gate=name, alpha=alpha))
                 trials.append(t)
-                edits.append(Intervention(site, stream, Add(d.residual, alpha), gate))
+                edits.append(replace(applied(d, alpha), gate=gate))
     table = pd.DataFrame(rows, columns=['contrast', 'a', 'b', 'site', 'stream', 'gate', 'alpha'])
     if not n: return table.assign(outcome=[], n_edits=[])
     found = lab.table(trials, edits, list(zip(table.a, table.b)), label='where and when')

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
-from .scorers import Outputs
+from .scorers import Outputs, smoothness
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
@@ -22,7 +22,7 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
 # %% auto #0
 __all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
            'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
-           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'steering', 'unprompted', 'retrain']
+           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'shown', 'steering', 'unprompted', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -365,6 +365,10 @@ def film(
     return np.stack(pictures), f'"{trial.text}"', ep.event or ''
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d4aaed17
+def shown(episode):
+    "What a table of trials keeps of an episode"
+    return dict(event=episode.event, steps=episode.steps) | smoothness(episode.actions)
+
 def steering()->Steering:
     "Tasks are conditions, the first event decides, and words are asked for"
     return Steering(
@@ -372,7 +376,7 @@ def steering()->Steering:
         streams=dict(instruction=['instruction'], all=['state','instruction','plan']),
         trials=trials_of, run=rollout, outcome=outcome, scene=scene_of,
         able=lambda episode, task: episode.event==task,
-        shown=lambda episode: dict(event=episode.event, steps=episode.steps),
+        shown=shown,
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
         film=film, no_film=gl_error,
         names=lambda task: WORDS.index(verb_of(task)))
@@ -403,7 +407,7 @@ def unprompted(
         conditions=list(MANNER_OF), contrasts=both, labels=dict(manner=of_rows), streams=steering().streams,
         trials=trials, run=rollout, outcome=judge, scene=lambda end: 'all', swap=False,
         able=lambda episode, end: episode.event==episode.task,
-        shown=lambda episode: dict(event=episode.event, steps=episode.steps))
+        shown=shown)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
 def retrain(

@@ -11,7 +11,7 @@ from ..core import need
 from .base import Batch
 
 # %% auto #0
-__all__ = ['Outputs']
+__all__ = ['Outputs', 'smoothness']
 
 # %% ../../nbs/11_subjects.scorers.ipynb #3ed617c5
 class Outputs:
@@ -54,3 +54,13 @@ class Outputs:
         return dict(action_r2=1-mean, action_r2_lo=_rest(hi), action_r2_hi=_rest(lo))
 
 def _rest(share): return None if share is None else 1-share
+
+# %% ../../nbs/11_subjects.scorers.ipynb #3bbb8322
+def smoothness(
+    actions_SA:np.ndarray, # Of one episode, [steps, axes]
+    limit:float=1.         # Largest magnitude of an action
+)->dict: # jerk, in units of an action, NaN below three steps; saturation, a share
+    "Mean absolute second difference of the actions, and the share of them at their limit"
+    a = np.asarray(actions_SA, dtype=float)
+    jerk = np.abs(np.diff(a, 2, axis=0)).mean() if len(a)>2 else np.nan
+    return dict(jerk=float(jerk), saturation=float((np.abs(a)>=.99*limit).mean()) if len(a) else np.nan)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
-from .scorers import Outputs
+from .scorers import Outputs, smoothness
 from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
 __all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
            'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
            'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome',
-           'measured_bounds', 'going', 'trivial', 'film', 'steering', 'retrain']
+           'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
 LEAD,JUDGED,SHORT = 100, 200, 500 # Steps: until the policy takes over, until it is judged, until the end
@@ -313,14 +313,18 @@ def film(
     return np.stack(pictures), f'seed {trial}', became
 
 # %% ../../nbs/14_subjects.walker.ipynb #328c8616
+def shown(e):
+    "What a table of trials keeps of a walk; the last four numbers that it felt are the action before"
+    found = dict(speed=speed_of(e), tilt=tilt_of(e), steps=e.steps, fell=e.fell, reward=e.reward)
+    return found | smoothness(e.felt[1:,-4:])
+
 def steering()->Steering:
     "Nobody can ask for anything; bounds that no unedited walk crosses decide"
     return Steering(
         conditions=list(BOUNDS), contrasts=CONTRASTS, labels=dict(event=going), streams=dict(all=['all']),
         trivial=trivial, trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
         able=lambda episode, condition: walks(episode),
-        shown=lambda e: dict(speed=speed_of(e), tilt=tilt_of(e), steps=e.steps, fell=e.fell, reward=e.reward),
-        film=film)
+        shown=shown, film=film)
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
