@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 import hashlib
 import numpy as np
@@ -43,6 +44,9 @@ class Rows:
     site:str = ''       # Where the rows are from
     words:tuple|None=None # Ids of the tokens that name the original condition and the target; None if none do
 
+    @cached_property
+    def plane_D(self): return logistic(self.pos_ND, self.neg_ND) # Separates the two sides
+
 # %% ../../nbs/53_steer.methods.ipynb #d82b13f0
 @dataclass
 class Fitted:
@@ -64,15 +68,15 @@ def overridden(d:Direction, alpha:float):
 
 def held(d:Direction, alpha:float):
     "Bring its probe to `alpha` at least"
-    return Intervention(d.site, d.stream, Setpoint(_weights(d), d.given['bias'], alpha, float('inf')))
+    return Intervention(d.site, d.stream, Setpoint(*_probe_of(d), alpha, float('inf')))
 
 def controlled(d:Direction, alpha:float):
     "Steer its probe to `alpha` by feedback, with pushes of up to twice that"
-    return Intervention(d.site, d.stream, Pid(_weights(d), d.given['bias'], alpha, most=2*alpha))
+    return Intervention(d.site, d.stream, Pid(*_probe_of(d), alpha, most=2*alpha))
 
-def _weights(d):
-    "Of a probe that a step of the direction raises by one"
-    return d.residual/d.residual.norm()**2
+def _probe_of(d):
+    "Weights and bias of a probe that a step of the direction raises by one; its offset is what it reads at zero, less a half"
+    return d.residual/d.residual.norm()**2, d.given['offset']+.5
 
 EDITS = dict(add=added, override=overridden, setpoint=held, pid=controlled) # A direction's `edit` -> how it is applied
 
@@ -154,7 +158,7 @@ def fit_latent(rows):
 @method('logistic', 'logistic', HUES['rose'])
 def fit_logistic(rows):
     "The normal of the plane that separates the two sides"
-    return Fitted(_as_long(logistic(rows.pos_ND, rows.neg_ND), rows))
+    return Fitted(_as_long(rows.plane_D, rows))
 
 @method('logistic_latent', 'logistic on latents', HUES['red'])
 def fit_logistic_latent(rows):
@@ -199,17 +203,17 @@ def fit_haon(rows):
 
 # %% ../../nbs/53_steer.methods.ipynb #9832215e
 def _probe(rows):
-    "The step that raises the logistic probe by one, and the probe's bias"
-    w = logistic(rows.pos_ND, rows.neg_ND)
+    "The step that raises the logistic probe by one, and what it reads at zero"
+    w = rows.plane_D
     zero,one = (x.mean(0)@w for x in (rows.neg_ND, rows.pos_ND))
-    return Fitted(w*(one-zero)/w.norm()**2, given=dict(bias=(-zero/(one-zero)).item()))
+    return Fitted(w*(one-zero)/w.norm()**2, given=dict(offset=(-zero/(one-zero)).item()-.5))
 
-@method('setpoint', 'probe setpoint', '#6a51a3', edit='setpoint', turns=False)
+@method('setpoint', 'probe setpoint', '#6a51a3', edit='setpoint')
 def fit_setpoint(rows):
     "A logistic probe, brought to its target where it isn't there yet (arXiv 2603.05487)"
     return _probe(rows)
 
-@method('pid', 'probe, by feedback', '#9e9ac8', edit='pid', turns=False)
+@method('pid', 'probe, by feedback', '#9e9ac8', edit='pid')
 def fit_pid(rows):
     "A logistic probe, steered to its target by feedback (arXiv 2606.00269)"
     return _probe(rows)
@@ -270,8 +274,9 @@ def turned(
     d:Direction,  # From a to b
     contrast:str  # `b->a`
 )->Direction: # From b to a
-    "The same direction, the other way"
-    return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent)
+    "The same direction, the other way; the numbers of its edit change their sign, too"
+    given = {k: -v for k,v in d.given.items()}
+    return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent, given=given)
 
 # %% ../../nbs/53_steer.methods.ipynb #529f3651
 def check_methods(

@@ -191,7 +191,7 @@ def _plain(x):
     if is_dataclass(x): return [type(x).__name__, *[_plain(getattr(x, f.name)) for f in fields(x)]]
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, dict): return [[_plain(k), _plain(v)] for k,v in x.items()]
-    return x if isinstance(x, (str, int, float, bool, type(None))) else repr(x)
+    return x if isinstance(x, (str, int, bool, type(None))) else repr(x)
 
 def _made_by(subject):
     "The subject's weights and this library's code"
