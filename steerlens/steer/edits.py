@@ -276,7 +276,7 @@ class Made:
     @property
     def distance(self):
         "Of the edited tokens from what is usual, in its standard deviations; NaN where that isn't known"
-        return self.far/self.n_edits if self.usual else torch.full_like(self.far, torch.nan)
+        return self.far/self.n_edits
 
     def count(self,
         trials:Tensor, # Which each row is, [R]
@@ -285,7 +285,9 @@ class Made:
         usual:tuple|None # Mean and standard deviation for each row, [R, D]
     ):
         self.n_edits[trials] += on.any(1)
-        if not usual: return
+        if not usual:
+            self.far[trials] = torch.nan
+            return
         mean,sd = (u[:,None] for u in usual)
         z = ((x-mean)/sd).pow(2).mean(-1).sqrt()
         self.far[trials] += torch.where(on, z, 0.).sum(1)/on.sum(1).clamp_min(1)

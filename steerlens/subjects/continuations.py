@@ -301,4 +301,5 @@ def steering(self:Writer)->Steering:
         trials=self.trials, run=self.run, reread=self.reread, outcome=self.outcome,
         able=lambda c, condition: self.told(c, condition)==condition,
         shown=lambda c: dict(prompt=c.prompt, text=c.text, nats=c.nats, fresh=c.fresh, broken=c.broken),
-        scene=lambda condition: 'text', examples=self.examples)
+        scene=lambda condition: 'text', examples=self.examples,
+        output=lambda c: pd.DataFrame(dict(token=[self.tok.decode([i]) for i in c.ids])))

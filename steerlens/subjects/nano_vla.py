@@ -22,7 +22,8 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
 # %% auto #0
 __all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
            'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
-           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'shown', 'steering', 'unprompted', 'retrain']
+           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed', 'shown', 'steering', 'unprompted',
+           'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -365,9 +366,16 @@ def film(
     return np.stack(pictures), f'"{trial.text}"', ep.event or ''
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d4aaed17
+def executed(
+    episode:Episode, # From `rollout`
+    n:int=4          # Actions executed of each chunk
+)->np.ndarray: # [steps, 4]
+    "The actions that were carried out"
+    return np.concatenate([a[:n] for a in episode.actions])[:episode.steps]
+
 def shown(episode):
     "What a table of trials keeps of an episode"
-    return dict(event=episode.event, steps=episode.steps) | smoothness(episode.actions)
+    return dict(event=episode.event, steps=episode.steps) | smoothness(executed(episode))
 
 def steering()->Steering:
     "Tasks are conditions, the first event decides, and words are asked for"
@@ -378,8 +386,8 @@ def steering()->Steering:
         able=lambda episode, task: episode.event==task,
         shown=shown,
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
-        film=film, no_film=gl_error,
-        names=lambda task: WORDS.index(verb_of(task)))
+        film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)),
+        output=lambda episode: pd.DataFrame(executed(episode), columns=['x', 'y', 'z', 'gripper']))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #e270f20e
 MANNERED = ['drawer_push', 'drawer_pull', 'puck_push', 'puck_pull']

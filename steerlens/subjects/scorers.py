@@ -62,5 +62,6 @@ def smoothness(
 )->dict: # jerk, in units of an action, NaN below three steps; saturation, a share
     "Mean absolute second difference of the actions, and the share of them at their limit"
     a = np.asarray(actions_SA, dtype=float)
+    need(a.ndim==2, 'smoothness', f'actions {list(a.shape)}', '[steps, axes]')
     jerk = np.abs(np.diff(a, 2, axis=0)).mean() if len(a)>2 else np.nan
     return dict(jerk=float(jerk), saturation=float((np.abs(a)>=.99*limit).mean()) if len(a) else np.nan)

@@ -324,7 +324,8 @@ def steering()->Steering:
         conditions=list(BOUNDS), contrasts=CONTRASTS, labels=dict(event=going), streams=dict(all=['all']),
         trivial=trivial, trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
         able=lambda episode, condition: walks(episode),
-        shown=shown, film=film)
+        shown=shown, film=film,
+        output=lambda e: pd.DataFrame(e.felt[1:,-4:], columns=['hip_1', 'knee_1', 'hip_2', 'knee_2']))
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
