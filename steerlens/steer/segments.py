@@ -17,22 +17,21 @@ from ..acts.store import Acts
 from .contrasts import Contrast, contrast
 
 # %% auto #0
-__all__ = ['KINDS', 'is_whole', 'is_number', 'is_text', 'is_name', 'are_numbers', 'are_named', 'check_fields', 'Segment',
-           'main_motion', 'segments_of', 'check_steps', 'Axis', 'axis_of', 'read_manifest', 'write_manifest', 'Window',
-           'read_concepts', 'write_concepts', 'windows_of', 'Pair', 'read_pairs', 'write_pairs', 'sides_of',
-           'contrast_of']
+__all__ = ['KINDS', 'check_fields', 'Segment', 'main_motion', 'segments_of', 'check_steps', 'Axis', 'axis_of', 'read_manifest',
+           'write_manifest', 'Window', 'read_concepts', 'write_concepts', 'windows_of', 'Pair', 'read_pairs',
+           'write_pairs', 'sides_of', 'contrast_of']
 
 # %% ../../nbs/51_steer.segments.ipynb #0db457be
-def is_whole(v): return isinstance(v, Integral) and not isinstance(v, bool) and v>=0
-def is_number(v): return isinstance(v, Real) and not isinstance(v, bool) and isfinite(v)
-def is_text(v): return isinstance(v, str) and bool(v)
-def is_name(v): return is_text(v) or is_whole(v)
-def are_numbers(v): return isinstance(v, list) and all(map(is_number, v))
-def are_named(v): return isinstance(v, dict) and all(map(is_text, v)) and all(map(is_number, v.values()))
+def _is_whole(v): return isinstance(v, Integral) and not isinstance(v, bool) and v>=0
+def _is_number(v): return isinstance(v, Real) and not isinstance(v, bool) and isfinite(v)
+def _is_text(v): return isinstance(v, str) and bool(v)
+def _is_name(v): return _is_text(v) or _is_whole(v)
+def _are_numbers(v): return isinstance(v, list) and all(map(_is_number, v))
+def _are_named(v): return isinstance(v, dict) and all(map(_is_text, v)) and all(map(_is_number, v.values()))
 
-KINDS = {int: (is_whole, 'a whole number, 0 or more'), float: (is_number, 'a finite number'),
-         str: (is_text, 'a text'), str|int: (is_name, 'a text, or a whole number'),
-         list: (are_numbers, 'a list of finite numbers'), dict: (are_named, 'an object of finite numbers')}
+KINDS = {int: (_is_whole, 'a whole number, 0 or more'), float: (_is_number, 'a finite number'),
+         str: (_is_text, 'a text'), str|int: (_is_name, 'a text, or a whole number'),
+         list: (_are_numbers, 'a list of finite numbers'), dict: (_are_named, 'an object of finite numbers')}
 
 # %% ../../nbs/51_steer.segments.ipynb #b869bb40
 def check_fields(
@@ -74,9 +73,10 @@ def main_motion(
     min_abs_delta:float=.05 # The shortest motion, in the axis' unit
 )->tuple[int,int,float]|None: # First, end and signed length of the way; None where nothing moves
     "The window around the largest rise or fall"
-    x,found = np.asarray(x_T, dtype=float), (progress_frac, pad, min_abs_delta)
-    need(x.ndim==1 and len(x) and np.isfinite(x).all(), 'main_motion', f'{x}'[:60], 'finite numbers, one a step')
-    need(0<=progress_frac<=.5 and is_whole(pad) and min_abs_delta>0, 'progress_frac, pad, min_abs_delta', found,
+    x = np.asarray(x_T, dtype=float)
+    need(x.ndim==1 and len(x) and np.isfinite(x).all(), 'axis', f'{x}'[:60], 'finite numbers, one a step')
+    fits = 0<=progress_frac<=.5 and _is_whole(pad) and min_abs_delta>0
+    need(fits, 'progress_frac, pad, min_abs_delta', (progress_frac, pad, min_abs_delta),
          '0 to .5, a whole number, more than 0')
     rise,fall = x-np.minimum.accumulate(x), np.maximum.accumulate(x)-x
     sign = 1 if rise.max()>=fall.max() else -1
@@ -101,7 +101,8 @@ def segments_of(
     found = []
     for episode,g in states.sort_values('step').groupby('episode'):
         x = np.stack(g.state)
-        need(is_whole(index) and index<x.shape[1], 'index', index, f'a column of the state, 0 to {x.shape[1]-1}')
+        need(np.isfinite(x).all(), f'episode {episode}', 'a state is not finite', 'finite numbers')
+        need(_is_whole(index) and index<x.shape[1], 'index', index, f'a column of the state, 0 to {x.shape[1]-1}')
         motion = main_motion(x[:,index], progress_frac, pad, min_abs_delta)
         if motion is None: continue
         first,end,delta = motion
@@ -116,6 +117,9 @@ def check_steps(
 ): # Raises `SteerlensError` where it isn't
     "Does a table have these columns, and each step once?"
     for c in ('episode', 'step', *columns): need(c in table, 'table of steps', f"no column '{c}'")
+    for c in ('episode', 'step'):
+        fits = pd.api.types.is_integer_dtype(table[c]) and (table[c]>=0).all()
+        need(fits, 'table of steps', f"column '{c}' of {table[c].dtype}", 'whole numbers, 0 or more')
     twice = table[table.duplicated(['episode', 'step'])]
     need(twice.empty, 'table of steps', f'{len(twice)} lines repeat an episode and step', 'one line a step')
 
@@ -147,7 +151,7 @@ def _part(file, key, kind):
     whole = read_json(file)
     found = whole.get(key) if isinstance(whole, dict) else None
     expected = 'a list' if kind is list else 'an object'
-    need(isinstance(found, kind), file, f"no '{key}', or not {expected}", f"an object with '{key}', which is {expected}")
+    need(isinstance(found, kind), file, f"no '{key}', or not {expected}", f"an object with '{key}', {expected}")
     return found
 
 def _record(kind, values, where):
@@ -197,7 +201,8 @@ class Window:
         lines = self.end_index-self.start_index
         if self.length==lines+1: # the ends are inclusive
             self.frame_end,self.end_index,lines = self.frame_end+1, self.end_index+1, lines+1
-        need(self.frame_start < self.frame_end, 'frame_end', self.frame_end, f'more than frame_start, {self.frame_start}')
+        first,end = self.frame_start, self.frame_end
+        need(first < end, 'frame_end', end, f'more than frame_start, {first}')
         need(0 < self.length==lines, 'length', self.length, f'the {lines} lines from start_index to end_index')
 
     @property
@@ -305,8 +310,8 @@ def contrast_of(
 def _frames(w, where):
     "A window as (episode, first frame, end frame), checked"
     w = getattr(w, 'frames', w)
-    fits = isinstance(w, (tuple,list)) and len(w)==3 and all(map(is_whole, w)) and w[1]<w[2]
-    need(fits, where, f'window {w!r:.60}', '(episode, first frame, end frame), whole numbers, 0 or more, end after first')
+    fits = isinstance(w, (tuple,list)) and len(w)==3 and all(map(_is_whole, w)) and w[1]<w[2]
+    need(fits, where, f'window {w!r:.60}', '(episode, first frame, end frame), whole numbers, end after first')
     return tuple(w)
 
 def _check_apart(positive, negative, where):
