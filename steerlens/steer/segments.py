@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from math import inf
 from numbers import Integral, Real
 from pathlib import Path
 from typing import get_type_hints
 import numpy as np, pandas as pd
 from ..core import SteerlensError, need, read_json, write_json
 from ..acts.store import Acts
-from .contrasts import Contrast, contrast
+from .contrasts import Contrast
 
 # %% auto #0
 __all__ = ['KINDS', 'check_fields', 'Segment', 'main_motion', 'segments_of', 'check_steps', 'Axis', 'axis_of', 'read_manifest',
@@ -23,7 +23,7 @@ __all__ = ['KINDS', 'check_fields', 'Segment', 'main_motion', 'segments_of', 'ch
 
 # %% ../../nbs/51_steer.segments.ipynb #0db457be
 def _is_whole(v): return isinstance(v, Integral) and not isinstance(v, bool) and v>=0
-def _is_number(v): return isinstance(v, Real) and not isinstance(v, bool) and isfinite(v)
+def _is_number(v): return isinstance(v, Real) and not isinstance(v, bool) and abs(v)<inf
 def _is_text(v): return isinstance(v, str) and bool(v)
 def _is_name(v): return _is_text(v) or _is_whole(v)
 def _are_numbers(v): return isinstance(v, list) and all(map(_is_number, v))
