@@ -34,12 +34,13 @@ class Contrast:
         return sha256({s: [p.tolist(), n.tolist()] for s,(p,n) in self.rows.items()})[:16]
 
     def save(self, folder:str|Path): # Folder to put it in
-        "Write as `<name>.<kind>.parquet`: stream, row_id, positive"
+        "Write as `<name>.<kind>.<hash>.parquet`: stream, row_id, positive"
         parts = []
         for s,sides in self.rows.items():
             for ids,positive in zip(sides, (True, False)):
                 parts.append(pd.DataFrame(dict(stream=s, row_id=ids, positive=positive)))
-        file = Path(folder)/f'{self.name}.{self.kind}.parquet'
+        file = Path(folder)/f'{self.name}.{self.kind}.{self.hash}.parquet'
+        need(file.parent==Path(folder), 'contrast', f"'{self.name}'", 'a name that a file can have, without /')
         with atomic(file) as tmp: pd.concat(parts).to_parquet(tmp, index=False)
 
 # %% ../../nbs/50_steer.contrasts.ipynb #43a842a9
@@ -47,15 +48,16 @@ def load_contrast(
     file:str|Path # Written by `Contrast.save`
 )->Contrast: # The same
     "Read a contrast back"
-    name,kind = Path(file).name.removesuffix('.parquet').rsplit('.', 1)
     try:
+        name,kind,written = Path(file).name.removesuffix('.parquet').rsplit('.', 2)
         table = pd.read_parquet(file, columns=['stream', 'row_id', 'positive'])
+        sides = {s: (g.row_id[g.positive], g.row_id[~g.positive]) for s,g in table.groupby('stream', sort=False)}
+        made = Contrast(name, kind, {s: (p.to_numpy(), n.to_numpy()) for s,(p,n) in sides.items()})
     except Exception as e:
         raise SteerlensError(file, f'not a contrast ({str(e).splitlines()[0]})', do='run 3_steering again') from None
-    rows = {}
-    for s,g in table.groupby('stream', sort=False):
-        rows[s] = g.row_id[g.positive].to_numpy(), g.row_id[~g.positive].to_numpy()
-    return Contrast(name, kind, rows)
+    need(made.hash==written, file, f'its rows have the hash {made.hash}', f'{written}, as its name says',
+         'run 3_steering again')
+    return made
 
 # %% ../../nbs/50_steer.contrasts.ipynb #2df7e7d4
 def contrasted(
