@@ -33,6 +33,7 @@ def publish(
     "Write `residual_direction.pt`, and `latent_direction.pt` where there are latents"
     where = f'direction {d.contrast} by {d.method}'
     need(d.residual.ndim==1, where, f'a vector {list(d.residual.shape)}', '[D], one for all tokens')
+    need(d.edit=='add', where, f"applied by '{d.edit}'", 'a direction that is added')
     need(made.hash in d.origin.values(), where, f'not made from contrast {made.hash}', f'one of {d.origin}')
     need(not Path(folder).exists(), folder, 'is there already', 'a new folder')
     negative,positive = concepts_of(d.contrast)

@@ -23,7 +23,6 @@ def trace(
     trial,             # From `steering.trials`
     intervention:Intervention|None=None, # The edit it is under
     top:int=5,         # Latents and words kept of each token
-    name=lambda i: i,  # Token id -> what it says
 )->tuple[pd.DataFrame,pd.DataFrame|None]: # Inside: a row per step, call and token; outside: a row per step
     "Watch one trial"
     seen = []
@@ -34,19 +33,19 @@ def trace(
         return x
     with alone(subject), intervened(subject, [intervention]), edit(subject, site, watch):
         episode, = steering.run(subject, [trial])
-    inside = pd.concat([_told(subject, sae, *s, top, name) for s in seen], ignore_index=True)
+    inside = pd.concat([_told(subject, sae, *s, top, steering.say or str) for s in seen], ignore_index=True)
     return inside, steering.output(episode) if steering.output else None
 
-def _told(subject, sae, step, call, streams, x_TD, top, name):
+def _told(subject, sae, step, call, streams, x_TD, top, say):
     "A row for each token of one computation"
     with torch.no_grad(): values,latents = sae.encode(x_TD).topk(top)
-    words = _words(subject, x_TD, top, name)
+    words = _words(subject, x_TD, top, say)
     return pd.DataFrame(dict(
         step=step, call=call, position=range(len(x_TD)), stream=streams or 'all',
         latents=latents.tolist(), values=values.tolist(), words=words))
 
-def _words(subject, x_TD, top, name):
+def _words(subject, x_TD, top, say):
     "What the lens says of each token, the likeliest first; nothing where it can't read"
     width = subject.head and subject.model.get_submodule(subject.head).weight.shape[1]
     if width!=x_TD.shape[1]: return [[]]*len(x_TD)
-    return [[name(i) for i in row] for row in subject.logits(x_TD).topk(top).indices.tolist()]
+    return [[say(i) for i in row] for row in subject.logits(x_TD).topk(top).indices.tolist()]

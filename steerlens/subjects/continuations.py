@@ -162,6 +162,7 @@ class Writer:
 
     @cached_property
     def tok(self): return load_tokenizer(self.tokenizer)
+    def said(self, i): return self.tok.decode([i])
     def ids(self, text): return [*self.start, *self.tok.encode(text, add_special_tokens=False)]
     @property
     def start(self): return [] if self.tok.bos_token_id is None else [self.tok.bos_token_id]
@@ -302,4 +303,4 @@ def steering(self:Writer)->Steering:
         able=lambda c, condition: self.told(c, condition)==condition,
         shown=lambda c: dict(prompt=c.prompt, text=c.text, nats=c.nats, fresh=c.fresh, broken=c.broken),
         scene=lambda condition: 'text', examples=self.examples,
-        output=lambda c: pd.DataFrame(dict(token=[self.tok.decode([i]) for i in c.ids])))
+        say=self.said, output=lambda c: pd.DataFrame(dict(token=[*map(self.said, c.ids)])))

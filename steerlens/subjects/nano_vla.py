@@ -387,6 +387,7 @@ def steering()->Steering:
         shown=shown,
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
         film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)),
+        say=WORDS.__getitem__,
         output=lambda episode: pd.DataFrame(executed(episode), columns=['x', 'y', 'z', 'gripper']))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #e270f20e
