@@ -23,7 +23,7 @@ def trace(
     trial,             # From `steering.trials`
     intervention:Intervention|None=None, # The edit it is under
     top:int=5,         # Latents and words kept of each token
-)->tuple[pd.DataFrame,pd.DataFrame|None]: # Inside: a row per step, call and token; outside: a row per step
+)->tuple[pd.DataFrame,pd.DataFrame]: # Inside: a row per step, call and token; outside: a row per step, empty where a subject has none
     "Watch one trial"
     seen = []
     def watch(x, ctx):
@@ -34,7 +34,7 @@ def trace(
     with alone(subject), intervened(subject, [intervention]), edit(subject, site, watch):
         episode, = steering.run(subject, [trial])
     inside = pd.concat([_told(subject, sae, *s, top, steering.say or str) for s in seen], ignore_index=True)
-    return inside, steering.output(episode) if steering.output else None
+    return inside, steering.output(episode) if steering.output else pd.DataFrame()
 
 def _told(subject, sae, step, call, streams, x_TD, top, say):
     "A row for each token of one computation"
