@@ -7,7 +7,6 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from torch import Tensor
-from ..core import need
 from ..subjects.base import Steering, Subject, alone, edit
 from .edits import Intervention, intervened
 
@@ -27,9 +26,9 @@ def trace(
     "Watch one trial"
     seen = []
     def watch(x, ctx):
-        need(len(x)==1, f"trace at '{site}'", f'{len(x)} rows', '1, that of the trial')
-        step = len(seen) if ctx.step_B is None else int(ctx.step_B[0])
-        seen.append((step, ctx.call, ctx.token_type_T, x[0].detach().clone()))
+        own = 0 if ctx.row_B is None else int((ctx.row_B==0).nonzero()[0]) # a batch may be filled up
+        step = len(seen) if ctx.step_B is None else int(ctx.step_B[own])
+        seen.append((step, ctx.call, ctx.token_type_T, x[own].detach().clone()))
         return x
     with alone(subject), intervened(subject, [intervention]), edit(subject, site, watch):
         episode, = steering.run(subject, [trial])
