@@ -30,6 +30,7 @@ class Trait:
     pairs:list     # (text in the way of a, the same in the way of b)
     prompts:list   # (beginning in the way of a, the same in the way of b)
     tells:Callable # text -> a, b, or None
+    words:tuple|None=None # What a and b would say: a word each, by which the lens knows them
 
     def __post_init__(self):
         where = f'trait {self.a}/{self.b}'
@@ -293,6 +294,17 @@ def condition_of(acts, rows, a, b):
     return rows.condition
 
 @patch
+def name(self:Writer,
+    condition:str # One that has a word
+)->int: # Id of its token
+    "The word of a condition, as a token with a space before it"
+    t = self.trait(condition)
+    word = t.words[condition==t.b]
+    ids = self.tok.encode(f' {word}', add_special_tokens=False)
+    need(len(ids)==1, f"condition '{condition}'", f"'{word}' is {len(ids)} tokens", 'a word of one token')
+    return ids[0]
+
+@patch
 def steering(self:Writer)->Steering:
     "Ways to write are conditions, prompts ask for them, and the text decides"
     ways = [(t.a, t.b) for t in self.traits] + [(t.b, t.a) for t in self.traits if self.both]
@@ -303,4 +315,5 @@ def steering(self:Writer)->Steering:
         able=lambda c, condition: self.told(c, condition)==condition,
         shown=lambda c: dict(prompt=c.prompt, text=c.text, nats=c.nats, fresh=c.fresh, broken=c.broken),
         scene=lambda condition: 'text', examples=self.examples,
-        say=self.said, output=lambda c: pd.DataFrame(dict(token=[*map(self.said, c.ids)])))
+        names=self.name if all(t.words for t in self.traits) else None, say=self.said,
+        output=lambda c: pd.DataFrame(dict(token=[*map(self.said, c.ids)])))

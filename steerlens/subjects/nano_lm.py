@@ -436,8 +436,10 @@ def function_or_method(
 # %% ../../nbs/18_subjects.nano_lm.ipynb #94c4e758
 def steering()->Steering:
     "Code and prose, functions and methods"
-    code = Trait('code', 'prose', sides(CODE_PROSE), sides(CODE_PROSE_PROMPTS), code_or_prose)
-    method = Trait('function', 'method', sides(FUNCTION_METHOD), sides(FUNCTION_METHOD_PROMPTS), function_or_method)
+    code = Trait('code', 'prose', sides(CODE_PROSE), sides(CODE_PROSE_PROMPTS), code_or_prose,
+                 ('return', 'the'))
+    method = Trait('function', 'method', sides(FUNCTION_METHOD), sides(FUNCTION_METHOD_PROMPTS), function_or_method,
+                   ('def', 'self'))
     return Writer([code, method], root()/WEIGHTS).steering()
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #274db1e1

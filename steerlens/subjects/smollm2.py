@@ -285,9 +285,11 @@ def tense(
 # %% ../../nbs/19_subjects.smollm2.ipynb #743f7b25
 def traits()->list[Trait]: # Three
     "What it is steered between"
-    return [Trait('negative', 'positive', sides(NEGATIVE_POSITIVE), sides(NEGATIVE_POSITIVE_PROMPTS), sentiment),
-            Trait('casual', 'formal', sides(CASUAL_FORMAL), sides(CASUAL_FORMAL_PROMPTS), register),
-            Trait('present', 'past', sides(PRESENT_PAST), sides(PRESENT_PAST_PROMPTS), tense)]
+    return [Trait('negative', 'positive', sides(NEGATIVE_POSITIVE), sides(NEGATIVE_POSITIVE_PROMPTS), sentiment,
+                  ('terrible', 'wonderful')),
+            Trait('casual', 'formal', sides(CASUAL_FORMAL), sides(CASUAL_FORMAL_PROMPTS), register,
+                  ('hey', 'sincerely')),
+            Trait('present', 'past', sides(PRESENT_PAST), sides(PRESENT_PAST_PROMPTS), tense, ('is', 'was'))]
 
 def steering()->Steering:
     "Sentiment, register and tense, one way each"
