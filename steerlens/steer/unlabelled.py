@@ -17,19 +17,20 @@ from .sparse import largest, stretched
 from .trials import Lab
 
 # %% auto #0
-__all__ = ['READ', 'RARE', 'KINDS', 'OVERLAP', 'passes', 'traces', 'alive', 'states', 'clusters', 'scattered', 'candidates',
-           'winners', 'overlap', 'compared', 'show_unlabelled', 'unlabelled']
+__all__ = ['READ', 'SPAN', 'RARE', 'KINDS', 'OVERLAP', 'moments', 'traces', 'alive', 'states', 'clusters', 'scattered',
+           'candidates', 'winners', 'overlap', 'compared', 'show_unlabelled', 'unlabelled']
 
 # %% ../../nbs/58_steer.unlabelled.ipynb #3c729abf
 READ = ['episode', 'step', 'position'] # All that is known of a row
+SPAN = 16 # Tokens of a moment, at most
 
-def passes(
+def moments(
     rows:pd.DataFrame # With the columns `READ`, in the order of the harvest
-)->pd.DataFrame: # episode, step, turn: one line per row
-    "Which pass of the subject each row belongs to"
-    step = [rows.episode, rows.step]
+)->pd.DataFrame: # episode, step, turn (which pass), span: one line per row
+    "Which moment each row belongs to"
     begins = rows.groupby(['episode', 'step']).position.diff().fillna(0) <= 0
-    return rows[['episode', 'step']].assign(turn=begins.groupby(step).cumsum())
+    turn = begins.groupby([rows.episode, rows.step]).cumsum()
+    return rows[['episode', 'step']].assign(turn=turn, span=rows.position//SPAN)
 
 # %% ../../nbs/58_steer.unlabelled.ipynb #ef0f7808
 @torch.no_grad()
@@ -38,50 +39,50 @@ def traces(
     site:str,          # Where
     streams:list[str], # Whose tokens
     sae,               # With `encode` and `W_dec`
-)->Tensor: # [P, F], training episodes
-    "Mean codes, pass by pass"
-    rows = pd.concat([passes(acts.rows(s, columns=READ)) for s in streams], ignore_index=True)
+)->Tensor: # [M, F], training episodes
+    "Mean codes, moment by moment"
+    rows = pd.concat([moments(acts.rows(s, columns=READ)) for s in streams], ignore_index=True)
     train = acts.split(rows, 'train')
-    which = torch.from_numpy(rows[train].groupby([*rows]).ngroup().to_numpy())
+    which = torch.tensor(rows[train].groupby([*rows]).ngroup().to_numpy())
     total = torch.zeros(int(which.max())+1, len(sae.W_dec))
     for i,x in zip(which.split(4096), acts.x(site, streams)[torch.from_numpy(train)].split(4096)):
         total.index_add_(0, i, sae.encode(x))
     return total/which.bincount()[:,None]
 
 # %% ../../nbs/58_steer.unlabelled.ipynb #8b85a5a4
-RARE = .01 # A latent that fires in fewer passes belongs to no cluster
+RARE = .01 # A latent that fires at a smaller share of moments belongs to no cluster
 
 def alive(
-    z_PF:Tensor # From `traces`
+    z_MF:Tensor # From `traces`
 )->Tensor: # [F] bool
     "Latents that fire often enough to tell when"
-    fires = (z_PF!=0).float().mean(0)
-    return (fires>=RARE) & (z_PF.std(0)>0)
+    fires = (z_MF!=0).float().mean(0)
+    return (fires>=RARE) & (z_MF.std(0)>0)
 
 def states(
-    z_PF:Tensor, # From `traces`
+    z_MF:Tensor, # From `traces`
     n:int,       # How many
     seed:int=0   # Of k-means' start
-)->Tensor: # State of each pass, [P]
-    "Passes in which the same latents fire"
+)->Tensor: # State of each moment, [M]
+    "Moments at which the same latents fire"
     from sklearn.cluster import KMeans
-    need(2<=n<=len(z_PF), 'states', f'{n} states of {len(z_PF):,} passes', f'2 to {len(z_PF):,}')
-    z = z_PF[:,alive(z_PF)]
+    need(2<=n<=len(z_MF), 'states', f'{n} states of {len(z_MF):,} moments', f'2 to {len(z_MF):,}')
+    z = z_MF[:,alive(z_MF)]
     need(z.shape[1], 'states', 'no latent fires now and then', 'one at least', 'look at the SAE in 2_sae')
-    scaled = (z-z.mean(0))/z.std(0)
-    return torch.from_numpy(KMeans(n, n_init=4, random_state=seed).fit_predict(scaled.numpy())).long()
+    z = torch.nn.functional.normalize((z-z.mean(0))/z.std(0))
+    return torch.from_numpy(KMeans(n, n_init=4, random_state=seed).fit_predict(z.numpy())).long()
 
 # %% ../../nbs/58_steer.unlabelled.ipynb #9a6c83a6
 def clusters(
-    z_PF:Tensor,    # From `traces`
-    state_P:Tensor, # From `states`
+    z_MF:Tensor,    # From `traces`
+    state_M:Tensor, # From `states`
     top_k:int       # Latents that a cluster keeps
 )->Tensor: # A row of weights for each state, [n, F]
     "Latents by when they fire"
-    inside = torch.stack([state_P==i for i in range(int(state_P.max())+1)])
-    raised = torch.stack([z_PF[i].mean(0)-z_PF[~i].mean(0) for i in inside])
+    inside = torch.stack([state_M==i for i in range(int(state_M.max())+1)])
+    raised = torch.stack([z_MF[i].mean(0)-z_MF[~i].mean(0) for i in inside])
     own = torch.arange(len(raised))[:,None]==raised.argmax(0)
-    return torch.stack([largest(w, min(top_k, len(w))) for w in raised*own*alive(z_PF)])
+    return torch.stack([largest(w, min(top_k, len(w))) for w in raised*own*alive(z_MF)])
 
 # %% ../../nbs/58_steer.unlabelled.ipynb #6a8daf22
 def scattered(
@@ -100,7 +101,7 @@ plot.LABELS.update(KINDS)
 plot.COLORS.update(unlabelled=plot.HUES['rose'], random_clusters=plot.COLORS['random'])
 
 def candidates(
-    acts:Acts,       # Any
+    acts:Acts,       # Any, with the sites and streams of the directions
     saes:dict,       # Site -> SAE
     streams:dict,    # Where an edit is added -> streams of rows
     directions:dict, # From `fit`: places and lengths
@@ -203,7 +204,7 @@ def show_unlabelled(
 # %% ../../nbs/58_steer.unlabelled.ipynb #9a01c5e5
 def unlabelled(
     lab:Lab,         # Runs the trials
-    acts:Acts,       # That the labelled directions were made from
+    acts:Acts,       # From phase 1, whatever the labelled directions were made from
     saes:dict,       # Site -> SAE
     directions:dict, # From `fit`: places and lengths, and what to compare with
     trials:pd.DataFrame, # From `measure`, of the labelled direction on the same seeds
