@@ -108,8 +108,8 @@ def candidates(
     n:int,           # Clusters at each place
     top_k:int,       # Latents that a cluster keeps
     lead:str         # The method that they are as long as
-)->dict: # (a, b, site, stream, `unlabelled-0` or `random_clusters-0`, ...) -> Direction
-    "Clusters and random clusters at every place"
+)->dict: # (a, b, site, stream, name) -> Direction; of names such as `unlabelled-more0` and `random_clusters-less2`
+    "More and less of each cluster, and of random ones, at every place"
     found = {}
     for site,stream in dict.fromkeys(k[2:4] for k in directions if k[4]==lead):
         z = traces(acts, site, streams[stream], saes[site])
@@ -117,7 +117,9 @@ def candidates(
         random = [scattered(w, alive(z), site, stream, i) for i,w in enumerate(own)]
         for kind,made in zip(KINDS, (own, random)):
             for i,w in enumerate(made):
-                if w.any(): found |= _in_cells(w, saes[site], site, stream, f'{kind}-{i}', directions, lead)
+                if not w.any(): continue
+                for how,v in dict(more=w, less=-w).items():
+                    found |= _in_cells(v, saes[site], site, stream, f'{kind}-{how}{i}', directions, lead)
     return found
 
 def _in_cells(w_F, sae, site, stream, name, directions, lead):
@@ -135,7 +137,7 @@ def winners(
     found:dict           # From `candidates`
 )->tuple[pd.DataFrame,dict]: # A row per cell and kind, named by the kind, and the directions likewise
     "The best candidate of each kind in each cell: largest margin, smallest alpha on ties"
-    best = chosen.assign(candidate=chosen.method, method=chosen.method.str.rsplit('-', n=1).str[0])
+    best = chosen.assign(candidate=chosen.method, method=chosen.method.str.split('-').str[0])
     best = best.sort_values(['margin', 'alpha'], ascending=[False, True], kind='stable')
     best = best.groupby(['a', 'b', 'method'], as_index=False).first()
     named = {(s.a, s.b, s.site, s.stream, s.method): found[s.a, s.b, s.site, s.stream, s.candidate]
