@@ -108,7 +108,7 @@ def candidates(
     n:int,           # Clusters at each place
     top_k:int,       # Latents that a cluster keeps
     lead:str         # The method that they are as long as
-)->dict: # (a, b, site, stream, name) -> Direction; of names such as `unlabelled-more0` and `random_clusters-less2`
+)->dict: # (a, b, site, stream, name) -> Direction; a name is `unlabelled-more0`, `random_clusters-less2`, ...
     "More and less of each cluster, and of random ones, at every place"
     found = {}
     for site,stream in dict.fromkeys(k[2:4] for k in directions if k[4]==lead):
