@@ -175,7 +175,7 @@ def compared(
     every = pd.concat([fresh.assign(method=arm), trials[trials.method==lead]])
     wide = every.pivot(index=key, columns='method', values='outcome').loc[lambda t: t.unlabelled.notna()]
     need(wide[lead].notna().all(), 'unlabelled', f'{lead} was not measured on all of these seeds', 'the same seeds')
-    return {c: _compared(g, lead) for c,g in wide.groupby(level='contrast', sort=False)}
+    return {c: _compared(wide.loc[[c]], lead) for c in fresh.contrast.unique()}
 
 def _compared(g, lead):
     "One contrast"
