@@ -101,17 +101,16 @@ plot.LABELS.update(KINDS)
 plot.COLORS.update(unlabelled=plot.HUES['rose'], random_clusters=plot.COLORS['random'])
 
 def candidates(
-    acts:Acts,       # Any, with the sites and streams of the directions
-    saes:dict,       # Site -> SAE
-    streams:dict,    # Where an edit is added -> streams of rows
-    directions:dict, # From `fit`: places and lengths
-    n:int,           # Clusters at each place
-    top_k:int,       # Latents that a cluster keeps
-    lead:str         # The method that they are as long as
+    acts:Acts,     # Any, with these sites and streams
+    saes:dict,     # Site -> SAE
+    streams:dict,  # Where an edit is added -> streams of rows
+    labelled:dict, # (a, b, site, stream, method) -> Direction: their places and lengths are used
+    n:int,         # Clusters at each site and stream
+    top_k:int      # Latents that a cluster keeps
 )->dict: # (a, b, site, stream, name) -> Direction; a name is `unlabelled-more0`, `random_clusters-less2`, ...
-    "More and less of each cluster, and of random ones, at every place"
+    "More and less of each cluster, and of random ones"
     found = {}
-    for site,stream in dict.fromkeys(k[2:4] for k in directions if k[4]==lead):
+    for site,stream in dict.fromkeys(k[2:4] for k in labelled):
         z = traces(acts, site, streams[stream], saes[site])
         own = clusters(z, states(z, n), top_k)
         random = [scattered(w, alive(z), site, stream, i) for i,w in enumerate(own)]
@@ -119,14 +118,14 @@ def candidates(
             for i,w in enumerate(made):
                 if not w.any(): continue
                 for how,v in dict(more=w, less=-w).items():
-                    found |= _in_cells(v, saes[site], site, stream, f'{kind}-{how}{i}', directions, lead)
+                    found |= _in_cells(v, saes[site], site, stream, f'{kind}-{how}{i}', labelled)
     return found
 
-def _in_cells(w_F, sae, site, stream, name, directions, lead):
+def _in_cells(w_F, sae, site, stream, name, labelled):
     "A cluster as a direction of each cell, as long as the labelled one"
     v,found = w_F@sae.W_dec.detach(), {}
-    for (a,b,*place,method),d in directions.items():
-        if method!=lead or place!=[site, stream]: continue
+    for (a,b,*place,_),d in labelled.items():
+        if place!=[site, stream]: continue
         long = stretched(v, d.residual.norm())
         found[a,b,site,stream,name] = Direction(name, long, site, stream, d.contrast, w_F, w_F!=0)
     return found
@@ -166,13 +165,13 @@ def overlap(
 # %% ../../nbs/58_steer.unlabelled.ipynb #a055e77d
 def compared(
     fresh:pd.DataFrame,  # From `measure`, of `winners`
-    trials:pd.DataFrame, # From `measure`, of methods with labels
-    lead:str             # The labelled method
+    labelled:pd.DataFrame, # From `measure`, of the labelled method
+    lead:str             # Its name
 )->dict: # contrast -> method -> rate, n, lo, hi, stay, neither, placebo; `unlabelled` also how it differs from others
     "Flips with and without labels"
     key = ['contrast', 'a', 'b', 'seed']
     arm = fresh.method.where(fresh.of.isna(), 'placebo of '+fresh.of.astype(str))
-    every = pd.concat([fresh.assign(method=arm), trials[trials.method==lead]])
+    every = pd.concat([fresh.assign(method=arm), labelled])
     wide = every.pivot(index=key, columns='method', values='outcome').loc[lambda t: t.unlabelled.notna()]
     need(wide[lead].notna().all(), 'unlabelled', f'{lead} was not measured on all of these seeds', 'the same seeds')
     return {c: _compared(wide.loc[[c]], lead) for c in fresh.contrast.unique()}
@@ -208,24 +207,27 @@ def unlabelled(
     lab:Lab,         # Runs the trials
     acts:Acts,       # From phase 1, whatever the labelled directions were made from
     saes:dict,       # Site -> SAE
-    directions:dict, # From `fit`: places and lengths, and what to compare with
+    directions:dict, # From `fit`
     trials:pd.DataFrame, # From `measure`, of the labelled direction on the same seeds
     alphas:list,     # As for the methods
     select_n:list,   # Selection seeds per setting in both rounds, as for the methods
     select_seed:int, # They count up from here
     test_n:int,      # Fresh trials per contrast, at most as many as the methods had
     test_seed:int,   # They count up from here, as for the methods
-    n_clusters:int,  # At each site and stream; 0 leaves it all out
+    n_clusters:int,  # Two or more; 0 leaves it all out
     top_k:int=16,    # Latents that a cluster keeps
     lead:str='sae_topk' # The labelled method
 )->tuple[dict,pd.DataFrame,dict]: # As from `compared`; `OVERLAP`; figures by name
     "Find clusters of latents, choose, measure, compare"
     if not n_clusters: return {}, pd.DataFrame(columns=OVERLAP), {}
-    _same_seeds(lab.steering, trials[trials.method==lead], test_n, test_seed)
-    found = candidates(acts, saes, lab.steering.streams, directions, n_clusters, top_k, lead)
+    own = trials[trials.method==lead]
+    _same_seeds(lab.steering, own, test_n, test_seed)
+    places = dict.fromkeys(zip(own.a, own.b, own.site, own.stream))
+    labelled = {(*p, lead): directions[*p, lead] for p in places}
+    found = candidates(acts, saes, lab.steering.streams, labelled, n_clusters, top_k)
     chosen,_,_ = select(lab, found, alphas, select_n, keep=1, first_seed=select_seed)
     best,named = winners(chosen, found)
-    told = compared(measure(lab, named, best, test_n, test_seed), trials, lead)
+    told = compared(measure(lab, named, best, test_n, test_seed), own, lead)
     return told, overlap(best, named, directions, lead), dict(unlabelled=show_unlabelled(told, lead))
 
 def _same_seeds(steering, labelled, n, first_seed):
