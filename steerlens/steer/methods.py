@@ -247,7 +247,7 @@ def fit(
     steering:Steering, # How it is steered
     acts:Acts,         # From phase 1
     made:dict,         # From `contrasts`
-    saes:dict,         # Site -> SAE
+    saes:dict,         # Site -> SAE; None for methods that need none
     top_k:int=32,      # Latents that a masked method keeps
     methods:Sequence[str]=(), # Which; all by default
     folder:str|Path|None=None # Where directions are written, if anywhere
@@ -306,8 +306,8 @@ def _fit_cell(subject, steering, read, contrasts, saes, top_k, methods):
     made,words = [], steering.names and tuple(map(steering.names, contrasts[0].name.split('->')))
     for site,sae in saes.items():
         n_tokens = len(subject.token_types(site) or ())
-        weights = hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
-        origin = {c.kind: c.hash for c in contrasts} | dict(sae=weights)
+        origin = {c.kind: c.hash for c in contrasts}
+        if sae is not None: origin['sae'] = hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
         for stream,parts in steering.streams.items():
             rows = None
             for c in contrasts[::-1]:

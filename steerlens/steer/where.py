@@ -7,12 +7,15 @@ from __future__ import annotations
 from dataclasses import replace
 import pandas as pd
 from .. import plot
+from ..acts.store import Acts
+from ..subjects.base import Steering, Subject
+from .contrasts import contrasts
 from .edits import During, Steps
-from .methods import applied
+from .methods import applied, fit
 from .trials import Lab
 
 # %% auto #0
-__all__ = ['gates', 'everywhere', 'show_everywhere']
+__all__ = ['gates', 'places', 'fit_everywhere', 'everywhere', 'show_everywhere']
 
 # %% ../../nbs/59_steer.where.ipynb #3ed617c5
 def gates(
@@ -26,21 +29,45 @@ def gates(
     return found | {'during the event': During((a, b))} if events else found
 
 # %% ../../nbs/59_steer.where.ipynb #d5e16e46
+def places(
+    steering:Steering, # Of the subject
+    acts:Acts,         # Harvested from it
+)->dict: # Site -> where an edit is added -> streams of rows
+    "Streams at each layer that was harvested"
+    found = {}
+    for site in acts.sites():
+        if acts.catalog['layers'].get(site) is None: continue
+        here = acts.streams_at(site)
+        own = {k: parts for k,parts in steering.streams.items() if {*parts} <= {*here}}
+        found[site] = own or {s: [s] for s in here}
+    return found
+
+def fit_everywhere(
+    subject:Subject,   # The model
+    steering:Steering, # How it is steered
+    acts:Acts,         # Harvested from it
+    method:str='diffmean' # One that needs no autoencoder
+)->dict: # (a, b, site, stream, method) -> Direction
+    "A direction for each cell, at every place"
+    found,of_site = {}, places(steering, acts)
+    for site,streams in of_site.items():
+        here = replace(steering, streams=streams)
+        found |= fit(subject, here, acts, contrasts(here, acts), {site: None}, methods=[method])
+    return found
+
+# %% ../../nbs/59_steer.where.ipynb #e960b91f
 def everywhere(
     lab:Lab,         # Runs the trials
-    directions:dict, # From `fit`
-    chosen:pd.DataFrame, # From `select`
+    directions:dict, # From `fit_everywhere`
+    alpha:float,     # Strength
     n:int,           # Trials per cell, place and gate; 0 for none at all
     first_seed:int,  # They count up from here
-    first:int=8,     # Steps of the short gate
-    method:str='sae_topk'
+    first:int=8      # Steps of the short gate
 )->pd.DataFrame: # One line per trial: contrast, site, stream, gate, outcome, n_edits
     "Flips at every site and stream, under every gate"
     rows,trials,edits = [], [], []
-    alpha = chosen[chosen.method==method].alpha.mode()[0]
     names = {cell: c for c,pooled in lab.steering.contrasts.items() for cell in pooled}
-    for (a,b,site,stream,m),d in directions.items() if n else ():
-        if m!=method: continue
+    for (a,b,site,stream,_),d in directions.items() if n else ():
         for name,gate in gates(a, b, first, lab.steering.events).items():
             for t in lab.steering.trials(a, n, first_seed):
                 rows.append(dict(contrast=names[a,b], a=a, b=b, site=site, stream=stream, gate=name, alpha=alpha))
