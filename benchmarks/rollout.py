@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from steerlens.core import threads
 from steerlens.sae.models import new_sae
-from steerlens.steer.edits import (Ablate, Add, Intervention, Latents, Override, Pid, Setpoint, Steps, Stream, intervened)
+from steerlens.steer.edits import (Ablate, Add, Intervention, Latents, Override, Pid, Setpoint, Steps, Stream,
+                                   intervened)
 from steerlens.steer.trials import Lab
 from steerlens.subjects.base import Ctx
 from steerlens.subjects.nano_vla import tokenize, trials_of

@@ -101,7 +101,7 @@ def chosen_directions(
         for a,b in pairs:
             for m in methods:
                 fitted = [k for k in flips[contrast] if k not in ('random', 'baseline', 'swap')]
-                need(m in fitted, 'methods', f"'{m}'", f'those of 3_steering: {", ".join(fitted)}', 'run it again with this one')
+                need(m in fitted, 'methods', f"'{m}'", f'those of 3_steering: {", ".join(fitted)}', 'run that again')
                 s = flips[contrast][m]['by_scene'][steering.scene(a)]
                 found[contrast,a,b,m] = Path(folder)/f"{a}->{b}.{m}.{s['site']}.{s['stream']}.safetensors"
     return found

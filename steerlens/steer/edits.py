@@ -82,7 +82,7 @@ class Edit:
     def change(self, x_TD:Tensor)->Tensor: raise NotImplementedError # [T, D]
     def placebo(self, seed:int)->Edit: raise NotImplementedError
     @classmethod
-    def together(cls, edits:Sequence[Edit], n_tokens:int)->Callable: # (x [R, T, D], each row's edit, on [R, T]) -> new x
+    def together(cls, edits:Sequence[Edit], n_tokens:int)->Callable: # (x [R,T,D], each row's edit, on [R,T]) -> new x
         "Many edits of this kind"
         return lambda x_RTD, at_R, on_RT: torch.stack([edits[i].change(x) for i,x in zip(at_R.tolist(), x_RTD)])
 

@@ -170,7 +170,7 @@ def usual(
     for site,(stream,parts) in product(sites, streams.items()):
         held = [torch.from_numpy(np.asarray(acts.split(acts.rows(s), 'validation'))) for s in parts]
         x = torch.cat([acts.x(site, s)[h] for s,h in zip(parts, held)])
-        need(len(x) > 1, f"usual activations at '{site}'", f'{len(x)} held-out rows', '2 or more', 'harvest more episodes')
+        need(len(x) > 1, f"site '{site}'", f'{len(x)} held-out rows of {stream}', '2 or more', 'harvest more episodes')
         sd = x.std(0)
         found[site,stream] = x.mean(0), sd.clamp_min(.01*sd.max())
     return found

@@ -75,7 +75,7 @@ def controlled(d:Direction, alpha:float):
     return Intervention(d.site, d.stream, Pid(*_probe_of(d), alpha, most=2*alpha))
 
 def _probe_of(d):
-    "Weights and bias of a probe that a step of the direction raises by one; its offset is what it reads at zero, less a half"
+    "Weights and bias of a probe that a step of the direction raises by one; at zero it reads its offset and a half"
     return d.residual/d.residual.norm()**2, d.given['offset']+.5
 
 EDITS = dict(add=added, override=overridden, setpoint=held, pid=controlled) # A direction's `edit` -> how it is applied
@@ -275,8 +275,8 @@ def turned(
     contrast:str  # `b->a`
 )->Direction: # From b to a
     "The same direction, the other way; the numbers of its edit change their sign, too"
-    given = {k: -v for k,v in d.given.items()}
-    return replace(d, residual=-d.residual, contrast=contrast, latent=None if d.latent is None else -d.latent, given=given)
+    given,latent = {k: -v for k,v in d.given.items()}, None if d.latent is None else -d.latent
+    return replace(d, residual=-d.residual, contrast=contrast, latent=latent, given=given)
 
 # %% ../../nbs/53_steer.methods.ipynb #529f3651
 def check_methods(

@@ -22,7 +22,7 @@ def trace(
     trial,             # From `steering.trials`
     intervention:Intervention|None=None, # The edit it is under
     top:int=5,         # Latents and words kept of each token
-)->tuple[pd.DataFrame,pd.DataFrame]: # Inside: a row per step, call and token; outside: a row per step, empty where a subject has none
+)->tuple[pd.DataFrame,pd.DataFrame]: # Inside, a row per step, call and token; outside, a row per step, or none
     "Watch one trial"
     seen = []
     def watch(x, ctx):
