@@ -302,7 +302,8 @@ def _beyond(t, placebo):
 def _outcomes(t):
     "Flip rate with its interval, the shares of stay and neither, and how natural it looked"
     found = rate(t.outcome=='flip') | {k: float((t.outcome==k).mean()) for k in ('stay','neither')}
-    return found | {k: float(t[k].mean()) for k in NATURAL if k in t and t[k].notna().any()}
+    middle = {k: float(t[k].median()) for k in NATURAL if k in t and t[k].notna().any()}
+    return found | {k: v if np.isfinite(v) else None for k,v in middle.items()}
 
 # %% ../../nbs/55_steer.effects.ipynb #3690e3b5
 def _scene_row(g, off):
@@ -320,9 +321,9 @@ def _scene_row(g, off):
 def natural(
     trials:pd.DataFrame # From `measure`
 )->pd.DataFrame: # A row per method, random and baseline; a column for each of `NATURAL` that trials have
-    "How the trials looked, on average"
+    "How the trials looked: medians, since an empty text is infinitely surprising"
     told = [k for k in NATURAL if k in trials and trials[k].notna().any()]
-    found = trials.groupby('method')[told].mean()
+    found = trials.groupby('method')[told].median()
     return found.loc[[m for m in order() if m in found.index]]
 
 # %% ../../nbs/55_steer.effects.ipynb #ea514bf5
