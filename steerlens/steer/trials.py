@@ -125,13 +125,18 @@ class _Seen(Exception): "The site has been computed"
 
 def _try(subject, steering, trial, v):
     "One edit, on what passes its site at the beginning of a trial; raises `SteerlensError` where it doesn't fit"
+    where = f"{type(v.edit).__name__} at '{v.site}'"
+    def by_trial(x, ctx):
+        fits = x.ndim==3 and len(x)==len(ctx.row_B)
+        need(fits, where, f'activations {list(x.shape)}', f'[{len(ctx.row_B)}, T, D], a row for each trial')
+        return x
     def seen(x, ctx): raise _Seen
-    kind = type(v.edit).__name__
     try:
-        with threads(1), intervened(subject, [v]), edit(subject, v.site, seen): steering.run(subject, [trial])
+        with threads(1), edit(subject, v.site, by_trial), intervened(subject, [v]*2), edit(subject, v.site, seen):
+            steering.run(subject, [trial]*2)
     except _Seen: return
     except (RuntimeError, IndexError) as e:
-        raise SteerlensError(f"{kind} at '{v.site}'", str(e).splitlines()[0], do='is it made for this site?') from None
+        raise SteerlensError(where, str(e).splitlines()[0], do='is it made for this site?') from None
 
 # %% ../../nbs/54_steer.trials.ipynb #74dc16bf
 @patch
@@ -142,7 +147,8 @@ def _check(self:Lab, trials, interventions):
         tensors = _tensors(v.edit)
         where = f"{type(v.edit).__name__} at '{v.site}'"
         for t in tensors: need(t.isfinite().all(), where, 'NaN or infinite numbers', 'finite ones')
-        place = v.site, v.stream, v.gate, type(v.edit), tuple(t.shape for t in tensors)
+        width = getattr(v.edit, 'width', None)
+        place = v.site, v.stream, v.gate, type(v.edit), width, *(t.shape for t in tensors)
         if place in self.tried: continue
         _try(subject, steering, trials[0], v)
         self.tried.add(place)
