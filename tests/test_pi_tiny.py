@@ -1,4 +1,4 @@
-"Every site of the pi pair under every kind of gate: what an edit reaches follows from the wiring, and is checked bit by bit"
+"The pi pair, every site under every kind of gate: what an edit reaches follows from the wiring, to the last bit"
 from contextlib import contextmanager
 from functools import cache
 import pytest
@@ -7,7 +7,7 @@ from steerlens.core import SteerlensError, threads
 from steerlens.steer.edits import (Ablate, Add, Call, Denoise, During, Intervention, Latents, Override, Setpoint, Steps,
                                    Stream, intervened)
 from steerlens.subjects import pi_tiny
-from steerlens.subjects.base import Ctx, edit, tap
+from steerlens.subjects.base import Ctx, tap
 from steerlens.subjects.nano_vla_model import tokenize
 
 TINY = pi_tiny.subject()
@@ -23,8 +23,10 @@ INSIDE = [NORM, 'self_attn', *(f'self_attn.{p}_proj' for p in 'qkvo'), LATE_NORM
 PARTS = [f'{inside}{io}' for inside in ('', *(f'{p}.' for p in INSIDE)) for io in ('in', 'out')]
 READ_AT_ONCE = {'in', f'{NORM}.in', f'{NORM}.out', 'self_attn.in',
                 *(f'self_attn.{p}_proj.{io}' for p in 'kv' for io in ('in', 'out'))}
-PREFIX,EXPERT = ([(f'{stack}.{i}.{part}', i, part) for i in range(DEPTH) for part in PARTS] for stack in ('lm', 'expert'))
+PREFIX = [(f'lm.{i}.{part}', i, part) for i in range(DEPTH) for part in PARTS]
+EXPERT = [(f'expert.{i}.{part}', i, part) for i in range(DEPTH) for part in PARTS]
 FIRST_READ = {site: i if part in READ_AT_ONCE else i+1 for site,i,part in PREFIX} # expert layer that sees it first
+EXPERT += [(f'expert_norm.{io}', DEPTH, io) for io in ('in', 'out')]
 LAYER = {site: i for site,i,_ in EXPERT}
 EVERYWHERE = [*PREFIX, *EXPERT]
 
@@ -47,9 +49,10 @@ IN_PREFIX = [(gate, when, 'state instruction plan') for gate,when in ALWAYS] + [
     (~Stream(('plan', 'state')), lambda step, event, call: True, 'instruction'),
     (Stream(('state',)) & Steps(4), lambda step, event, call: step>=4, 'state'),
 ]
-IN_EXPERT = ALWAYS + [
+IN_EXPERT = [
     (Stream(('decision',)), lambda step, event, call: True),
     (~Stream(('decision',)), lambda step, event, call: False),
+    *ALWAYS,
     *[(Denoise((j,)), lambda step, event, call, j=j: call==j) for j in range(CALLS)],
     (Denoise((3, 7)), lambda step, event, call: call in (3, 7)),
     (Call((6,)), lambda step, event, call: call==6),
@@ -74,7 +77,7 @@ LAYERS = [f'expert.{i}.out' for i in range(DEPTH)]
 
 
 def play(edits, read):
-    "Two decisions: actions [2, B, ...], velocities [2, 10, B, ...], what passes some sites [2, calls, B, ...], edits made"
+    "Two decisions: actions [2, B, ...], velocities and what passes some sites [2, calls, B, ...]; edits made"
     n,g,actions = len(edits), torch.Generator().manual_seed(0), []
     tokens = torch.tensor([tokenize(('push the drawer', 'pull the drawer back')[r%2]) for r in range(n)])
     with threads(1), intervened(TINY, edits) as made, tap(TINY, [*dict.fromkeys([*LAYERS, *read])]) as seen:
@@ -133,14 +136,15 @@ def test_an_edit_of_the_prefix_reaches_the_layers_that_read_it(site):
 
 @pytest.mark.parametrize('site', [s for s,*_ in EXPERT])
 def test_an_edit_of_the_expert_begins_at_its_denoising_step(site):
-    run,usual = run_cases(site, IN_EXPERT)
+    gates = IN_EXPERT if TINY.token_types(site) else IN_EXPERT[2:] # the norm's tokens are not told apart
+    run,usual = run_cases(site, gates)
     assert nothing_happened([0, 1], run, usual)
     assert run[3][:2]==[0, len(AT)*CALLS]
     i = LAYER[site]
     tokens = (run[2][site]!=usual[2][site]).any(-1).tolist()
     reached = torch.stack([differs(run[2][s], usual[2][s]) for s in LAYERS], -1).tolist()
     moved,acted = differs(run[1], usual[1]).tolist(), differs(run[0], usual[0]).tolist()
-    for r,(gate,when) in enumerate(IN_EXPERT, 2):
+    for r,(gate,when) in enumerate(gates, 2):
         on = [[j for j in range(CALLS) if when(step, event(r, k), j)] for k,step in enumerate(AT)]
         assert run[3][r]==sum(map(len, on)), gate
         for k,opened in enumerate(on):
@@ -153,10 +157,51 @@ def test_an_edit_of_the_expert_begins_at_its_denoising_step(site):
             assert reached[k][first][r]==[layer>=i for layer in range(DEPTH)], gate
 
 
+class Reader:
+    "An SAE whose latents are the first four coordinates"
+    def __init__(self, width): self.W_dec = torch.eye(4, width)
+    def encode(self, x): return x[:,:4].relu()
+
+
+def kinds(width):
+    "Each kind of edit twice: so that there is nothing to change, and so that there is"
+    w,sae = torch.randn(width, generator=torch.Generator().manual_seed(2)), Reader(width)
+    nothing = [Add(w, 0.), Add(w, 0., share=True), Setpoint(w, 0., -1e6, 1e6), Latents(sae, (0,1), 1.)]
+    return nothing, [Add(w), Add(w, .5, share=True), Setpoint(w, 0., 9., 9.), Latents(sae, (0,1), 3.), Ablate(w),
+                     Override((0,3), 2., width)]
+
+
+LAYER_SITES = [f'{stack}.{i}.{io}' for stack in ('lm', 'expert') for i in (0, 1) for io in ('in', 'out')]
+
+
+@pytest.mark.parametrize('site', LAYER_SITES)
+def test_every_kind_side_by_side(site):
+    "Each row under a kind of its own; one with nothing to change leaves every bit as it was"
+    nothing,something = kinds(TINY.model.cfg.width if site.startswith('lm') else TINY.model.cfg.expert_width)
+    edits = [None, *(Intervention(site, 'all', e) for e in nothing+something)]
+    run,usual = play(edits, [site]), plain(len(edits))
+    same_rows = list(range(1+len(nothing)))
+    assert nothing_happened(same_rows, run, usual)
+    assert run[3]==[0]+[len(AT)*TINY.calls(site)]*(len(edits)-1)
+    acted = differs(run[0], usual[0]).all(0).tolist()
+    assert acted==[False]*len(same_rows)+[True]*len(something)
+
+
+REFUSED = [('lm.0.out', 32, Denoise((0,)), 'no denoising step here'),
+           ('expert_norm.out', 16, Stream(('decision',)), 'no stream of a token here'),
+           ('action_in_proj.out', 16, None, 'computed 20 times in 2 run')]
+
+
+@pytest.mark.parametrize('site,width,gate,says', REFUSED)
+def test_what_a_site_does_not_tell_is_refused(site, width, gate, says):
+    with pytest.raises(SteerlensError, match=says):
+        play([Intervention(site, 'all', Add(torch.ones(width)), gate)], [])
+
+
 def test_the_list_of_sites_is_complete():
     "All there is inside both stacks but the norms' maps of the flow time, which are the same for all rows"
     for stack in ('lm', 'expert'):
         inside = {f'{stack}.{n}' for n,_ in TINY.model.get_submodule(TINY.aliases[stack]).named_modules() if n}
         listed = {s.rpartition('.')[0] for s,*_ in EVERYWHERE}
-        assert {n for n in inside-listed}=={f'{stack}.{i}.{n}.dense' for i in range(DEPTH) for n in (NORM, LATE_NORM)
-                                            if stack=='expert'}
+        maps = {f'expert.{i}.{norm}.dense' for i in range(DEPTH) for norm in (NORM, LATE_NORM)}
+        assert inside-listed==(maps if stack=='expert' else set())
