@@ -1,6 +1,7 @@
 "The pi pair, every site under every kind of gate: what an edit reaches follows from the wiring, to the last bit"
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 import pytest
 import torch
 from steerlens.core import SteerlensError, threads
@@ -20,15 +21,14 @@ EVENTS = 'push', 'pull', None
 NORM,LATE_NORM = 'input_layernorm', 'post_attention_layernorm'
 INSIDE = [NORM, 'self_attn', *(f'self_attn.{p}_proj' for p in 'qkvo'), LATE_NORM, 'mlp',
           *(f'mlp.{p}_proj' for p in ('gate', 'up', 'down'))]
-PARTS = [f'{inside}{io}' for inside in ('', *(f'{p}.' for p in INSIDE)) for io in ('in', 'out')]
+IO = 'in', 'out'
+PARTS = [f'{inside}{io}' for inside in ('', *(f'{p}.' for p in INSIDE)) for io in IO]
+
+# The expert layer that is the first to read an edit of the prefix, and the layer of a site in the expert
 READ_AT_ONCE = {'in', f'{NORM}.in', f'{NORM}.out', 'self_attn.in',
-                *(f'self_attn.{p}_proj.{io}' for p in 'kv' for io in ('in', 'out'))}
-PREFIX = [(f'lm.{i}.{part}', i, part) for i in range(DEPTH) for part in PARTS]
-EXPERT = [(f'expert.{i}.{part}', i, part) for i in range(DEPTH) for part in PARTS]
-FIRST_READ = {site: i if part in READ_AT_ONCE else i+1 for site,i,part in PREFIX} # expert layer that sees it first
-EXPERT += [(f'expert_norm.{io}', DEPTH, io) for io in ('in', 'out')]
-LAYER = {site: i for site,i,_ in EXPERT}
-EVERYWHERE = [*PREFIX, *EXPERT]
+                *(f'self_attn.{p}_proj.{io}' for p in 'kv' for io in IO)}
+FIRST_READ = {f'lm.{i}.{part}': i if part in READ_AT_ONCE else i+1 for i in range(DEPTH) for part in PARTS}
+LAYER = {f'expert.{i}.{part}': i for i in range(DEPTH) for part in PARTS} | {f'expert_norm.{io}': DEPTH for io in IO}
 
 # -- the gates: each with the runs and calls in which it should be open, and the tokens it leaves open
 
@@ -76,85 +76,87 @@ def velocities():
 LAYERS = [f'expert.{i}.out' for i in range(DEPTH)]
 
 
-def play(edits, read):
-    "Two decisions: actions [2, B, ...], velocities and what passes some sites [2, calls, B, ...]; edits made"
+def play(edits, site=None):
+    "Two decisions: their actions [2, B, ...]; velocities and layers [2, calls, B, ...]; where the site was edited"
     n,g,actions = len(edits), torch.Generator().manual_seed(0), []
     tokens = torch.tensor([tokenize(('push the drawer', 'pull the drawer back')[r%2]) for r in range(n)])
-    with threads(1), intervened(TINY, edits) as made, tap(TINY, [*dict.fromkeys([*LAYERS, *read])]) as seen:
-        with velocities() as vs:
-            for k,step in enumerate(AT):
-                told = tuple(event(r, k) for r in range(n))
-                ctx = Ctx(step_B=torch.full((n,), step), row_B=torch.arange(n), event_B=told)
-                x = torch.randn(n, 11, generator=g), torch.randn(n, 8, 4, generator=g)
-                actions.append(TINY.run(tokens, *x, ctx=ctx))
+    read = [site] if site else []
+    with (threads(1), velocities() as vs, tap(TINY, read) as before, intervened(TINY, edits) as made,
+          tap(TINY, read) as after, tap(TINY, LAYERS) as layers):
+        for k,step in enumerate(AT):
+            told = tuple(event(r, k) for r in range(n))
+            ctx = Ctx(step_B=torch.full((n,), step), row_B=torch.arange(n), event_B=told)
+            x = torch.randn(n, 11, generator=g), torch.randn(n, 8, 4, generator=g)
+            actions.append(TINY.run(tokens, *x, ctx=ctx))
     def by_decision(xs): return torch.stack(xs).unflatten(0, (len(AT), -1))
-    return torch.stack(actions), by_decision(vs), {s: by_decision(xs) for s,xs in seen.items()}, made.tolist()
+    return SimpleNamespace(
+        actions=torch.stack(actions), velocities=by_decision(vs), made=made.tolist(),
+        layers=torch.stack([by_decision(layers[s]) for s in LAYERS]),
+        edited=by_decision([(a!=b).any(-1) for a,b in zip(before[site], after[site])]) if site else None)
 
 
 @cache
-def plain(n): return play([None]*n, [s for s,*_ in EVERYWHERE])
+def plain(n): return play([None]*n)
 
 
-def run_cases(site, gates):
-    "Rows without an edit, with one of length zero, then with one under each gate; and the same rows without edits"
-    usual = plain(2+len(gates))
-    v = torch.randn(usual[2][site].shape[-1], generator=torch.Generator().manual_seed(1))
-    edits = [None, Intervention(site, 'all', Add(v, 0.)), *(Intervention(site, 'all', Add(v), g) for g,*_ in gates)]
-    return play(edits, [site]), usual
+@cache
+def width(site):
+    with tap(TINY, site) as seen: TINY.run(torch.ones(1, 7, dtype=int), torch.zeros(1, 11), torch.zeros(1, 8, 4))
+    return seen[site][0].shape[-1]
 
 
-def same(a, b): return torch.equal(a, b)
+def cases(site, gates):
+    "Rows without an edit, with one of length zero, then with one under each gate"
+    v = torch.randn(width(site), generator=torch.Generator().manual_seed(1))
+    return [None, Intervention(site, 'all', Add(v, 0.)), *(Intervention(site, 'all', Add(v), g) for g,*_ in gates)]
 
 
-def nothing_happened(rows, run, usual):
+def nothing_happened(run, rows):
     "To the last bit, everywhere"
-    (actions,velocity,seen,_),(actions_0,velocity_0,seen_0,_) = run, usual
-    layers = all(same(seen[s][:,:,rows], seen_0[s][:,:,rows]) for s in LAYERS)
-    return layers and same(actions[:,rows], actions_0[:,rows]) and same(velocity[:,:,rows], velocity_0[:,:,rows])
+    usual = plain(len(run.made))
+    same = torch.equal(run.actions[:,rows], usual.actions[:,rows])
+    return same and torch.equal(run.layers[...,rows,:,:], usual.layers[...,rows,:,:])
 
 
-def differs(x, y): return (x!=y).flatten(-2).any(-1) # [..., T, D] -> [...]
+def moved(run, what):
+    "Where it differs from the run without edits, [...] of [..., T, D]"
+    return (getattr(run, what)!=getattr(plain(len(run.made)), what)).flatten(-2).any(-1)
 
 
-@pytest.mark.parametrize('site', [s for s,*_ in PREFIX])
+@pytest.mark.parametrize('site', FIRST_READ)
 def test_an_edit_of_the_prefix_reaches_the_layers_that_read_it(site):
-    run,usual = run_cases(site, IN_PREFIX)
-    assert nothing_happened([0, 1], run, usual)
-    assert run[3][:2]==[0, len(AT)], 'an edit of length zero is made like any other'
+    run = play(cases(site, IN_PREFIX), site)
+    assert nothing_happened(run, [0, 1])
+    assert run.made[:2]==[0, len(AT)], 'an edit of length zero is made like any other'
     first,stream = FIRST_READ[site], TINY.token_types(site)
-    tokens = (run[2][site]!=usual[2][site]).any(-1)[:,0].tolist()
-    reached = torch.stack([differs(run[2][s], usual[2][s])[:,0] for s in LAYERS], -1).tolist()
-    acted = differs(run[0], usual[0]).tolist()
+    reached,acted = moved(run, 'layers')[:,:,0].tolist(), moved(run, 'actions').tolist()
     for r,(gate,when,streams) in enumerate(IN_PREFIX, 2):
         on = [when(step, event(r, k), 0) for k,step in enumerate(AT)]
-        assert run[3][r]==sum(on), gate
+        assert run.made[r]==sum(on), gate
         for k,opened in enumerate(on):
-            assert tokens[k][r]==[opened and t in streams.split() for t in stream], gate
-            assert reached[k][r]==[opened and layer>=first for layer in range(DEPTH)], gate
+            assert run.edited[k,0,r].tolist()==[opened and t in streams.split() for t in stream], gate
+            assert [layer[k][r] for layer in reached]==[opened and i>=first for i in range(DEPTH)], gate
             assert acted[k][r]==(opened and first<DEPTH), gate
 
 
-@pytest.mark.parametrize('site', [s for s,*_ in EXPERT])
+@pytest.mark.parametrize('site', LAYER)
 def test_an_edit_of_the_expert_begins_at_its_denoising_step(site):
     gates = IN_EXPERT if TINY.token_types(site) else IN_EXPERT[2:] # the norm's tokens are not told apart
-    run,usual = run_cases(site, gates)
-    assert nothing_happened([0, 1], run, usual)
-    assert run[3][:2]==[0, len(AT)*CALLS]
-    i = LAYER[site]
-    tokens = (run[2][site]!=usual[2][site]).any(-1).tolist()
-    reached = torch.stack([differs(run[2][s], usual[2][s]) for s in LAYERS], -1).tolist()
-    moved,acted = differs(run[1], usual[1]).tolist(), differs(run[0], usual[0]).tolist()
+    run = play(cases(site, gates), site)
+    assert nothing_happened(run, [0, 1])
+    assert run.made[:2]==[0, len(AT)*CALLS]
+    layers,velocities,acted = (moved(run, what).tolist() for what in ('layers', 'velocities', 'actions'))
     for r,(gate,when) in enumerate(gates, 2):
-        on = [[j for j in range(CALLS) if when(step, event(r, k), j)] for k,step in enumerate(AT)]
-        assert run[3][r]==sum(map(len, on)), gate
+        on = [[when(step, event(r, k), j) for j in range(CALLS)] for k,step in enumerate(AT)]
+        assert run.made[r]==sum(map(sum, on)), gate
         for k,opened in enumerate(on):
-            first = min(opened, default=CALLS)
-            assert [v[r] for v in moved[k]]==[j>=first for j in range(CALLS)], gate
-            assert acted[k][r]==(first<CALLS), gate
-            assert not any(any(x[r]) for x in tokens[k][:first]), gate
-            if first==CALLS: continue
-            assert all(tokens[k][first][r]), gate
-            assert reached[k][first][r]==[layer>=i for layer in range(DEPTH)], gate
+            assert run.edited[k,:,r].tolist()==[[o]*8 for o in opened], gate
+            since = [any(opened[:j+1]) for j in range(CALLS)]
+            assert [v[r] for v in velocities[k]]==since, gate
+            assert acted[k][r]==since[-1], gate
+            for j in range(CALLS): # the step's own edit reaches its layer and those after it; an earlier one, all
+                reached = [any(opened[:j]) or opened[j] and i>=LAYER[site] for i in range(DEPTH)]
+                assert [layer[k][j][r] for layer in layers]==reached, gate
 
 
 class Reader:
@@ -171,37 +173,34 @@ def kinds(width):
                      Override((0,3), 2., width)]
 
 
-LAYER_SITES = [f'{stack}.{i}.{io}' for stack in ('lm', 'expert') for i in (0, 1) for io in ('in', 'out')]
+BETWEEN_LAYERS = [f'{stack}.{i}.{io}' for stack in ('lm', 'expert') for i in (0, 1) for io in IO]
 
 
-@pytest.mark.parametrize('site', LAYER_SITES)
+@pytest.mark.parametrize('site', BETWEEN_LAYERS)
 def test_every_kind_side_by_side(site):
     "Each row under a kind of its own; one with nothing to change leaves every bit as it was"
-    nothing,something = kinds(TINY.model.cfg.width if site.startswith('lm') else TINY.model.cfg.expert_width)
-    edits = [None, *(Intervention(site, 'all', e) for e in nothing+something)]
-    run,usual = play(edits, [site]), plain(len(edits))
-    same_rows = list(range(1+len(nothing)))
-    assert nothing_happened(same_rows, run, usual)
-    assert run[3]==[0]+[len(AT)*TINY.calls(site)]*(len(edits)-1)
-    acted = differs(run[0], usual[0]).all(0).tolist()
-    assert acted==[False]*len(same_rows)+[True]*len(something)
+    nothing,something = kinds(width(site))
+    run = play([None, *(Intervention(site, 'all', e) for e in nothing+something)], site)
+    idle = 1+len(nothing)
+    assert nothing_happened(run, list(range(idle)))
+    assert run.made==[0]+[len(AT)*TINY.calls(site)]*len(nothing+something)
+    assert moved(run, 'actions').tolist()==[[False]*idle+[True]*len(something)]*len(AT)
 
 
-REFUSED = [('lm.0.out', 32, Denoise((0,)), 'no denoising step here'),
-           ('expert_norm.out', 16, Stream(('decision',)), 'no stream of a token here'),
-           ('action_in_proj.out', 16, None, 'computed 20 times in 2 run')]
+REFUSED = [('lm.0.out', Denoise((0,)), 'no denoising step here'),
+           ('expert_norm.out', Stream(('decision',)), 'no stream of a token here')]
 
 
-@pytest.mark.parametrize('site,width,gate,says', REFUSED)
-def test_what_a_site_does_not_tell_is_refused(site, width, gate, says):
+@pytest.mark.parametrize('site,gate,says', REFUSED)
+def test_a_gate_that_the_site_cannot_answer_is_refused(site, gate, says):
     with pytest.raises(SteerlensError, match=says):
-        play([Intervention(site, 'all', Add(torch.ones(width)), gate)], [])
+        play([Intervention(site, 'all', Add(torch.ones(width(site))), gate)])
 
 
 def test_the_list_of_sites_is_complete():
     "All there is inside both stacks but the norms' maps of the flow time, which are the same for all rows"
     for stack in ('lm', 'expert'):
         inside = {f'{stack}.{n}' for n,_ in TINY.model.get_submodule(TINY.aliases[stack]).named_modules() if n}
-        listed = {s.rpartition('.')[0] for s,*_ in EVERYWHERE}
+        listed = {s.rpartition('.')[0] for s in FIRST_READ | LAYER}
         maps = {f'expert.{i}.{norm}.dense' for i in range(DEPTH) for norm in (NORM, LATE_NORM)}
         assert inside-listed==(maps if stack=='expert' else set())
