@@ -204,3 +204,160 @@ def test_the_api_works_in_another_project(tmp_path):
     said = sh(sys.executable, '-c', ELSEWHERE, cwd=tmp_path, PYTHONPATH=ROOT)
     assert said.rc==0 and said.out.splitlines()[-1]==str(ROOT), said.err
     assert read_json(tmp_path/'made/manifest.json')['params']['own']['episodes']
+
+
+# Forks a sweep for each line that it reads, a folder and workers: having imported everything, it begins at once
+SWEEPS = """
+import os, sys
+from pathlib import Path
+import torch
+from steerlens.steer.edits import Add, Intervention
+from steerlens.steer.trials import Lab
+from steerlens.subjects import pi_tiny
+from steerlens.subjects.settle import settle
+
+def sweep(folder, workers):
+    sys.stdout = open(folder/'log', 'w', buffering=1)
+    lab = Lab(settle('pi_tiny'), workers, chunk=2, keep=folder/'chunks')
+    trials = lab.steering.trials('drawer_push', 60, 300)
+    edits = [Intervention('lm.0.out', 'all', Add(torch.ones(32))).placebo(i) for i in range(60)]
+    lab.table(trials, edits, [('drawer_push', 'drawer_pull')]*60).to_parquet(folder/'table.parquet')
+    lab.close()
+
+if __name__=='__main__':
+    for line in sys.stdin:
+        folder,workers = line.split()
+        if not (pid := os.fork()):
+            sweep(Path(folder), int(workers))
+            os._exit(0)
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture
+def sweeps(tmp_path):
+    "A function (folder, workers) that begins a sweep: its process id, and a function that waits for its status"
+    (tmp_path/'sweeps.py').write_text(SWEEPS)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, tmp_path/'sweeps.py'], env=os.environ | dict(OMP_NUM_THREADS='1'), **pipes)
+    def begin(folder, workers=1):
+        folder.mkdir(exist_ok=True)
+        print(folder, workers, file=p.stdin, flush=True)
+        return int(p.stdout.readline()), lambda: int(p.stdout.readline())
+    yield begin
+    p.stdin.close()
+    p.wait()
+
+
+# When to kill: after so many more chunks and seconds, or as soon as a file is being written
+MOMENTS = [(0, .0), (0, .2), (1, .0), (1, .01), 'writing', (1, .02), (2, .04), 'writing', (3, .06), (4, .09)]
+
+
+def test_a_sweep_killed_at_ten_moments_goes_on_to_the_same_bytes(sweeps, tmp_path):
+    def chunks(): return {p.name: p.stat().st_mtime_ns for p in (tmp_path/'torn/chunks').glob('[!.]*.parquet')}
+    def reached(moment, had, pid):
+        if moment=='writing': return [*(tmp_path/'torn/chunks').glob(f'.tmp-{pid}-*')]
+        return len(chunks())>=had+moment[0]
+    def wait_for(moment, had, pid):
+        while not reached(moment, had, pid): time.sleep(.0005)
+        if moment!='writing': time.sleep(moment[1])
+    def went_on(n): return f'{2*n} of 60 were done before' in (tmp_path/'torn/log').read_text()
+    assert sweeps(tmp_path/'whole')[1]()==0
+    before = {}
+    for moment in MOMENTS:
+        pid,status = sweeps(tmp_path/'torn', workers=2 if moment==MOMENTS[-1] else 1)
+        wait_for(moment, len(before), pid)
+        os.kill(pid, signal.SIGKILL)
+        assert status()==signal.SIGKILL, 'ended before it could be killed'
+        assert before.items() <= chunks().items(), 'a finished chunk was lost or done again'
+        if before: assert went_on(len(before))
+        before = chunks()
+    assert 10 <= len(before) < 30 and not (tmp_path/'torn/table.parquet').exists()
+    assert sweeps(tmp_path/'torn', workers=2)[1]()==0
+    assert went_on(len(before))
+    assert (tmp_path/'torn/table.parquet').read_bytes()==(tmp_path/'whole/table.parquet').read_bytes()
+    assert not (tmp_path/'torn/chunks').exists()
+
+
+PUSH_PULL = 'drawer_push', 'drawer_pull'
+
+
+def lab_of(tmp_path, chunk=2):
+    from steerlens.steer.trials import Lab
+    from steerlens.subjects.settle import settle
+    return Lab(settle('pi_tiny'), 1, chunk, keep=tmp_path/'chunks')
+
+
+def misfits():
+    "Edits that don't fit, as they would come from a direction's file, and what is said of them"
+    import torch
+    from steerlens.steer.directions import Direction
+    from steerlens.steer.edits import Ablate, Add, Setpoint
+    def of(kind, v, site, stream='all'):
+        d = Direction('diffmean', v, site, stream, 'a->b')
+        return d.site, d.stream, kind(d.residual)
+    ours,nan = torch.ones(32), torch.ones(32).index_fill(0, torch.tensor([3]), torch.nan)
+    def setpoint(w): return Setpoint(w, 0., 1., 2.)
+    return {'the expert\'s width': (*of(Add, torch.ones(16), 'lm.1.out'), 'a vector of width 16; expected 32'),
+            'its width, ablated': (*of(Ablate, torch.ones(16), 'lm.1.out'), "Ablate at 'lm.1.out': "),
+            'its width, held': (*of(setpoint, torch.ones(16), 'lm.1.out'), "Setpoint at 'lm.1.out': "),
+            'fewer tokens': (*of(Add, torch.ones(8, 32), 'lm.1.out'), '8 token vectors; expected 13'),
+            'a site that is not here': (*of(Add, ours, 'lm.7.out'), "site 'lm.7.out': no such module"),
+            'a stream of the expert': (*of(Add, ours, 'lm.1.out', 'decision'), "no token of stream 'decision'"),
+            'one row for all': (*of(Add, torch.ones(48), 'expert_norm.dense.out'), 'a row for each trial'),
+            'of nano_vla': (*of(Add, torch.ones(128), 'lm.1.out'), 'a vector of width 128; expected 32'),
+            'of walker': (*of(Add, torch.ones(64), 'h.1.out'), "site 'h.1.out': no such module"),
+            'NaN': (*of(Add, nan, 'lm.1.out'), "Add at 'lm.1.out': NaN or infinite"),
+            'NaN, ablated': (*of(Ablate, nan, 'lm.1.out'), "Ablate at 'lm.1.out': NaN or infinite"),
+            'NaN, held': (*of(setpoint, nan, 'lm.1.out'), "Setpoint at 'lm.1.out': NaN or infinite")}
+
+
+@pytest.mark.parametrize('name', misfits())
+def test_an_edit_that_does_not_fit_is_one_line_before_any_trial(name, tmp_path, capsys):
+    "Though it is the last one of six, in another chunk than the first"
+    import torch
+    from steerlens.core import SteerlensError
+    from steerlens.steer.edits import Add, Intervention
+    site,stream,edit,says = misfits()[name]
+    good = [Intervention('lm.1.out', 'all', Add(torch.ones(32))).placebo(i) for i in range(5)]
+    lab = lab_of(tmp_path)
+    for run in (lambda *x: lab.table(*x, [PUSH_PULL]*6), lab.run):
+        with pytest.raises(SteerlensError) as e:
+            run(lab.steering.trials(PUSH_PULL[0], 6, 300), [*good, Intervention(site, stream, edit)])
+        assert says in str(e.value) and '\n' not in str(e.value)
+    assert capsys.readouterr().out=='' and not lab.kept.exists(), 'work had begun'
+
+
+def test_a_gate_that_never_opens_is_said(tmp_path, capsys):
+    import pandas as pd, torch
+    from steerlens.steer.edits import Add, During, Intervention, Steps, Stream
+    lab = lab_of(tmp_path)
+    trials = lab.steering.trials(PUSH_PULL[0], 4, 300)
+    plain = lab.table(trials, None, [PUSH_PULL]*4)
+    assert 'never' not in capsys.readouterr().out
+    for gate in (Steps(1000), During(('no such event',)), Stream(('decision',)), ~Steps(0)):
+        edits = [Intervention('lm.0.out', 'all', Add(torch.ones(32), 9.), gate)]*3
+        table = lab.table(trials, [*edits, None], [PUSH_PULL]*4)
+        assert 'trials: the gate never opened in 3 of 3 gated trials' in capsys.readouterr().out.splitlines()
+        pd.testing.assert_frame_equal(table, plain)
+
+
+def test_a_contrast_with_an_empty_side_is_one_line(tmp_path):
+    "By the words, by what happens, and read back from a file"
+    import numpy as np
+    from dataclasses import replace
+    from steerlens.core import SteerlensError
+    from steerlens.acts.harvest import harvest
+    from steerlens.acts.store import split_episodes
+    from steerlens.steer.contrasts import contrasts
+    from steerlens.subjects import pi_tiny
+    subject,how = pi_tiny.subject(), pi_tiny.steering()
+    runs = pi_tiny.runs(subject, episodes=2)
+    acts = harvest(subject, runs.batches, ['lm.0.out'], tmp_path/'acts', {}, split_episodes(runs.groups, .5))
+    for kind in how.labels:
+        def one_side(acts, rows, a, b): return np.full(len(rows), a)
+        empty = replace(how, labels=how.labels | {kind: one_side})
+        with pytest.raises(SteerlensError, match=rf"drawer_pull \({kind}\): no rows of 'drawer_pull' in stream") as e:
+            contrasts(empty, acts, tmp_path/'contrasts')
+        assert '\n' not in str(e.value) and not (tmp_path/'contrasts').exists()

@@ -20,7 +20,7 @@ import torch
 from ..core import SteerlensError, atomic, need, sha256, threads
 from ..stats import rate
 from ..sae.splicing import splice
-from ..subjects.base import Steering
+from ..subjects.base import Steering, edit
 from ..subjects.settle import Settled, settled
 from .edits import intervened
 
@@ -98,6 +98,7 @@ class Lab:
         again = getattr(current_process(), '_inheriting', False) # is this a worker that runs the script from its top?
         if again: sys.exit(f'Lab: {GUARD}')
         self.n_edits = [] # How often each edit of the last run applied
+        self.tried = set() # Where edits were found to fit
         self.key = json.dumps(dict(who=dict(subject=who.name) | who.key, how=how, kwargs=kwargs))
         self.chunk,self.kept = chunk, Path(keep) if keep else None
         subject,self.steering = _loaded(self.key)
@@ -121,6 +122,44 @@ def _checked(interventions, n_edits):
         if v and not v.gate: need(n, f"intervention at '{v.site}'", 'it was never applied', 'once a run at least')
     return n_edits
 
+# %% ../../nbs/54_steer.trials.ipynb #09b8e96e
+class _Seen(Exception): "The site has been computed"
+
+def _try(subject, steering, trial, v):
+    "One edit, on what passes its site at the beginning of a trial; raises `SteerlensError` where it doesn't fit"
+    where = f"{type(v.edit).__name__} at '{v.site}'"
+    def by_trial(x, ctx):
+        fits = x.ndim==3 and len(x)==len(ctx.row_B)
+        need(fits, where, f'activations {list(x.shape)}', f'[{len(ctx.row_B)}, T, D], a row for each trial')
+        return x
+    def seen(x, ctx): raise _Seen
+    try:
+        with threads(1), edit(subject, v.site, by_trial), intervened(subject, [v]*2), edit(subject, v.site, seen):
+            steering.run(subject, [trial]*2)
+    except _Seen: return
+    except (RuntimeError, IndexError) as e:
+        raise SteerlensError(where, str(e).splitlines()[0], do='is it made for this site?') from None
+
+# %% ../../nbs/54_steer.trials.ipynb #74dc16bf
+@patch
+def _check(self:Lab, trials, interventions):
+    "Each edit is finite and fits its place; raises `SteerlensError`"
+    subject,steering = _loaded(self.key)
+    for v in {id(v): v for v in interventions if v}.values():
+        tensors = _tensors(v.edit)
+        where = f"{type(v.edit).__name__} at '{v.site}'"
+        for t in tensors: need(t.isfinite().all(), where, 'NaN or infinite numbers', 'finite ones')
+        width = getattr(v.edit, 'width', None)
+        place = v.site, v.stream, v.gate, type(v.edit), width, *(t.shape for t in tensors)
+        if place in self.tried: continue
+        _try(subject, steering, trials[0], v)
+        self.tried.add(place)
+
+def _tensors(x):
+    "All tensors of an edit"
+    if isinstance(x, torch.Tensor): return [x]
+    return [t for f in fields(x) for t in _tensors(getattr(x, f.name))] if is_dataclass(x) else []
+
 # %% ../../nbs/54_steer.trials.ipynb #1c42e9e7
 @patch
 def run(self:Lab,
@@ -131,6 +170,7 @@ def run(self:Lab,
 )->list: # Episodes, one per trial
     "Run trials, each under its own intervention"
     interventions = interventions or [None]*len(trials)
+    self._check(trials, interventions)
     jobs = []
     for i in range(0, len(trials), self.chunk):
         part = slice(i, i+self.chunk)
@@ -158,6 +198,7 @@ def table(self:Lab,
 )->pd.DataFrame: # A row per trial: what `Steering.shown` says, able, outcome, n_edits, and distance if it is measured
     "Run trials and judge them"
     interventions = interventions or [None]*len(trials)
+    self._check(trials, interventions)
     parts,jobs,start = {}, {}, time.time()
     made_by = [self.made_by, sha256(Path(spliced[1])/'sae_weights.safetensors') if spliced and self.kept else None]
     for i in range(0, len(trials), self.chunk):

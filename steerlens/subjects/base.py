@@ -79,7 +79,7 @@ class Subject:
     def __repr__(self): return f'Subject({type(self.model).__name__}, {len(self.sites())} sites)'
     def _site(self, site):
         known = not self.hooks or site in self.hooks or str(site).endswith(('.in', '.out'))
-        need(known, f"site '{site}'", 'no such hook', do=f'try {self._near(site)}')
+        if not known: raise SteerlensError(f"site '{site}'", 'no such hook', do=f'try {self._near(site)}')
         return Site.parse(self.hooks.get(site, site))
     def _near(self, site):
         "Names that exist, the most similar first"
