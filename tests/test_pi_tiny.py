@@ -90,7 +90,7 @@ def play(edits, site=None):
             actions.append(TINY.run(tokens, *x, ctx=ctx))
     def by_decision(xs): return torch.stack(xs).unflatten(0, (len(AT), -1))
     return SimpleNamespace(
-        actions=torch.stack(actions), velocities=by_decision(vs), made=made.tolist(),
+        actions=torch.stack(actions), velocities=by_decision(vs), made=made.n_edits.tolist(),
         layers=torch.stack([by_decision(layers[s]) for s in LAYERS]),
         edited=by_decision([(a!=b).any(-1) for a,b in zip(before[site], after[site])]) if site else None)
 

@@ -237,6 +237,7 @@ class Override(Edit):
         pick = torch.randperm(len(others), generator=generator('random neurons', seed))[:len(self.neurons)]
         return replace(self, neurons=tuple(others[pick].tolist()))
     def change(self, x_TD):
+        need(x_TD.shape[1]==self.width, 'Override', f'a site of width {x_TD.shape[1]}', self.width)
         x_TD = x_TD.clone()
         x_TD[:,list(self.neurons)] = self.value
         return x_TD
@@ -322,6 +323,9 @@ def _change(subject, site, kind, trials, interventions, made):
     def fn(x, ctx):
         need(ctx.row_B is not None, f"intervention at '{site}'", 'the run does not say which trial each row is',
              do='run with ctx=Ctx(row_B=...)')
+        fits = x.ndim==3 and len(x)==len(ctx.row_B)
+        need(fits, f"site '{site}'", f'activations {list(x.shape)}', f'[{len(ctx.row_B)}, T, D], a row for each trial',
+             'choose a site that each trial has for itself')
         rows = torch.nonzero(place[ctx.row_B]>=0)[:,0]
         if not len(rows): return x
         at = place[ctx.row_B[rows]]

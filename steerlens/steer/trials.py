@@ -128,13 +128,9 @@ class _Seen(Exception): "The site has been computed"
 def _try(subject, steering, trial, v):
     "One edit, on what passes its site at the beginning of a trial; raises `SteerlensError` where it doesn't fit"
     where = f"{type(v.edit).__name__} at '{v.site}'"
-    def by_trial(x, ctx):
-        fits = x.ndim==3 and len(x)==len(ctx.row_B)
-        need(fits, where, f'activations {list(x.shape)}', f'[{len(ctx.row_B)}, T, D], a row for each trial')
-        return x
     def seen(x, ctx): raise _Seen
     try:
-        with threads(1), edit(subject, v.site, by_trial), intervened(subject, [v]*2), edit(subject, v.site, seen):
+        with threads(1), intervened(subject, [v]*2), edit(subject, v.site, seen):
             steering.run(subject, [trial]*2)
     except _Seen: return
     except (RuntimeError, IndexError) as e:
