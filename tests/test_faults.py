@@ -361,3 +361,14 @@ def test_a_contrast_with_an_empty_side_is_one_line(tmp_path):
         with pytest.raises(SteerlensError, match=rf"drawer_pull \({kind}\): no rows of 'drawer_pull' in stream") as e:
             contrasts(empty, acts, tmp_path/'contrasts')
         assert '\n' not in str(e.value) and not (tmp_path/'contrasts').exists()
+
+
+def test_a_direction_of_another_model_is_refused(tmp_path):
+    import torch
+    from steerlens.core import SteerlensError
+    from steerlens.steer.directions import Direction
+    lab = lab_of(tmp_path)
+    other = Direction('diffmean', torch.ones(32), 'lm.0.out', 'all', 'push->pull', origin=dict(subject='another'))
+    with pytest.raises(SteerlensError, match="by 'diffmean': found in a model with weights another") as e:
+        lab.check_origin([other])
+    assert '\n' not in str(e.value)

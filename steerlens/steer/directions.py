@@ -29,7 +29,7 @@ class Direction:
     contrast:str             # `a->b`
     latent:Tensor|None=None  # Difference of mean codes, [F]
     mask:Tensor|None=None    # Latents kept, [F] bool
-    origin:dict = field(default_factory=dict) # Hashes of contrast and SAE
+    origin:dict = field(default_factory=dict) # Hashes of contrast, SAE and subject
     edit:str = 'add'         # How it is applied: a name in `steer.methods.EDITS`
     given:dict = field(default_factory=dict) # Numbers that its edit needs
 

@@ -64,6 +64,7 @@ def sweep(
     first_seed:int         # They count up from here
 )->pd.DataFrame: # One line per trial: the setting, whose placebo stands beside it, whether it is one, its outcome
     "Every setting and its placebo on the same seeds"
+    lab.check_origin(directions.values())
     settings = settings.assign(beside=stand_ins(directions, settings))
     placebos = settings.assign(method=settings.beside).drop_duplicates()
     arms = pd.concat([settings.assign(placebo=False), placebos.assign(placebo=True)], ignore_index=True)
@@ -185,6 +186,7 @@ def measure(
     usual:dict|None=None # From `usual`, to measure how far each edit leads
 )->pd.DataFrame: # One line per trial
     "The chosen settings on fresh seeds, with placebo and ceiling"
+    lab.check_origin(directions.values())
     steering,plan = lab.steering, []
     for contrast,pooled in steering.contrasts.items():
         for a,b in pooled: plan += _arms(steering, directions, chosen, contrast, a, b, n//len(pooled), first_seed)

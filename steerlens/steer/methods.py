@@ -16,7 +16,7 @@ from .. import plot
 from ..plot import HUES
 from ..core import SteerlensError, generator, need
 from ..acts.store import Acts
-from ..subjects.base import Steering, Subject, alone
+from ..subjects.base import Steering, Subject, alone, weights_sha256
 from .contrasts import cells
 from .directions import (Direction, diffmean, logistic, pca_of_differences, random_latents,
                                         sae_direction, tokenwise, value_cluster)
@@ -254,15 +254,15 @@ def fit(
 )->dict: # (a, b, site, stream, method) -> Direction
     "Every method at every site and stream, from the same rows"
     read,found = _reader(acts), {}
-    methods = [METHODS[m] for m in methods or METHODS]
+    methods,weights = [METHODS[m] for m in methods or METHODS], weights_sha256(subject)
     for (a,b),of_cell in made.items():
         back = [replace(c, name=f'{b}->{a}', rows={s: (n,p) for s,(p,n) in c.rows.items()}) for c in of_cell]
         with alone(subject):
-            ds = _fit_cell(subject, steering, read, of_cell, saes, top_k, methods)
+            ds = _fit_cell(subject, steering, read, of_cell, saes, top_k, methods, weights)
             if (b,a) in cells(steering):
                 again = [m for m in methods if not m.turns]
                 ds += [turned(d, f'{b}->{a}') for d in ds if METHODS[d.method].turns]
-                ds += _fit_cell(subject, steering, read, back, saes, top_k, again)
+                ds += _fit_cell(subject, steering, read, back, saes, top_k, again, weights)
         for d in ds: found[*d.contrast.split('->'),d.site,d.stream,d.method] = d
         print('fitted', *of_cell, flush=True)
     if folder:
@@ -301,12 +301,12 @@ def check_streams(
              f'one of {", ".join(s for s in acts.sites() if wanted <= {*acts.streams_at(s)})}')
 
 # %% ../../nbs/53_steer.methods.ipynb #87323d87
-def _fit_cell(subject, steering, read, contrasts, saes, top_k, methods):
+def _fit_cell(subject, steering, read, contrasts, saes, top_k, methods, weights):
     "The directions of one cell by some methods, at all sites and streams"
     made,words = [], steering.names and tuple(map(steering.names, contrasts[0].name.split('->')))
     for site,sae in saes.items():
         n_tokens = len(subject.token_types(site) or ())
-        origin = {c.kind: c.hash for c in contrasts}
+        origin = {c.kind: c.hash for c in contrasts} | dict(subject=weights)
         if sae is not None: origin['sae'] = hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
         for stream,parts in steering.streams.items():
             rows = None

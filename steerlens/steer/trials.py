@@ -20,7 +20,7 @@ import torch
 from ..core import SteerlensError, atomic, need, sha256, threads
 from ..stats import rate
 from ..sae.splicing import splice
-from ..subjects.base import Steering, edit
+from ..subjects.base import Steering, edit, weights_sha256
 from ..subjects.settle import Settled, settled
 from .edits import intervened
 
@@ -136,6 +136,18 @@ def _try(subject, steering, trial, v):
     except (RuntimeError, IndexError) as e:
         raise SteerlensError(where, str(e).splitlines()[0], do='is it made for this site?') from None
 
+# %% ../../nbs/54_steer.trials.ipynb #2203b364
+@patch
+def check_origin(self:Lab,
+    directions # `Direction`s
+): # Raises `SteerlensError`
+    "Were these found in this lab's subject, as far as they know?"
+    own = weights_sha256(_loaded(self.key)[0])
+    for d in directions:
+        from_ = d.origin.get('subject', own)
+        need(from_==own, f"direction {d.contrast} by '{d.method}'", f'found in a model with weights {from_}', own,
+             'fit it on this one')
+
 # %% ../../nbs/54_steer.trials.ipynb #74dc16bf
 @patch
 def _check(self:Lab, trials, interventions):
@@ -224,7 +236,8 @@ def _digest(job, made_by): return sha256([_plain(job), made_by])[:24]
 
 def _plain(x):
     "Anything of a job as something that can be hashed"
-    if isinstance(x, torch.Tensor): return hashlib.sha256(_bytes(x)).hexdigest()
+    if isinstance(x, torch.Tensor): x = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(x, bytes): return hashlib.sha256(x).hexdigest()
     if is_dataclass(x): return [type(x).__name__, *[_plain(getattr(x, f.name)) for f in fields(x)]]
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if isinstance(x, dict): return [[_plain(k), _plain(v)] for k,v in x.items()]
@@ -232,12 +245,9 @@ def _plain(x):
 
 def _made_by(subject):
     "The subject's weights and this library's code"
-    h = hashlib.sha256()
-    for p in subject.model.state_dict().values(): h.update(_bytes(p))
+    h = hashlib.sha256(weights_sha256(subject).encode())
     for file in sorted(Path(find_spec('steerlens').origin).parent.rglob('*.py')): h.update(file.read_bytes())
     return h.hexdigest()
-
-def _bytes(x): return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 def _tell_closed(interventions, n_edits, label):
     "Gates that never opened are said"

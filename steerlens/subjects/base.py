@@ -9,13 +9,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fastcore.basics import patch
+import hashlib
 import torch
 from torch import Tensor, nn
 from ..core import SteerlensError, need, threads
 
 # %% auto #0
-__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'alone', 'Batch', 'Runs', 'Work', 'Steering', 'Decision', 'tap',
-           'edit']
+__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'weights_sha256', 'alone', 'Batch', 'Runs', 'Work', 'Steering',
+           'Decision', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -155,6 +156,17 @@ def logits(self:Subject,
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
     z = self.model.get_submodule(self.head)(_get(x))
     return self.finish(z) if self.finish else z
+
+# %% ../../nbs/10_subjects.base.ipynb #b6f61148
+def weights_sha256(
+    subject:Subject # A model
+)->str: # 16 hex digits
+    "What identifies a model: all that its state holds, by name"
+    h = hashlib.sha256()
+    for name,p in subject.model.state_dict().items():
+        h.update(name.encode())
+        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
 
 # %% ../../nbs/10_subjects.base.ipynb #cf959be8
 SMALL = 10_000_000 # Parameters
