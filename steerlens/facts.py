@@ -93,7 +93,8 @@ def audit_fact(
     if not a.get('n'): return ''
     varied = 'differences of means with shuffled labels, which point where the rows vary most'
     if 'shuffled' not in a: return f'{share(a)}, half of them random, half {varied}'
-    return f'random {share(a)}'+(f"; {varied}: {share(a['shuffled'])}" if a['shuffled'] else '')
+    alone = f"; by their own placebos alone, {share(a['alone'])}" if a.get('alone') else ''
+    return f'random {share(a)}'+alone+(f"; {varied}: {share(a['shuffled'])}" if a['shuffled'] else '')
 
 def unpromptable_fact(
     metrics:dict, # Of a steering run

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/58_steer.audit.ipynb #51ff9306
 from __future__ import annotations
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
 from ..core import generator, need
 from ..stats import paired_difference, rate
@@ -14,7 +14,7 @@ from .effects import measure, select
 from .trials import Lab
 
 # %% auto #0
-__all__ = ['nulls', 'audit', 'called']
+__all__ = ['nulls', 'p_searched', 'beside_placebo', 'judged', 'audit', 'searched']
 
 # %% ../../nbs/58_steer.audit.ipynb #3ed617c5
 def nulls(
@@ -49,6 +49,45 @@ def _shuffled(acts, contrasts, a, b, site, parts, i):
     return x[side].mean(0)-x[~side].mean(0)
 
 # %% ../../nbs/58_steer.audit.ipynb #b4f0e1f3
+def p_searched(
+    margins,      # Flips beyond placebo of some directions, a share each
+    null_margins  # Of random directions that went through the same search
+)->np.ndarray: # A p each; 1 where there is no null
+    "Share of searched random directions that do as well, each direction counted as one of them"
+    m,null = np.asarray(margins, dtype=float), np.asarray(null_margins, dtype=float)
+    return (1+(null[None]>=m[:,None]).sum(1))/(1+len(null))
+
+# %% ../../nbs/58_steer.audit.ipynb #8e4c61ab
+def beside_placebo(
+    trials:pd.DataFrame, # From `measure`
+    a:str, b:str,    # Of the cell
+    method:str,      # A null, or a method
+)->dict: # a, b, method, rate, placebo, margin, p
+    "Does a direction flip more than its own placebos?"
+    cell = trials[(trials.a==a)&(trials.b==b)]
+    own,placebo = cell[cell.method==method].sort_values('seed'), cell[cell.of==method].sort_values('seed')
+    paired = own.seed.tolist()==placebo.seed.tolist()
+    need(paired, f'audit of {method}', 'trials and placebos differ in their seeds', 'pairs')
+    d = paired_difference(own.outcome=='flip', placebo.outcome=='flip')
+    rates = dict(rate=float((own.outcome=='flip').mean()), placebo=float((placebo.outcome=='flip').mean()))
+    return dict(a=a, b=b, method=method) | rates | dict(margin=d['difference'], p=d['p'])
+
+# %% ../../nbs/58_steer.audit.ipynb #8712ba1c
+def judged(
+    table:pd.DataFrame, # A row per null, from `beside_placebo`
+    level:float=.05     # Below this p
+)->pd.DataFrame: # The same, with `searched` (a p), `alone` (beyond its placebo) and `called` (by both questions)
+    "Which nulls are called an effect?"
+    random = table.method.str.startswith('random')
+    half = table.groupby([table.a, table.b, random]).cumcount()%2
+    p = pd.Series(1., table.index)
+    for h in (0, 1):
+        p[random&(half==h)] = p_searched(table.margin[random&(half==h)], table.margin[random&(half!=h)])
+    p[~random] = p_searched(table.margin[~random], table.margin[random])
+    alone = (table.p < level) & (table.margin > 0)
+    return table.assign(searched=p, alone=alone, called=alone & (p < level))
+
+# %% ../../nbs/58_steer.audit.ipynb #2508b0cc
 def audit(
     lab:Lab,        # Runs the trials
     null:dict,      # From `nulls`
@@ -58,29 +97,29 @@ def audit(
     test_n:int,     # Fresh trials per contrast and null, as for the methods
     test_seed:int,  # They count up from here
     level:float=.05 # An effect is called below this p
-)->tuple[dict,pd.DataFrame]: # n, rate, lo, hi of random ones called an effect, `shuffled` of the others; a row per null
+)->tuple[dict,pd.DataFrame]: # n, rate, lo, hi of random ones called an effect, and the like; a row per null
     "Choose and measure null directions; count what is called an effect"
-    columns = ['a', 'b', 'method', 'rate', 'placebo', 'p', 'called']
-    if not null: return dict(n=0, rate=None, lo=None, hi=None, shuffled=None), pd.DataFrame(columns=columns)
+    columns = ['a', 'b', 'method', 'rate', 'placebo', 'margin', 'p', 'searched', 'alone', 'called']
+    nothing = dict(n=0, rate=None, lo=None, hi=None, alone=None, shuffled=None, margins=[])
+    if not null: return nothing, pd.DataFrame(columns=columns)
     chosen,_,_ = select(lab, null, alphas, select_n, first_seed=select_seed)
     trials = measure(lab, null, chosen, test_n, test_seed)
-    table = pd.DataFrame([called(trials, *who, level) for who in zip(chosen.a, chosen.b, chosen.method)])
+    each = [beside_placebo(trials, *who) for who in zip(chosen.a, chosen.b, chosen.method)]
+    table = judged(pd.DataFrame(each), level)
     random = table.method.str.startswith('random')
-    return rate(table.called[random]) | dict(shuffled=_share(table.called[~random])), table[columns]
+    margins = sorted(table.margin[random].tolist())
+    more = dict(alone=rate(table.alone[random]), shuffled=_share(table.called[~random]), margins=margins)
+    return rate(table.called[random]) | more, table[columns]
 
 def _share(called): return rate(called) if len(called) else None
 
-def called(
-    trials:pd.DataFrame, # From `measure`
-    a:str, b:str,    # Of the cell
-    method:str,      # A null, or a method
-    level:float=.05  # An effect is called below this p
-)->dict: # a, b, method, rate, placebo, p, called
-    "Does a direction flip more than its own placebos?"
-    cell = trials[(trials.a==a)&(trials.b==b)]
-    own,placebo = cell[cell.method==method].sort_values('seed'), cell[cell.of==method].sort_values('seed')
-    paired = own.seed.tolist()==placebo.seed.tolist()
-    need(paired, f'audit of {method}', 'trials and placebos differ in their seeds', 'pairs')
-    d = paired_difference(own.outcome=='flip', placebo.outcome=='flip')
-    rates = dict(rate=float((own.outcome=='flip').mean()), placebo=float((placebo.outcome=='flip').mean()))
-    return dict(a=a, b=b, method=method) | rates | dict(p=d['p'], called=bool(d['p']<level and d['difference']>0))
+# %% ../../nbs/58_steer.audit.ipynb #7962aec8
+def searched(
+    flips:dict,   # From `flip_table`
+    margins:list  # Of searched random directions, from `audit`
+)->pd.DataFrame: # contrast, method, margin, p_searched; empty without nulls
+    "How many searched random directions do as well as each method?"
+    rows = [dict(contrast=c, method=m, margin=r['rate']-r['placebo']['rate'])
+            for c,ms in flips.items() for m,r in ms.items() if r['placebo']] if margins else []
+    table = pd.DataFrame(rows, columns=['contrast', 'method', 'margin'])
+    return table.assign(p_searched=p_searched(table.margin, margins))
