@@ -102,7 +102,7 @@ def main():
     rows += trial_rows('nano_vla', told, 'lm.0.out', torch.ones(128)*.05)
     rows += trial_rows('walker', [*range(TRIALS)], 'h.1.out', torch.ones(64)*.001)
     write = settle('nano_lm').module.steering()
-    rows += trial_rows('nano_lm', write.trials('function', TRIALS, 0), 'blocks.1.hook_resid_post', torch.ones(128)*.01)
+    rows += trial_rows('nano_lm', write.trials('function', TRIALS, 0), 'blocks.1.hook_resid_post', torch.ones(256)*.01)
     rows += edit_rows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
     about = "Control steps, steered trials and memory; memory is the whole run's peak."
