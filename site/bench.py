@@ -15,7 +15,7 @@ LEADING = [
     ('sae_train', '768.*2,000 updates.*dead\\), float32$', 'sae-lens', 'Train TopK in float32, the same'),
     ('sae_train', 'memory, 768.*bf16', 'sae-lens', 'Memory of training, the same'),
     ('rollout', 'control step, puck', 'metaworld', 'A control step of the puck scene'),
-    ('rollout', 'trials, two processes', '', 'Steered trials on two cores'),
+    ('rollout', 'trials.*, two processes', '', 'Steered trials on two cores'),
 ]
 
 
