@@ -95,7 +95,8 @@ def whole(t):
     ran = ', '.join(f'{k} {v}' for k,v in t['machine'].items() if k!='quick')
     head = [line(['', 'ours', 'peer', 'unit', 'ours / peer', 'MB']), line(['---', '--:', '--:', '---', '--:', '--:'])]
     table = '\n'.join(head+[row(r) for r in t['rows']])
-    about = f"{t['about']}\n\n`benchmarks/{t['stem']}.py` on {ran}."
+    script,quick,_ = t['stem'].partition('_quick') # a table of its own: fewer repetitions
+    about = f"{t['about']}\n\n`benchmarks/{script}.py{' --quick' if quick else ''}` on {ran}."
     return f"### {t['title']}\n\n"+about+'\n\n'+fold(f"All {len(t['rows'])} rows", table)
 
 
