@@ -72,7 +72,7 @@ def held(d:Direction, alpha:float):
 
 def controlled(d:Direction, alpha:float):
     "Steer its probe to `alpha` by feedback, with pushes of up to twice that"
-    return Intervention(d.site, d.stream, Pid(*_probe_of(d), alpha, most=2*alpha))
+    return Intervention(d.site, d.stream, Pid(*_probe_of(d), alpha, most=2*abs(alpha)))
 
 def _probe_of(d):
     "Weights and bias of a probe that a step of the direction raises by one; at zero it reads its offset and a half"
