@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 import pandas as pd
 from .. import plot
+from ..core import seed_of
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject
 from .contrasts import contrasts
@@ -63,17 +64,19 @@ def everywhere(
     n:int,           # Trials per cell, place and gate; 0 for none at all
     first_seed:int,  # They count up from here
     first:int=8      # Steps of the short gate
-)->pd.DataFrame: # One line per trial: contrast, site, stream, gate, outcome, n_edits
-    "Flips at every site and stream, under every gate"
+)->pd.DataFrame: # One line per trial: contrast, site, stream, gate, placebo, outcome, n_edits
+    "Flips at every site and stream, under every gate, each beside its placebo"
     rows,trials,edits = [], [], []
     names = {cell: c for c,pooled in lab.steering.contrasts.items() for cell in pooled}
     for (a,b,site,stream,_),d in directions.items() if n else ():
         for name,gate in gates(a, b, first, lab.steering.events).items():
-            for t in lab.steering.trials(a, n, first_seed):
-                rows.append(dict(contrast=names[a,b], a=a, b=b, site=site, stream=stream, gate=name, alpha=alpha))
-                trials.append(t)
-                edits.append(replace(applied(d, alpha), gate=gate))
-    table = pd.DataFrame(rows, columns=['contrast', 'a', 'b', 'site', 'stream', 'gate', 'alpha'])
+            v = replace(applied(d, alpha), gate=gate)
+            for i,t in enumerate(lab.steering.trials(a, n, first_seed)):
+                row = dict(contrast=names[a,b], a=a, b=b, site=site, stream=stream, gate=name, alpha=alpha)
+                rows += [row | dict(placebo=False), row | dict(placebo=True)]
+                trials += [t, t]
+                edits += [v, v.placebo(seed_of('where', a, b, site, stream, i))]
+    table = pd.DataFrame(rows, columns=['contrast', 'a', 'b', 'site', 'stream', 'gate', 'alpha', 'placebo'])
     if not n: return table.assign(outcome=[], n_edits=[])
     found = lab.table(trials, edits, list(zip(table.a, table.b)), label='where and when')
     return table.join(found[['outcome', 'n_edits']])
@@ -81,13 +84,15 @@ def everywhere(
 def show_everywhere(
     table:pd.DataFrame # From `everywhere`
 )->dict: # Figures by name, one for each contrast
-    "A heatmap for each contrast: sites and streams down, gates across"
+    "A heatmap for each contrast: sites and streams down, gates across, then their placebos"
     figures = {}
     for contrast,g in table.groupby('contrast', sort=False):
-        g = g.assign(flip=(g.outcome=='flip').astype(float), place=g.site+', '+g.stream)
+        g = g.assign(flip=(g.outcome=='flip').astype(float), place=g.site+', '+g.stream,
+                     gate=g.gate.where(~g.placebo.astype(bool), 'random, '+g.gate))
         flips = g.pivot_table(index='place', columns='gate', values='flip', sort=False)
-        best = flips.max().sort_values(ascending=False)
-        told = ', '.join(f'{v:.0%} {k}' for k,v in best.items())
+        gates,best = [k for k in flips if not k.startswith('random')], flips.max()
+        flips = flips[gates+[f'random, {k}' for k in gates]]
+        told = ', '.join(f'{best[k]:.0%} {k} (random {best["random, "+k]:.0%})' for k in gates)
         name = f"where_{contrast.replace('->', '_to_')}"
-        figures[name] = plot.heatmap(flips, f'{contrast}: at its best place {told}')
+        figures[name] = plot.heatmap(flips, f'{contrast}, each at its best place: {told}')
     return figures
