@@ -16,8 +16,9 @@ from ..core import SteerlensError, generator, need, root
 from ..subjects.base import Subject
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'SQUASHES', 'BESIDE', 'MOST_LAYERS', 'MOST_WIDE', 'MOST_BYTES', 'HARMLESS', 'WRAPPED', 'OPS', 'Mlp',
-           'Policy', 'site_of', 'chain', 'as_policy', 'read_tensors', 'read_policy', 'embedded', 'WeightEdit']
+__all__ = ['ACTIVATIONS', 'SQUASHES', 'BESIDE', 'MOST_LAYERS', 'MOST_WIDE', 'MOST_BYTES', 'HARMLESS', 'NAMELESS', 'WRAPPED',
+           'OPS', 'Mlp', 'Policy', 'site_of', 'chain', 'as_policy', 'read_tensors', 'read_policy', 'embedded',
+           'WeightEdit']
 
 # %% ../../nbs/86_app.policies.ipynb #3ed617c5
 ACTIVATIONS = dict(gelu=nn.GELU, relu=nn.ReLU, tanh=nn.Tanh, silu=nn.SiLU, elu=nn.ELU, leaky_relu=nn.LeakyReLU,
@@ -34,9 +35,8 @@ class Mlp(nn.Module):
     ):
         super().__init__()
         modules = []
-        for n_in,n_out in zip(widths, widths[1:]): modules += [nn.Linear(n_in, n_out, bias), ACTIVATIONS[activation]()]
-        modules = modules[:-1] + [nn.Tanh()]*(squash=='tanh')
-        self.net = nn.Sequential(*modules)
+        for sizes in zip(widths, widths[1:]): modules += [nn.Linear(*sizes, bias), ACTIVATIONS[activation]()]
+        self.net = nn.Sequential(*modules[:-1], *[nn.Tanh()]*(squash=='tanh'))
 
     def forward(self,
         obs_BI:Tensor # Observations, [B, n_obs]
@@ -84,13 +84,13 @@ BESIDE = re.compile(r'value|critic|vf_|qf|log_std|log_alpha', re.I) # Keys of wh
 
 def chain(
     state:dict # Key -> tensor
-)->list[tuple]: # (weight's key, bias's key or None), first layer first; raises `SteerlensError` where they don't connect
-    "Which matrix follows which"
+)->list[tuple]: # (weight's key, bias's key or None), first layer first
+    "Which matrix follows which; raises `SteerlensError` where they don't connect"
     weights = [k for k,v in state.items() if v.ndim==2]
     natural = sorted(weights, key=lambda k: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', k)])
     orders = [o for o in (weights, natural) if o and _connects(state, o)]
     shapes = ', '.join(f'{k} {list(state[k].shape)}' for k in weights[:8]) or 'no matrix at all'
-    need(orders, 'policy', f'matrices that do not connect ({shapes})', 'each with as many columns as the one before has rows')
+    need(orders, 'policy', f'matrices that do not connect ({shapes})', 'each takes what the one before puts out')
     need(orders[0]==orders[-1], 'policy', f'two orders of its matrices connect ({shapes})', 'one',
          'name them by their place, as nn.Sequential does')
     layers = [(k, _bias(state, k)) for k in orders[0]]
@@ -147,8 +147,7 @@ def _plain(key, x):
 
 # %% ../../nbs/86_app.policies.ipynb #5a0262ab
 HARMLESS = re.compile(r'collections OrderedDict|torch (Float|Double|Half|BFloat16|Long|Int|Bool)Storage|'
-                      r'torch\._utils _rebuild_tensor_v2|torch\._utils _rebuild_parameter|torch\.nn\.parameter Parameter|'
-                      r'torch Size|torch device')
+                      r'torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter|torch (Size|device)')
 
 def read_tensors(
     file:str|Path|bytes, # .safetensors, or a .pt of `torch.save`
@@ -170,7 +169,7 @@ def _safetensors(data, what):
     try: return load(data), _metadata(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as e:
         why = 'an old pickle' if data[:1]==b'\x80' else f'neither safetensors nor a zip of torch.save ({str(e)[:80]})'
-        raise SteerlensError(what, why, 'a .safetensors or .pt file', 'save it again with torch.save or safetensors') from None
+        raise SteerlensError(what, why, 'a .safetensors or .pt file', 'save it again') from None
 
 def _metadata(data):
     "What safetensors keep beside the numbers"
@@ -198,10 +197,12 @@ def _check_zip(z, what):
     pickles = [n for n in names if n.endswith('data.pkl')]
     need(len(pickles)==1, what, f'a zip with {len(pickles)} files data.pkl', 'one, as torch.save writes it')
     for op,arg,_ in pickletools.genops(z.read(pickles[0])):
-        need(op.name not in ('STACK_GLOBAL', 'INST', 'EXT1', 'EXT2', 'EXT4'), what, f'a pickle with the opcode {op.name}',
-             'what torch.save writes of tensors')
-        need(op.name!='GLOBAL' or HARMLESS.fullmatch(arg), what, f"a pickle that calls '{arg}'" if op.name=='GLOBAL' else '',
-             'tensors and nothing else; nothing was run', 'save model.state_dict()')
+        need(op.name not in NAMELESS, what, f'a pickle with the opcode {op.name}', 'what torch.save writes of tensors')
+        if op.name=='GLOBAL':
+            need(HARMLESS.fullmatch(arg), what, f"a pickle that calls '{arg}'", 'tensors; nothing was run',
+                 'save model.state_dict()')
+
+NAMELESS = ('STACK_GLOBAL', 'INST', 'EXT1', 'EXT2', 'EXT4') # Ways to call what isn't named in the opcode itself
 
 # %% ../../nbs/86_app.policies.ipynb #801f2480
 WRAPPED = ('state_dict', 'model_state_dict', 'policy_state_dict', 'model', 'policy', 'actor')
@@ -222,7 +223,8 @@ def read_policy(
         if isinstance(state.get(name), dict): state = state[name]
     state = {k: v for k,v in state.items() if k not in ('activation', 'squash', 'world')}
     need(state and all(isinstance(k, str) for k in state), what, 'no named tensors', 'a state dict')
-    return as_policy(state, activation or said.get('activation'), squash or said.get('squash'), world or said.get('world'))
+    told = dict(activation=activation, squash=squash, world=world)
+    return as_policy(state, **{k: v or said.get(k) for k,v in told.items()})
 
 # %% ../../nbs/86_app.policies.ipynb #4eb40cbb
 def embedded()->Policy: # [32, 64, 64, 64, 4], ReLU, tanh
@@ -281,7 +283,7 @@ def edited(self:Policy,
     for e in edits: self.check_edit(e)
     state = {k: self.weights(k) for k in self.keys}
     for e in edits: state[e.key] = e.apply(state[e.key])
-    for k,w in state.items(): need(w.isfinite().all(), f"weights of '{k}'", 'no longer finite', do='take the last edit back')
+    for k,w in state.items(): need(w.isfinite().all(), f"weights of '{k}'", 'no longer finite', do='take an edit back')
     new = as_policy(state, self.activation, self.squash, self.world)
     return replace(new, assumed=self.assumed, left_out=self.left_out)
 
