@@ -83,17 +83,16 @@ def check_tap(self:Policy,
 BESIDE = re.compile(r'value|critic|vf_|qf|log_std|log_alpha', re.I) # Keys of what is trained beside a policy
 
 def chain(
-    state:dict # Key -> tensor
+    state:dict,       # Key -> tensor
+    ordered:bool=True # Does the order of the keys mean anything?
 )->list[tuple]: # (weight's key, bias's key or None), first layer first
     "Which matrix follows which; raises `SteerlensError` where they don't connect"
     weights = [k for k,v in state.items() if v.ndim==2]
-    natural = sorted(weights, key=lambda k: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', k)])
-    orders = [o for o in (weights, natural) if o and _connects(state, o)]
+    if not ordered: weights = _by_number(state, weights)
     shapes = ', '.join(f'{k} {list(state[k].shape)}' for k in weights[:8]) or 'no matrix at all'
-    need(orders, 'policy', f'matrices that do not connect ({shapes})', 'each takes what the one before puts out')
-    need(orders[0]==orders[-1], 'policy', f'two orders of its matrices connect ({shapes})', 'one',
-         'name them by their place, as nn.Sequential does')
-    layers = [(k, _bias(state, k)) for k in orders[0]]
+    connect = weights and all(state[a].shape[0]==state[b].shape[1] for a,b in zip(weights, weights[1:]))
+    need(connect, 'policy', f'matrices that do not connect ({shapes})', 'each takes what the one before puts out')
+    layers = [(k, _bias(state, k)) for k in weights]
     unread = {*state} - {k for pair in layers for k in pair}
     need(not unread, 'policy', f'keys that are no linear layer: {", ".join(sorted(unread)[:4])}',
          'a plain perceptron: weights [out, in] and biases [out]')
@@ -101,7 +100,14 @@ def chain(
     need(all(biased) or not any(biased), 'policy', 'some layers have a bias and some have none', 'all or none')
     return layers
 
-def _connects(state, order): return all(state[a].shape[0]==state[b].shape[1] for a,b in zip(order, order[1:]))
+def _by_number(state, weights):
+    "In the order of the numbers in their names"
+    alike = {}
+    for k in weights: alike.setdefault(state[k].shape, set()).add(re.sub(r'\d+', '', k))
+    unclear = next((sorted(names) for names in alike.values() if len(names)>1), None)
+    need(not unclear, 'policy', f'matrices of one shape called {unclear}', 'numbers in their names',
+         'name them by their place, as nn.Sequential does')
+    return sorted(weights, key=lambda k: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', k)])
 
 def _bias(state, key):
     "The bias beside a weight, if there is one"
@@ -113,12 +119,13 @@ def as_policy(
     state:dict,             # Key -> tensor; matrices are [out, in]
     activation:str|None=None, # Of `ACTIVATIONS`
     squash:str|None=None,   # Of `SQUASHES`
-    world:str|None=None     # The simulator it was made for
+    world:str|None=None,    # The simulator it was made for
+    ordered:bool=True       # Does the order of the keys mean anything?
 )->Policy: # Raises `SteerlensError` for what isn't a plain perceptron
     "Matrices as a policy"
     left_out = [k for k in state if BESIDE.search(k)]
     state = {k: _plain(k, v) for k,v in state.items() if k not in left_out}
-    layers = chain(state)
+    layers = chain(state, ordered)
     assumed = [name for name,said in (('activation', activation), ('squash', squash)) if said is None]
     activation = activation or ('tanh' if any('mlp_extractor' in k for k in state) else 'gelu')
     need(activation in ACTIVATIONS, 'activation', activation, f'one of {", ".join(ACTIVATIONS)}')
@@ -147,12 +154,12 @@ def _plain(key, x):
 
 # %% ../../nbs/86_app.policies.ipynb #5a0262ab
 HARMLESS = re.compile(r'collections OrderedDict|torch (Float|Double|Half|BFloat16|Long|Int|Bool)Storage|'
-                      r'torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter|torch (Size|device)')
+                      r'torch\._utils _rebuild_(tensor_v2|parameter)|torch\.nn\.parameter Parameter|torch Size')
 
 def read_tensors(
     file:str|Path|bytes, # .safetensors, or a .pt of `torch.save`
     what:str='file'      # Its name, for errors
-)->tuple[object,dict]: # What it holds, and its metadata; raises `SteerlensError`, and never runs what it says
+)->tuple[object,dict|None]: # What it holds, and safetensors' metadata; raises `SteerlensError`, never runs what it says
     "A file of tensors"
     data = file if isinstance(file, bytes) else _bytes(Path(file))
     need(data, what, 'an empty file')
@@ -181,7 +188,7 @@ def _unzipped(data, what):
     "The zip of `torch.save`, whose pickle names tensors only"
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z: _check_zip(z, what)
-        return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True), {}
+        return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True), None
     except SteerlensError: raise
     except Exception as e: # a torn zip, a torn pickle, or what torch refuses
         why = (str(e).strip() or type(e).__name__).splitlines()[0][:120]
@@ -216,15 +223,16 @@ def read_policy(
 )->Policy: # Raises `SteerlensError` for what isn't a plain perceptron
     "A policy from its file"
     what = what or (file if isinstance(file, (str, Path)) else 'policy')
-    state,said = read_tensors(file, str(what))
+    state,beside = read_tensors(file, str(what))
     need(isinstance(state, dict), what, f'holds a {type(state).__name__}', 'a state dict', 'save model.state_dict()')
-    said = {k: v for k,v in {**state, **said}.items() if isinstance(v, str)}
+    said = {k: v for k,v in {**state, **(beside or {})}.items() if isinstance(v, str)}
     for name in WRAPPED:
         if isinstance(state.get(name), dict): state = state[name]
     state = {k: v for k,v in state.items() if k not in ('activation', 'squash', 'world')}
     need(state and all(isinstance(k, str) for k in state), what, 'no named tensors', 'a state dict')
     told = dict(activation=activation, squash=squash, world=world)
-    return as_policy(state, **{k: v or said.get(k) for k,v in told.items()})
+    told = {k: v or said.get(k) for k,v in told.items()}
+    return as_policy(state, **told, ordered=beside is None)
 
 # %% ../../nbs/86_app.policies.ipynb #4eb40cbb
 def embedded()->Policy: # [32, 64, 64, 64, 4], ReLU, tanh
@@ -284,7 +292,7 @@ def edited(self:Policy,
     state = {k: self.weights(k) for k in self.keys}
     for e in edits: state[e.key] = e.apply(state[e.key])
     for k,w in state.items(): need(w.isfinite().all(), f"weights of '{k}'", 'no longer finite', do='take an edit back')
-    new = as_policy(state, self.activation, self.squash, self.world)
+    new = as_policy(state, self.activation, self.squash, self.world) # in the order of its layers
     return replace(new, assumed=self.assumed, left_out=self.left_out)
 
 # %% ../../nbs/86_app.policies.ipynb #cdbbef66
