@@ -79,6 +79,28 @@ def check_tap(self:Policy,
     need(ok, 'tap_index', tap_index, f'0 to {len(known)-1}, a module of this policy')
     return known[tap_index]
 
+# %% ../../nbs/86_app.policies.ipynb #ee2a301a
+@patch
+@torch.no_grad()
+def passes(self:Policy,
+    obs_NI:Tensor # Observations, [N, n_obs]
+)->list[Tensor]: # What each tap puts out, [N, width]; the last one is the actions
+    "Everything on the way, without hooks, so that many threads may ask at once"
+    found,x = [], obs_NI
+    for m in self.subject.model.net:
+        x = m(x)
+        found.append(x)
+    return found
+
+@patch
+@torch.no_grad()
+def onward(self:Policy,
+    tap_index:int, # Where to begin
+    x_ND:Tensor    # What it puts out, [N, width]
+)->Tensor: # Actions, [N, n_act]
+    "From a tap to the actions"
+    return self.subject.model.net[tap_index+1:](x_ND)
+
 # %% ../../nbs/86_app.policies.ipynb #0eb43d55
 BESIDE = re.compile(r'value|critic|vf_|qf|log_std|log_alpha', re.I) # Keys of what is trained beside a policy
 
