@@ -19,7 +19,7 @@ from ..steer.edits import Intervention, intervened
 from .policies import Policy
 
 # %% auto #0
-__all__ = ['SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'PICTURES', 'Kind', 'Gym',
+__all__ = ['PICTURES', 'SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'Kind', 'Gym',
            'gait', 'body_of', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d', 'contacts', 'kind_of',
            'fits', 'fitting', 'Walk', 'Cancelled', 'rollout', 'check_walks']
 
@@ -47,10 +47,17 @@ class Kind:
         return {'return': 'reward', 'steps': 'steps'} | self.measures
 
     @property
+    def every(self):
+        "Steps between two pictures of a film"
+        return max(1, round(self.fps/PICTURES))
+
+    @property
     def called(self):
         "Names of the observations, and of the actions"
         sizes = dict(observation=self.n_obs, action=self.n_act)
         return self.names or tuple([f'{what} {i}' for i in range(n)] for what,n in sizes.items())
+
+PICTURES = 17 # A second, about
 
 # %% ../../nbs/87_app.worlds.ipynb #9c91b312
 class Gym:
@@ -213,7 +220,7 @@ def _known(name, title, obs, actions, fps, limit, measures, make, settle, events
 
 _feet = [OBS.index(c) for c in ('contact_l', 'contact_r')]
 WORLDS = {k.name: k for k in (
-    _known('walker', 'The shipped walker: BipedalWalker by feel', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
+    _known('walker', 'The shipped walker: BipedalWalker, what it feels', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
            partial(contacts, left=len(OBS)+_feet[0], right=len(OBS)+_feet[1])),
     _known('BipedalWalker-v3', 'BipedalWalker-v3', [*OBS, *RAYS], TORQUES, FPS, 1600, BIPED,
            partial(Biped, 'BipedalWalker-v3'), 100, partial(contacts, left=_feet[0], right=_feet[1])),
@@ -312,8 +319,6 @@ def finished(self:_Going)->Walk:
                 pictures=self.pictures)
 
 # %% ../../nbs/87_app.worlds.ipynb #8dc62f70
-PICTURES = 17 # A second, about
-
 def rollout(
     policy:Policy,         # Who walks
     kind:Kind,             # Where
@@ -321,7 +326,6 @@ def rollout(
     interventions:Sequence[Intervention|None]|None=None, # One for each walk; none by default
     steps:int|None=None,   # At most; the world's own limit by default
     pictures:Sequence[int]=(), # Which walks to film, by their place in `seeds`
-    every:int|None=None,   # Steps between pictures; about `PICTURES` a second by default
     batch:int=64,          # Walks at a time
     tell:Callable|None=None, # Called with the share that is done
     stop:Callable|None=None # True from it ends everything: `Cancelled` is raised
@@ -330,8 +334,7 @@ def rollout(
     edits = [None]*len(seeds) if interventions is None else list(interventions)
     steps = kind.limit if steps is None else steps
     check_walks(policy, kind, seeds, edits, steps)
-    every = every or max(1, round(kind.fps/PICTURES))
-    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), every if i in pictures else 0)
+    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), kind.every*(i in pictures))
     todo,live,done = [*range(len(seeds))][::-1], {}, {}
     with alone(policy.subject), intervened(policy.subject, edits) as made:
         while todo or live:
