@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from ..core import SteerlensError, need, root
 from .artifacts import FILES, files_in, inside, tapped
-from .jobs import arms_of, clean
+from .jobs import arms_of, clean, packed
 from .policies import MOST_BYTES, WeightEdit, embedded, read_policy
 from .reading import Reading
 from .studio import DONE, Busy, Job, Model, Studio
@@ -129,7 +129,7 @@ def load_sae(m:TheModel, body:LoadSae, studio:Studios)->dict:
     "From a folder below the server's root"
     folder = inside(studio.artifacts, body.artifacts_dir)
     files = files_in(folder) if folder.is_dir() else {}
-    if not files: raise HTTPException(404, f"SAE not found: no {FILES['sae']} in '{body.artifacts_dir}'; check the path")
+    if not files: raise HTTPException(404, f"SAE not found: no {FILES['sae']} in '{body.artifacts_dir}'")
     keep_sae(m, tapped(m.original, files, body.tap_index, body.artifacts_dir))
     return loaded(m)
 
@@ -198,7 +198,7 @@ def sae_perturb(m:WithSae, body:Perturb)->dict:
     need(body.tap_index in (None, t.tap_index), 'tap_index', body.tap_index, f'{t.tap_index}, where this SAE belongs')
     need(body.steps is None or 0<=body.steps[0]<body.steps[1], 'steps', body.steps, 'first and end, first before end')
     m.perturbation = body.model_dump() | dict(tap_index=t.tap_index) if body.alpha else None
-    norm = float(t.sae.W_dec[body.feature_idx].norm())
+    norm = float(t.sae.W_dec[body.feature_idx].detach().norm())
     when = f' in steps {body.steps[0]} to {body.steps[1]-1}' if body.steps else ''
     said = f'{body.alpha:+g} times latent {body.feature_idx} at tap {t.tap_index}{when}, from the next run on'
     return dict(ok=True, feature_idx=body.feature_idx, alpha=body.alpha, decoder_norm=norm,
@@ -285,7 +285,7 @@ def world_for(m, asked):
 def applied(m):
     "What a run of this model has in it"
     p,t = m.perturbation, m.tapped
-    sae = p and p | dict(decoder_norm=float(t.sae.W_dec[p['feature_idx']].norm()),
+    sae = p and p | dict(decoder_norm=float(t.sae.W_dec[p['feature_idx']].detach().norm()),
                          message=f"{p['alpha']:+g} times latent {p['feature_idx']} at tap {p['tap_index']}")
     return dict(sae=sae, weights=[vars(e) for e in m.edits])
 
@@ -295,7 +295,7 @@ def save_and_run(m:TheModel, body:RunIt, studio:Studios)->dict:
     world,done = world_for(m, body.env_id), applied(m)
     seeds = [body.first_seed+i for i in range(body.n_seeds)]
     job = studio.start(m, 'run', policy=m.policy, original=m.original, world=world, seeds=seeds, steps=body.steps,
-                       video=body.video, applied=done, sae=m.tapped and m.tapped.sae)
+                       video=body.video, applied=done, sae=m.tapped and packed(m.tapped.sae))
     return dict(run_id=job.id, applied=done, arms=arms_of(done))
 
 class Calibrate(Where):
@@ -311,7 +311,8 @@ def searched(m, body):
     world = world_for(m, body.env_id)
     known = kind_of(world).units
     need(body.measure is None or body.measure in known, 'measure', body.measure, f'one of {", ".join(known)}')
-    return dict(policy=m.policy, world=world, sae=m.tapped.sae, tap_index=m.tapped.tap_index, measure=body.measure)
+    sae,tap = packed(m.tapped.sae), m.tapped.tap_index
+    return dict(policy=m.policy, world=world, sae=sae, tap_index=tap, measure=body.measure)
 
 @api.post('/model/{model_id}/calibrate')
 def calibrate(m:WithSae, body:Calibrate, studio:Studios)->dict:

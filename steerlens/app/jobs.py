@@ -15,7 +15,7 @@ from .worlds import kind_of
 from ..steer.edits import Steps
 
 # %% auto #0
-__all__ = ['TASKS', 'clean', 'task', 'work', 'run', 'arms_of']
+__all__ = ['TASKS', 'clean', 'packed', 'unpacked', 'task', 'work', 'run', 'arms_of']
 
 # %% ../../nbs/90_app.jobs.ipynb #3ed617c5
 def clean(
@@ -26,6 +26,21 @@ def clean(
     if isinstance(x, dict): return {str(k): clean(v) for k,v in x.items()}
     if isinstance(x, (list,tuple)): return [clean(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
+
+# %% ../../nbs/90_app.jobs.ipynb #61c0fd9e
+def packed(
+    sae # A sae-lens one
+)->tuple: # Its configuration and its weights
+    return sae.cfg.to_dict(), {n: t.detach().clone() for n,t in sae.state_dict().items()}
+
+def unpacked(
+    cfg:dict,  # From `packed`
+    state:dict # From `packed`
+): # The same autoencoder
+    from sae_lens import SAE
+    sae = SAE.from_dict(cfg)
+    sae.load_state_dict(state)
+    return sae.eval()
 
 # %% ../../nbs/90_app.jobs.ipynb #d5e16e46
 TASKS = {} # Name -> what does it: (folder, tell, what it takes ...) -> result
@@ -59,7 +74,7 @@ def run(
     world:str,       # Where it walks
     seeds:list,      # Of the walks
     applied:dict,    # What is done to it: `sae`, `weights`
-    sae=None,        # Whose latent is perturbed
+    sae=None,        # Whose latent is perturbed, as `packed`
     steps:int=500,   # At most
     video:bool=True  # Film the first seed?
 )->dict: # env_id, applied, seeds, measures, table, series, videos, edited_steps, no_effect
@@ -80,7 +95,7 @@ def run(
 def _pushed(p, sae, seeds):
     "The four arms of a perturbation"
     gate = Steps(*p['steps']) if p['steps'] else None
-    return arms(site_of(p['tap_index']), sae.W_dec[p['feature_idx']].detach(), abs(p['alpha']), seeds, gate)
+    return arms(site_of(p['tap_index']), sae[1]['W_dec'][p['feature_idx']], abs(p['alpha']), seeds, gate)
 
 def _captions(p):
     "What films say of each arm"
