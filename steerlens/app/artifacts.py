@@ -201,7 +201,7 @@ def own_obs(
 
 FIRST = 300_000 # Seeds of recordings count up from here; runs use smaller ones
 
-# %% ../../nbs/88_app.artifacts.ipynb #899f2ea2
+# %% ../../nbs/88_app.artifacts.ipynb #83588e70
 def inside(
     base:str|Path, # The root
     name:str       # A folder below it
@@ -285,13 +285,14 @@ def write_artifacts(
     for n,x in files.items():
         with atomic(Path(out)/FILES[n]) as tmp: torch.save(x, tmp)
 
-# %% ../../nbs/88_app.artifacts.ipynb #5e87ae3e
+# %% ../../nbs/88_app.artifacts.ipynb #32d7cc09
 def embedded_sae(
-    tell=None # Called with the share that is done
+    walks:int=24, # To read it by
+    tell=None     # Called with the share that is done
 )->Tapped: # At tap 5, after the last hidden layer's ReLU
     "The shipped walker's autoencoder, with walks to read it by"
     policy = embedded()
-    obs,walk = recorded(policy, kind_of('walker'), 24, tell)
+    obs,walk = recorded(policy, kind_of('walker'), walks, tell)
     t = tapped(policy, dict(sae=root()/'weights'/'walker'/'sae'))
     acts = policy.passes(obs)[t.tap_index]
     return replace(t, obs=obs, acts=acts, episode=walk.long().numpy(), why='', loaded_from='weights/walker/sae')

@@ -13,15 +13,15 @@ import torch
 from fastcore.basics import patch
 from ..core import SteerlensError, need
 from ..subjects.base import Ctx, alone
-from ..subjects.walker import LEAD
-from ..subjects.walker_model import FPS, Heuristic, World
+from ..subjects.walker import GAITS, LEAD
+from ..subjects.walker_model import FPS, OBS, Heuristic, World
 from ..steer.edits import Intervention, intervened
 from .policies import Policy
 
 # %% auto #0
-__all__ = ['SIZE', 'WIDE', 'BIPED', 'STANDING', 'WORLDS', 'PICTURES', 'Kind', 'Gym', 'gait', 'body_of', 'picture_of', 'Led',
-           'Biped', 'side_view', 'Mujoco', 'Walker2d', 'kind_of', 'fits', 'fitting', 'Walk', 'Cancelled', 'rollout',
-           'check_walks']
+__all__ = ['PICTURES', 'SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'Kind', 'Gym',
+           'gait', 'body_of', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d', 'contacts', 'kind_of',
+           'fits', 'fitting', 'Walk', 'Cancelled', 'rollout', 'check_walks']
 
 # %% ../../nbs/87_app.worlds.ipynb #16390696
 @dataclass
@@ -38,11 +38,26 @@ class Kind:
     low:np.ndarray    # Least action, [n_act]
     high:np.ndarray   # Largest action, [n_act]
     settle:int = 0    # Steps that no measure counts
+    names:tuple|None = None # Of the observations, and of the actions
+    events:Callable|None = None # Observations [N, n_obs] -> what is happening in each step, [N]
 
     @property
     def units(self):
         "Unit of every measure"
         return {'return': 'reward', 'steps': 'steps'} | self.measures
+
+    @property
+    def every(self):
+        "Steps between two pictures of a film"
+        return max(1, round(self.fps/PICTURES))
+
+    @property
+    def called(self):
+        "Names of the observations, and of the actions"
+        sizes = dict(observation=self.n_obs, action=self.n_act)
+        return self.names or tuple([f'{what} {i}' for i in range(n)] for what,n in sizes.items())
+
+PICTURES = 17 # A second, about
 
 # %% ../../nbs/87_app.worlds.ipynb #9c91b312
 class Gym:
@@ -185,14 +200,31 @@ BIPED = dict(speed='lengths/s', tilt='rad', both_feet='share of steps', flight='
              effort='share of full torque', fell='share of walks')
 STANDING = dict(speed='m/s', tilt='rad', height='m', effort='share of full torque', fell='share of walks')
 
-def _known(name, title, n_obs, n_act, fps, limit, measures, make, settle):
-    bound = np.ones(n_act, 'f4')
-    return Kind(name, title, n_obs, n_act, fps, limit, measures, make, -bound, bound, settle)
+TORQUES = ['hip_l', 'knee_l', 'hip_r', 'knee_r']
+RAYS = [f'lidar_{i}' for i in range(10)]
+FELT = [*(f'{o} before' for o in OBS), *OBS, *(f'{t} torque before' for t in TORQUES)]
+PARTS = ['hip_r', 'knee_r', 'ankle_r', 'hip_l', 'knee_l', 'ankle_l']
+STATE = ['height', 'tilt', *PARTS, 'vx', 'vz', 'spin', *(f'{p} speed' for p in PARTS)]
 
+def contacts(
+    obs_NI:np.ndarray, # Observations, [N, n_obs]
+    left:int,          # Column of the left foot's contact
+    right:int          # Of the right one's
+)->np.ndarray: # `flight`, `left stance`, `right stance` or `both feet`, [N]
+    "Which feet carry a walker"
+    return np.array(GAITS[:4])[(obs_NI[:,left]>.5)+2*(obs_NI[:,right]>.5)]
+
+def _known(name, title, obs, actions, fps, limit, measures, make, settle, events=None):
+    bound,names = np.ones(len(actions), 'f4'), (obs, actions)
+    return Kind(name, title, len(obs), len(actions), fps, limit, measures, make, -bound, bound, settle, names, events)
+
+_feet = [OBS.index(c) for c in ('contact_l', 'contact_r')]
 WORLDS = {k.name: k for k in (
-    _known('walker', 'The shipped walker: BipedalWalker, what its body feels', 32, 4, FPS, 1500, BIPED, Led, 100),
-    _known('BipedalWalker-v3', 'BipedalWalker-v3', 24, 4, FPS, 1600, BIPED, partial(Biped, 'BipedalWalker-v3'), 100),
-    _known('Walker2d-v5', 'Walker2d-v5', 17, 6, 125, 1000, STANDING, partial(Walker2d, 'Walker2d-v5'), 125))}
+    _known('walker', 'The shipped walker: BipedalWalker, what it feels', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
+           partial(contacts, left=len(OBS)+_feet[0], right=len(OBS)+_feet[1])),
+    _known('BipedalWalker-v3', 'BipedalWalker-v3', [*OBS, *RAYS], TORQUES, FPS, 1600, BIPED,
+           partial(Biped, 'BipedalWalker-v3'), 100, partial(contacts, left=_feet[0], right=_feet[1])),
+    _known('Walker2d-v5', 'Walker2d-v5', STATE, PARTS, 125, 1000, STANDING, partial(Walker2d, 'Walker2d-v5'), 125))}
 
 # %% ../../nbs/87_app.worlds.ipynb #8b610f91
 def kind_of(
@@ -287,8 +319,6 @@ def finished(self:_Going)->Walk:
                 pictures=self.pictures)
 
 # %% ../../nbs/87_app.worlds.ipynb #8dc62f70
-PICTURES = 17 # A second, about
-
 def rollout(
     policy:Policy,         # Who walks
     kind:Kind,             # Where
@@ -296,7 +326,6 @@ def rollout(
     interventions:Sequence[Intervention|None]|None=None, # One for each walk; none by default
     steps:int|None=None,   # At most; the world's own limit by default
     pictures:Sequence[int]=(), # Which walks to film, by their place in `seeds`
-    every:int|None=None,   # Steps between pictures; about `PICTURES` a second by default
     batch:int=64,          # Walks at a time
     tell:Callable|None=None, # Called with the share that is done
     stop:Callable|None=None # True from it ends everything: `Cancelled` is raised
@@ -305,8 +334,7 @@ def rollout(
     edits = [None]*len(seeds) if interventions is None else list(interventions)
     steps = kind.limit if steps is None else steps
     check_walks(policy, kind, seeds, edits, steps)
-    every = every or max(1, round(kind.fps/PICTURES))
-    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), every if i in pictures else 0)
+    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), kind.every*(i in pictures))
     todo,live,done = [*range(len(seeds))][::-1], {}, {}
     with alone(policy.subject), intervened(policy.subject, edits) as made:
         while todo or live:

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/56_steer.film.ipynb #51ff9306
 from __future__ import annotations
+from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 from ..core import atomic
@@ -11,7 +12,7 @@ from ..subjects.base import Steering, Subject, alone
 from .edits import intervened
 
 # %% auto #0
-__all__ = ['caption', 'film', 'no_film']
+__all__ = ['caption', 'film', 'no_film', 'write_mp4']
 
 # %% ../../nbs/56_steer.film.ipynb #3ed617c5
 def caption(
@@ -44,7 +45,7 @@ def film(
         with alone(subject), intervened(subject, [edit]): shots[name] = steering.film(subject, trial)
     n = max(len(pictures) for pictures,_,_ in shots.values()) + 2*fps # hold the end
     def frame(i): return np.concatenate([_panel(name, *shot, target, i) for name,shot in shots.items()], 1)
-    with atomic(path) as tmp: _write(tmp, frame, n, fps)
+    with atomic(path) as tmp: write_mp4(tmp, frame, n, fps)
     with atomic(Path(path).with_suffix('.png')) as tmp: Image.fromarray(frame(n-1)).save(tmp)
     return {name: happened for name,(_,_,happened) in shots.items()}
 
@@ -63,11 +64,17 @@ def _panel(name, pictures, asked, happened, target, i):
     said = f"{name}: {happened.replace('_', ' ') or 'nothing happened'}" if over else name
     return caption(pictures[min(i, len(pictures)-1)], asked, said, over and target in happened.split(', '))
 
-def _write(file, frame, n, fps):
-    "Frames as H.264"
+def write_mp4(
+    file:str|Path,  # To make
+    frame:Callable, # Number of a picture -> [H, W, 3] uint8
+    n:int,          # Pictures
+    fps:float,      # Pictures a second
+    quality:int=6   # 0 to 10
+):
+    "Pictures as H.264"
     import imageio_ffmpeg
     h,w = frame(0).shape[:2]
-    how = dict(fps=fps, codec='libx264', pix_fmt_out='yuv420p', quality=6, macro_block_size=2)
+    how = dict(fps=fps, codec='libx264', pix_fmt_out='yuv420p', quality=quality, macro_block_size=2)
     out = imageio_ffmpeg.write_frames(str(file), (w,h), **how)
     out.send(None)
     for i in range(n): out.send(np.ascontiguousarray(frame(i)))
