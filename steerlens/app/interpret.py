@@ -179,9 +179,9 @@ def _lambdas(lam):
 # %% ../../nbs/87_app.interpret.ipynb #43916638
 @patch
 def _placebo(self:Interpreter, y_N, seed):
-    "The target of other groups, turned round; or all of it turned round, where no groups are known"
+    "The target of other groups, turned round; where no groups are known, all of it from elsewhere on, there and back"
     g,n,order = rng('placebo of a target', seed), len(y_N), np.argsort(self.groups, kind='stable')
-    if self.whole: return np.roll(y_N, g.integers(n//10, n-n//10))
+    if self.whole: return np.roll(np.r_[y_N, y_N[::-1]], g.integers(n//10, 2*n-n//10))[:n]
     starts = np.flatnonzero(np.diff(self.groups[order]))+1
     parts = [np.roll(part, g.integers(len(part))) for part in np.split(y_N[order], starts)]
     placebo_N = np.empty_like(y_N)
