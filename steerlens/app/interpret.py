@@ -30,16 +30,20 @@ def _numbers(x, what, dtype):
 
 def _codes(z_NF):
     "Codes as a sparse or a dense matrix, whichever is faster"
-    from scipy.sparse import csr_matrix
-    z = _numbers(z_NF, 'codes', 'f4')
+    from scipy.sparse import issparse
+    z = z_NF.tocsr().astype('f8') if issparse(z_NF) else _packed(_numbers(z_NF, 'codes', 'f4'))
     fits = z.ndim==2 and min(z.shape)>1
     need(fits, 'codes', f'shape {[*z.shape]}', '[rows, latents], two of each or more')
+    need(np.isfinite(z.data if issparse(z) else z).all(), 'codes', 'NaN or infinite numbers', 'finite ones')
+    return z.toarray() if issparse(z) and z.nnz > DENSE*np.prod(z.shape) else z
+
+def _packed(z):
+    "As a sparse matrix, if it is one"
+    from scipy.sparse import csr_matrix
     at = np.flatnonzero(z)
-    values = z.ravel()[at].astype('f8')
-    need(np.isfinite(values).all(), 'codes', 'NaN or infinite numbers', 'finite ones')
-    if len(at) > DENSE*z.size: return z
+    if z.ndim!=2 or len(at) > DENSE*z.size: return z
     starts = np.searchsorted(at, np.arange(len(z)+1)*z.shape[1])
-    return csr_matrix((values, at%z.shape[1], starts), shape=z.shape)
+    return csr_matrix((z.ravel()[at].astype('f8'), at%z.shape[1], starts), shape=z.shape)
 
 # %% ../../nbs/87_app.interpret.ipynb #15a5b956
 def blocks(
@@ -103,7 +107,7 @@ def _tridiagonal(a_FF):
 class Interpreter:
     "Which latents go with a target? Prepared once for the same codes, then quick for any target"
     def __init__(self,
-        z_NF:Tensor|np.ndarray, # Codes; a latent is active where its code isn't 0
+        z_NF, # Codes, a tensor, an array or a sparse matrix; a latent is active where its code isn't 0
         groups=None             # Episode of each row, [N]; `blocks` where it isn't given
     ): # Raises `SteerlensError` for codes that aren't finite, and for fewer than two groups
         z = _codes(z_NF)
