@@ -14,10 +14,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from ..core import SteerlensError, need, root
-from .artifacts import FILES, files_in, inside, tapped
+from .artifacts import FILES, files_in, inside, own_obs, tapped
 from .jobs import arms_of, clean, packed
 from .policies import MOST_BYTES, WeightEdit, embedded, read_policy
 from .reading import Reading
+from .search import diagnose as find_reasons
 from .studio import DONE, Busy, Job, Model, Studio
 from .worlds import fitting, kind_of
 
@@ -309,7 +310,8 @@ class Search(Where):
 def searched(m, body):
     "What calibration and search take"
     world = world_for(m, body.env_id)
-    known = kind_of(world).units
+    kind = kind_of(world)
+    known = [*kind.units, *kind.called[1]*(body.measure in kind.called[1])]
     need(body.measure is None or body.measure in known, 'measure', body.measure, f'one of {", ".join(known)}')
     sae,tap = packed(m.tapped.sae), m.tapped.tap_index
     return dict(policy=m.policy, world=world, sae=sae, tap_index=tap, measure=body.measure)
@@ -330,7 +332,10 @@ def search(m:WithSae, body:Search, studio:Studios)->dict:
 def diagnose(m:WithSae)->dict:
     "Why might the perturbation do nothing?"
     if not m.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
-    return clean(dict(reasons=m.reading.diagnose(m.perturbation) if m.reading else []))
+    p,t = m.perturbation, m.tapped
+    obs = own_obs(m.policy, 1) if t.obs is None else t.obs[:2000]
+    kind = kind_of(world_for(m, None))
+    return clean(dict(reasons=find_reasons(m.policy, kind, t.sae, t.tap_index, p['feature_idx'], p['alpha'], obs)))
 
 # %% ../../nbs/92_app.api.ipynb #cc1fa23b
 @api.get('/run/{run_id}')
