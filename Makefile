@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run everything test check docs lab subject sweep showcase bench tables clean smollm
+.PHONY: help run everything test check docs lab studio subject sweep showcase bench tables clean smollm
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -76,6 +76,9 @@ docs: $(HERE) ## build the documentation into _site/
 
 lab: $(HERE) ## JupyterLab
 	@"$(BIN)"/jupyter lab
+
+studio: $(HERE) ## the policy studio, a page in your browser
+	@"$(BIN)"/steerlens studio
 
 SUBJECT ?= nano_vla nano_lm walker
 subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them

@@ -47,7 +47,8 @@ def library():
         page,title = Path(front.get('output-file', p.name)).stem, front.get('title', p.stem)
         body = [header(title, front.get('description')), opening(ROOT/'nbs'/p.name)]
         body += [cell(c, f'{page}_{i}', DOCS) for i,c in enumerate(cells[bool(front):])]
-        parts.setdefault(PARTS.get(p.name[0], ''), []).append((page, title, '\n\n'.join(body)))
+        part = 'Policy studio' if '_app.' in p.name else PARTS.get(p.name[0], '')
+        parts.setdefault(part, []).append((page, title, '\n\n'.join(body)))
     return parts
 
 # -- executed phases
