@@ -185,7 +185,8 @@ def test_pages_of_other_sites_are_refused(page, server, walker):
 
 
 def test_no_more_runs_than_a_browser_may_wait_for(page, walker):
-    asked = [page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=100, steps=1500, video=False)) for _ in range(5)]
+    long = dict(n_seeds=100, steps=1500, video=False)
+    asked = [page.post(f'/model/{walker}/save_and_run', json=long) for _ in range(5)]
     assert {a.status_code for a in asked}=={200, 429}
     for a in asked:
         if a.status_code==200: page.post(f"/run/{a.json()['run_id']}/cancel")
@@ -219,6 +220,7 @@ def test_no_request_of_any_shape_breaks_it(server, walker, page):
     def asked(case):
         if 'model_id' in (case.path_parameters or {}): case.path_parameters['model_id'] = walker
         if case.operation.path=='/run/{run_id}/events': return
-        if case.operation.path.endswith('save_and_run') and isinstance(case.body, dict): case.body |= dict(n_seeds=1, steps=10)
+        runs = case.operation.path.endswith('save_and_run') and isinstance(case.body, dict)
+        if runs: case.body |= dict(n_seeds=1, steps=10)
         assert case.call().status_code < 500, case.as_curl_command()
     asked()
