@@ -220,7 +220,7 @@ def _known(name, title, obs, actions, fps, limit, measures, make, settle, events
 
 _feet = [OBS.index(c) for c in ('contact_l', 'contact_r')]
 WORLDS = {k.name: k for k in (
-    _known('walker', 'The shipped walker: BipedalWalker, what it feels', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
+    _known('walker', 'The shipped walker: BipedalWalker by feel', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
            partial(contacts, left=len(OBS)+_feet[0], right=len(OBS)+_feet[1])),
     _known('BipedalWalker-v3', 'BipedalWalker-v3', [*OBS, *RAYS], TORQUES, FPS, 1600, BIPED,
            partial(Biped, 'BipedalWalker-v3'), 100, partial(contacts, left=_feet[0], right=_feet[1])),

@@ -1,0 +1,1352 @@
+// The page of the policy studio: what the server says is drawn, what is shown is sent. Text from the server is text.
+
+const $ = id => document.getElementById(id)
+
+function h(tag, props = {}, ...children) {
+  const el = document.createElement(tag)
+  for (const [k, v] of Object.entries(props)) {
+    if (v == null || v === false) continue
+    if (k.startsWith('on')) el.addEventListener(k.slice(2), v)
+    else if (k === 'css') for (const [n, x] of Object.entries(v)) el.style.setProperty(n, x)
+    else el.setAttribute(k, v === true ? '' : v)
+  }
+  el.append(...children.flat(9).filter(c => c != null && c !== false))
+  return el
+}
+
+const SVG = 'http://www.w3.org/2000/svg'
+function s(tag, props = {}, ...children) {
+  const el = document.createElementNS(SVG, tag)
+  for (const [k, v] of Object.entries(props)) el.setAttribute(k, v)
+  el.append(...children)
+  return el
+}
+
+// ---------------------------------------------------------------- numbers and words
+
+const clamp = (x, lo, hi) => Math.min(hi, Math.max(lo, x))
+const range = n => [...Array(n).keys()]
+const minus = text => text.replace('-', '−')
+
+function num(x, digits = 3) {
+  if (x == null) return '–'
+  if (x && Math.abs(x) < 1e-4) return minus(x.toExponential(0))
+  const rounded = Number(x.toPrecision(digits))
+  return minus(Math.abs(rounded) >= 1e5 ? rounded.toExponential(2) : String(rounded))
+}
+const signed = (x, digits) => x == null ? '–' : (x > 0 ? '+' : '') + num(x, digits)
+const percent = x => x == null ? '–' : `${num(100 * x, 2)} %`
+const plural = (n, one) => `${n} ${one}${n === 1 ? '' : 's'}`
+const is01 = values => values.every(x => x === 0 || x === 1)
+const mean = values => values.reduce((a, b) => a + b, 0) / (values.length || 1)
+const readable = name => name.replaceAll('_', ' ')
+
+// ---------------------------------------------------------------- the server
+
+async function api(path, body, method = body === undefined ? 'GET' : 'POST') {
+  const how = { method }
+  if (body instanceof FormData) how.body = body
+  else if (body !== undefined) {
+    how.body = JSON.stringify(body)
+    how.headers = { 'content-type': 'application/json' }
+  }
+  const answer = await fetch(path, how).catch(() => {
+    throw new Error('The studio does not answer. Is “steerlens studio” still running? Start it, and try again.')
+  })
+  const said = await answer.json().catch(() => null)
+  if (answer.ok && said) return said
+  const what = path.split('?')[0].split('/').pop()
+  throw new Error(said?.detail?.toString() ?? `${what}: the server failed (${answer.status}); its log says why.`)
+}
+
+const S = {} // what is shown: model, sae, targets, features, j, alpha, ...
+const ask = (path, body) => api(`/model/${S.model.model_id}/${path}`, body)
+
+const turns = {}
+function newest(name) { // is this still the latest of its kind?
+  const mine = turns[name] = (turns[name] ?? 0) + 1
+  return () => turns[name] === mine
+}
+
+const FIXES = [ // an error's words -> what a button beside it offers
+  [/tap (\d+) fits/, m => S.artifacts && [`Use tap ${m[1]}`, () => loadSae(+m[1])]],
+  [/say activation=(\w+)/, m => S.file && [`Upload again as ${m[1]}`, () => upload(S.file, m[1])]],
+  [/Need SAE|no SAE is loaded/, () => ['Load SAE', () => openSae(true)]],
+  [/SAE not found/, () => ['Upload the files instead', () => { openSae(true); $('sae-files').click() }]],
+  [/no such model/, () => ['Start again', start]],
+]
+
+function complain(where, message) {
+  const fixes = FIXES.map(([words, fix]) => words.test(message) && fix(words.exec(message))).filter(Boolean)
+  const buttons = fixes.map(([label, onclick]) => h('button', { type: 'button', onclick, class: 'fix' }, label))
+  $(where).replaceChildren(h('span', {}, message), ...buttons)
+}
+
+async function attempt(where, button, what) { // errors in one line near where they happened
+  if (button?.getAttribute('aria-busy') === 'true') return
+  button?.setAttribute('aria-busy', 'true')
+  $(where).replaceChildren()
+  try { return await what() } catch (e) {
+    console.warn(e)
+    complain(where, e.message)
+  } finally { button?.removeAttribute('aria-busy') }
+}
+
+const say = text => { $('status').textContent = text }
+const still = () => matchMedia('(prefers-reduced-motion: reduce)').matches
+
+function options(select, pairs, value) {
+  select.replaceChildren(...pairs.map(([v, label]) => h('option', { value: v }, label)))
+  if (value != null) select.value = value
+}
+
+function unfold(button, box, open = box.hidden) {
+  box.hidden = !open
+  button.setAttribute('aria-expanded', open)
+}
+
+// ---------------------------------------------------------------- light and dark
+
+let inks = {}
+function ink(name) { // a colour of the stylesheet, for a canvas
+  if (inks[name]) return inks[name]
+  const probe = $('status')
+  probe.style.color = `var(--${name})`
+  return inks[name] = getComputedStyle(probe).color
+}
+
+function recolour() { inks = {}; net.draw(); heat.draw() }
+
+function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme
+  try { theme && localStorage.setItem('theme', theme) } catch { /* private window */ }
+  recolour()
+}
+
+$('theme').onclick = () => {
+  const dark = matchMedia('(prefers-color-scheme: dark)').matches
+  const now = document.documentElement.dataset.theme ?? (dark ? 'dark' : 'light')
+  setTheme(now === 'dark' ? 'light' : 'dark')
+}
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', recolour)
+
+// ---------------------------------------------------------------- start
+
+const ACTIVATIONS = ['gelu', 'relu', 'tanh', 'silu', 'elu', 'leaky_relu', 'sigmoid', 'identity']
+options($('activation'), [['', 'as the file says, or gelu'], ...ACTIVATIONS.map(a => [a, a])])
+options($('squash'), [['', 'as the file says, or as they are'], ['none', 'as they are'], ['tanh', 'through tanh']])
+
+$('take-walker').onclick = () => attempt('start-error', $('take-walker'), async () => open(await api('/embedded', {})))
+
+function upload(file, activation = $('activation').value, squash = $('squash').value) {
+  const form = new FormData()
+  form.append('file', file)
+  if (activation) form.append('activation', activation)
+  if (squash) form.append('squash', squash)
+  const where = S.model ? 'network-error' : 'start-error'
+  return attempt(where, $('drop'), async () => open(await api('/upload', form), file))
+}
+
+$('policy-file').onchange = e => {
+  if (e.target.files[0]) upload(e.target.files[0])
+  e.target.value = '' // the same file may be tried again
+}
+for (const name of ['dragover', 'dragleave', 'drop']) addEventListener(name, e => {
+  e.preventDefault()
+  document.body.classList.toggle('over', name === 'dragover')
+  if (name === 'drop' && e.dataTransfer.files[0]) dropped([...e.dataTransfer.files])
+})
+
+function dropped(files) { // artifacts go to the model that is open, anything else is a policy
+  if (S.model && files.some(f => role(f.name) !== 'policy')) return uploadSae(files)
+  return upload(files[0])
+}
+
+function start() {
+  delete S.model
+  history.replaceState(null, '', location.pathname)
+  net.stop()
+  document.body.classList.add('empty')
+  for (const id of ['studio', 'result', 'model-line']) $(id).hidden = true
+  $('start').hidden = false
+  $('start-title').scrollIntoView({ block: 'center' })
+}
+$('home').onclick = $('new-model').onclick = e => { e.preventDefault(); $('models-menu').open = false; start() }
+
+async function open(model, file) {
+  Object.assign(S, { model, file, sae: null, targets: null, features: [], j: null, card: null, picked: false,
+    alpha: 0, touched: false, typical: null, artifacts: null })
+  history.replaceState(null, '', `#${model.model_id}`)
+  document.body.classList.remove('empty')
+  $('start').hidden = $('result').hidden = true
+  $('studio').hidden = $('model-line').hidden = false
+  const widths = model.summary.layers.map(l => l.size).join(' → ')
+  $('model-line').replaceChildren(h('b', {}, model.name ?? 'policy'),
+    h('span', {}, ` ${widths}, ${model.summary.activation}${model.summary.squash === 'none' ? '' : ', ' + model.summary.squash}`))
+  options($('tap-index'), [['', 'as the file says'], ...model.summary.taps.map(t =>
+    [t.tap_index, `${t.tap_index}: ${t.kind}, ${t.width}`])])
+  $('env').value = model.worlds[0] ?? ''
+  $('worlds').replaceChildren(...model.worlds.map(w => h('option', { value: w })))
+  showAssumed()
+  for (const id of ['latents-error', 'network-error', 'run-error', 'apply-error', 'weights-error', 'apply-line',
+    'calibrate-result', 'search-result', 'calibrate-job', 'search-job', 'run-job']) $(id).replaceChildren()
+  scrollTo({ top: 0 })
+  setEdits(model.weight_edits)
+  heat.open()
+  net.open()
+  listModels()
+  await showSae(model.sae, model.perturbation)
+  showMode(!model.sae && model.weight_edits?.length ? 'weights' : S.mode ?? 'latent')
+}
+
+function showAssumed() { // what the file doesn't say
+  const { assumed = [], left_out = [], activation } = S.model.summary
+  const parts = []
+  if (assumed.includes('activation')) {
+    const other = h('select', { id: 'assumed-activation', 'aria-label': 'Activation of this policy' })
+    options(other, ACTIVATIONS.map(a => [a, a]), activation)
+    other.onchange = () => upload(S.file, other.value)
+    parts.push('The file does not name its activation; read as ', S.file ? other : h('b', {}, activation), '. ')
+  }
+  if (left_out.length) parts.push(`Left out, no part of the policy: ${left_out.slice(0, 4).join(', ')}.`)
+  $('assumed').replaceChildren(...parts)
+  $('assumed').hidden = !parts.length
+}
+
+// ---------------------------------------------------------------- the autoencoder
+
+function openSae(show) {
+  unfold($('load-sae-open'), $('sae-form'), show)
+  if (!$('sae-form').hidden) $('artifacts-dir').focus()
+}
+$('load-sae-open').onclick = () => openSae()
+
+function role(name) {
+  if (/obs/i.test(name)) return 'obs'
+  if (/act/i.test(name)) return 'activations'
+  return /sae/i.test(name) ? 'sae' : 'policy'
+}
+
+function uploadSae(files, tap = $('tap-index').value) {
+  openSae(true)
+  return attempt('sae-error', $('load-sae'), async () => {
+    const form = new FormData()
+    for (const f of files) form.append(role(f.name) === 'policy' ? 'sae' : role(f.name), f)
+    if (!form.has('sae')) throw new Error('SAE not found: none of these files is walker_sae.pt; choose it with the others.')
+    if (tap !== '') form.append('tap_index', tap)
+    S.artifacts = { files }
+    await showSae(await api(`/model/${S.model.model_id}/upload_sae`, form))
+    openSae(false)
+  })
+}
+$('sae-files').onchange = e => {
+  const files = [...e.target.files]
+  e.target.value = ''
+  if (files.length) uploadSae(files)
+}
+
+$('sae-form').onsubmit = e => {
+  e.preventDefault()
+  S.artifacts = { dir: $('artifacts-dir').value }
+  loadSae($('tap-index').value)
+}
+
+function loadSae(tap) {
+  $('tap-index').value = tap
+  if (S.artifacts.files) return uploadSae(S.artifacts.files, tap)
+  return attempt('sae-error', $('load-sae'), async () => {
+    const body = { artifacts_dir: S.artifacts.dir }
+    if (tap !== '') body.tap_index = +tap
+    await showSae(await ask('load_sae', body))
+    openSae(false)
+  })
+}
+
+async function showSae(sae, perturbation) {
+  Object.assign(S, { sae, features: [], j: null, card: null, picked: false, touched: false, typical: null })
+  $('load-sae-open').textContent = sae ? 'Load another SAE' : 'Load SAE'
+  $('sae-line').textContent = sae ? saeLine(sae) : 'No autoencoder yet: load one to see and push latents, or edit raw weights.'
+  $('reading').hidden = !sae?.has_cached_data
+  $('card').hidden = true
+  $('latents-error').replaceChildren()
+  $('latent').replaceChildren()
+  if (!sae) openSae(true)
+  setAlpha(0, false)
+  plan()
+  if (!sae) return
+  if (sae.has_cached_data) await attempt('latents-error', null, readLatents)
+  else complain('latents-error', `Need SAE + cached data: ${sae.why ?? 'all three files'}. Latents can be pushed, but not interpreted.`)
+  if (!S.features.length) options($('latent'), range(Math.min(sae.d_latent, 4096)).map(j => [j, `latent ${j}`]))
+  await choose(perturbation?.feature_idx ?? S.features[0]?.feature_idx ?? 0)
+  if (!perturbation) return
+  setAlpha(perturbation.alpha)
+  $('gate-from').value = perturbation.steps?.[0] ?? ''
+  $('gate-to').value = perturbation.steps?.[1] ?? ''
+}
+
+function saeLine(sae) {
+  const tap = S.model.summary.taps.find(t => t.tap_index === sae.tap_index)
+  const where = `tap ${sae.tap_index}${tap ? ` (${tap.kind}, ${tap.width} wide)` : ''}`
+  return `${sae.d_latent} latents${sae.k ? `, ${sae.k} active at a time` : ''}, at ${where}; `
+    + `${percent(sae.unexplained)} of the variance unexplained.`
+}
+
+async function readLatents() {
+  const t = S.targets = await ask('targets')
+  const groups = Object.entries(t).filter(([, names]) => names.length).map(([kind, names]) =>
+    h('optgroup', { label: kind }, names.map((n, i) => h('option', { value: `${kind}:${i}` }, n))))
+  $('target').replaceChildren(...groups)
+  await net.load(0)
+  await interpret()
+  net.draw()
+}
+
+async function interpret() {
+  const mine = newest('interpret')
+  const [target, dim] = $('target').value.split(':')
+  const r = await ask('interpret_features', { target, target_dim: +dim, top_k: S.sae.d_latent })
+  if (!mine()) return
+  S.features = r.features
+  const name = r.name ?? S.targets[target][dim]
+  const interval = r.r2_lo == null ? '' : ` (95 %: ${num(r.r2_lo)} to ${num(r.r2_hi)})`
+  $('fit-line').replaceChildren(r.r2 == null ? `Nothing to predict in ${name}.`
+    : h('span', {}, `Latents predict ${name} with R² ${num(r.r2)} on held-out walks${interval}.`))
+  const chance = r.placebo?.length ? `Targets that mean nothing reach ${num(Math.max(...r.placebo), 2)}. ` : ''
+  const auc = r.auc == null ? '' : `AUC ${num(r.auc)}. `
+  $('fit-note').textContent = `${chance}${auc}${r.n_rows.toLocaleString('en')} steps, λ ${num(r.lam)}. ${(r.notes ?? []).join(' ')}`
+  showLatents()
+}
+
+const MORE = 40
+function showLatents(n = MORE) {
+  const by = $('sort').value
+  const list = [...S.features].sort((a, b) => Math.abs(b[by] ?? b.weight) - Math.abs(a[by] ?? a.weight))
+  S.features = list
+  const most = Math.abs(list[0]?.[by] ?? list[0]?.weight ?? 1) || 1
+  const rows = list.slice(0, n).map(f => latentRow(f, (f[by] ?? f.weight) / most, f[by === 'standardised' ? by : 'weight']))
+  if (list.length > n) rows.push(h('button', { type: 'button', class: 'more', onclick: () => showLatents(n + 200) },
+    `Show ${Math.min(200, list.length - n)} more of ${list.length}`))
+  $('latent-list').replaceChildren(...rows)
+  options($('latent'), list.slice(0, 4096).map(f => [f.feature_idx, `latent ${f.feature_idx}, weight ${signed(f.weight)}`]))
+  markLatent()
+}
+
+function latentRow(f, share, value) {
+  const active = f.active == null ? '' : `active ${percent(f.active)}`
+  const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', css: { '--share': Math.abs(share) } })
+  return h('button', { type: 'button', class: 'latent', 'data-j': f.feature_idx, 'data-testid': `latent-${f.feature_idx}`,
+    'aria-label': `Latent ${f.feature_idx}, weight ${signed(f.weight)}, ${active}`, onclick: () => choose(f.feature_idx, true) },
+  h('span', { class: 'id' }, f.feature_idx), h('span', { class: 'bars' }, bar), h('span', { class: 'value' }, signed(value)),
+  h('span', { class: 'active' }, active.replace('active ', '')))
+}
+
+function markLatent() {
+  for (const b of $('latent-list').children) b.setAttribute('aria-pressed', +b.dataset.j === S.j)
+  if (S.j == null) return
+  const known = [...$('latent').options].some(o => +o.value === S.j)
+  if (!known) $('latent').append(h('option', { value: S.j }, `latent ${S.j}`))
+  $('latent').value = S.j
+}
+
+$('latent-list').onkeydown = e => {
+  const step = { ArrowDown: 'nextElementSibling', ArrowUp: 'previousElementSibling' }[e.key]
+  if (!step) return
+  e.preventDefault()
+  document.activeElement[step]?.focus()
+}
+$('target').onchange = () => attempt('latents-error', null, async () => {
+  await interpret()
+  if (!S.picked) await choose(S.features[0].feature_idx)
+})
+$('sort').onchange = () => showLatents()
+$('latent').onchange = () => choose(+$('latent').value, true)
+
+async function choose(j, picked = false) {
+  const mine = newest('card')
+  Object.assign(S, { j, card: null })
+  S.picked ||= picked
+  markLatent()
+  $('apply-line').textContent = ''
+  plan()
+  if (S.sae.has_cached_data) await attempt('card-error', null, async () => {
+    const card = await ask(`latent/${j}`)
+    if (!mine()) return
+    S.card = card
+    showCard(card)
+  })
+  if (!mine()) return
+  if (!S.touched) setAlpha(nudge(), false)
+  noteAlpha()
+  net.draw()
+}
+
+// ---------------------------------------------------------------- a latent's card
+
+function showCard(c) {
+  $('card').hidden = false
+  $('card-title').textContent = `Latent ${c.feature_idx}`
+  const mean = c.mean_active == null ? 'never active in these walks' : `active in ${percent(c.active)} of the steps, ${num(c.mean_active)} on average then`
+  $('card-facts').textContent = `${mean}. Decoder length ${num(c.decoder_norm)}.`
+  const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c), framesPart(c)]
+  $('card-body').replaceChildren(...parts.filter(Boolean))
+}
+
+function tracePart({ trace, firings }) {
+  if (!trace?.values?.length) return
+  const { values, events = [] } = trace, n = values.length, most = Math.max(...values, 1e-9)
+  const points = values.map((v, i) => `${i},${(58 - 54 * v / most).toFixed(1)}`).join(' ')
+  const line = s('svg', { viewBox: `0 0 ${n} 60`, preserveAspectRatio: 'none', class: 'spark', role: 'img',
+    'aria-label': `Activation over ${n} steps, at most ${num(most)}` }, s('polyline', { points: `0,58 ${points} ${n},58` }))
+  const kinds = [...new Set(events)].sort()
+  const strip = s('svg', { viewBox: `0 0 ${n} 1`, preserveAspectRatio: 'none', class: 'strip', 'aria-hidden': 'true' },
+    ...spans(events).map(([e, a, b]) => s('rect', { x: a, width: b - a, y: 0, height: 1, class: `e${kinds.indexOf(e) % 4}` })))
+  const key = kinds.map((k, i) => h('span', { class: `key e${i % 4}` }, readable(k)))
+  const title = firings == null ? 'Its activation over a walk' : `It fires ${plural(firings, 'time')} in all walks; here the one where it peaks`
+  return h('figure', { class: 'wide', 'data-testid': 'trace' }, h('figcaption', {}, title), line, kinds.length ? strip : null,
+    h('p', { class: 'axis' }, h('span', {}, 'step 0'), h('span', { class: 'keys' }, key), h('span', {}, `${n}`)))
+}
+
+function spans(values) { // stretches of equal values: [value, first, end]
+  const found = []
+  values.forEach((v, i) => v === found.at(-1)?.[0] ? found.at(-1)[2]++ : found.push([v, i, i + 1]))
+  return found
+}
+
+function eventsPart({ events }) {
+  if (!events?.length) return
+  const [first] = events, most = Math.max(...events.map(e => e.hi ?? e.active), 1e-9)
+  const title = first.lift > 1.05 ? `${num(first.lift, 2)} × as often active in ${readable(first.event)}` : 'Active alike in all phases'
+  const rows = events.map(e => h('div', { class: 'measure-row' }, h('span', {}, readable(e.event)),
+    h('span', { class: 'track' }, h('span', { class: 'fill', css: { '--share': e.active / most } }),
+      h('span', { class: 'mark', css: { '--at': e.base / most } })), h('span', {}, percent(e.active))))
+  return h('figure', { 'data-testid': 'events' }, h('figcaption', {}, title), ...rows,
+    h('p', { class: 'note' }, 'Share of steps; the line is its share in all steps.'))
+}
+
+function drivesPart(c) {
+  const effect = c.drives?.effect ?? c.drives
+  if (!effect?.length) return
+  const chance = c.drives.placebo ?? effect.map(() => 0), names = S.targets?.action ?? range(effect.length).map(i => `action ${i}`)
+  const most = Math.max(...effect.map(Math.abs), ...chance) || 1
+  const top = effect.map((x, i) => [Math.abs(x), i]).sort((a, b) => b[0] - a[0])[0][1]
+  const beyond = Math.abs(effect[top]) > 2 * chance[top]
+  const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}, ${beyond ? 'far beyond' : 'no more than'} random directions`
+  const rows = effect.slice(0, 24).map((x, i) => h('div', { class: 'measure-row' }, h('span', {}, names[i]),
+    h('span', { class: 'track both' }, h('span', { class: 'chance', css: { '--share': chance[i] / most } }),
+      h('span', { class: x < 0 ? 'fill neg' : 'fill', css: { '--share': Math.abs(x) / most } })), h('span', {}, signed(x, 2))))
+  return h('figure', { 'data-testid': 'drives' }, h('figcaption', {}, title), ...rows,
+    h('p', { class: 'note' }, 'Change of each action for α = 1, in one step; dashed: random directions.'))
+}
+
+function kinPart(c) {
+  const near = (c.neighbours ?? []).map(n => h('button', { type: 'button', class: 'chip', onclick: () => choose(n.feature_idx, true) },
+    `${n.feature_idx} `, h('small', {}, num(n.cosine, 2))))
+  if (!near.length) return
+  const alike = c.neighbours.filter(n => n.beyond)
+  const title = c.neighbours[0].beyond === undefined ? 'Nearest by decoder direction'
+    : alike.length ? `${plural(alike.length, 'latent')} point${alike.length === 1 ? 's' : ''} the same way, beyond chance` : 'Points its own way: no neighbour beyond chance'
+  return h('figure', { 'data-testid': 'neighbours' }, h('figcaption', {}, title), h('div', { class: 'chips' }, near),
+    h('p', { class: 'note' }, `Cosine of decoder directions${c.cluster >= 0 ? `; cluster ${c.cluster}` : ''}.`))
+}
+
+function framesPart({ top = [] }) {
+  const shots = top.filter(t => typeof t.frame === 'string' && /^(\/(?!\/)|data:image\/)/.test(t.frame))
+  if (!shots.length) return
+  return h('figure', { class: 'wide' }, h('figcaption', {}, 'Where it is most active'),
+    h('div', { class: 'frames' }, shots.slice(0, 6).map(t => h('img', { src: t.frame, alt: `Step ${t.row}, activation ${num(t.value)}`, loading: 'lazy' }))))
+}
+
+// ---------------------------------------------------------------- alpha
+
+const MOST = 5 // the slider is cubic: fine near zero, where a walker still walks
+const toAlpha = p => Number((MOST * p ** 3).toPrecision(2))
+const toPlace = a => Math.cbrt(clamp(a, -MOST, MOST) / MOST)
+
+for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { css: { '--at': (toPlace(a) + 1) / 2 } }, num(a)))
+
+function nudge() { // 1 % of a typical activation's length, which a walker mostly survives; 0.1 where that isn't known
+  const length = S.typical ? .01 * S.typical / (S.card?.decoder_norm || 1) : .1
+  return clamp(Number(length.toPrecision(1)), .01, MOST)
+}
+
+function setAlpha(a, byHand = true) {
+  S.alpha = a
+  S.touched = byHand
+  const place = toPlace(a)
+  $('alpha').value = place
+  $('alpha').setAttribute('aria-valuetext', `alpha ${signed(a)}`)
+  if (+$('alpha-number').value !== a || $('alpha-number').value === '') $('alpha-number').value = a
+  $('alpha').style.setProperty('--from', Math.min(.5, (place + 1) / 2))
+  $('alpha').style.setProperty('--to', Math.max(.5, (place + 1) / 2))
+  $('alpha').classList.toggle('neg', a < 0)
+  noteAlpha()
+  plan()
+  net.draw()
+}
+
+function noteAlpha() {
+  const length = Math.abs(S.alpha) * (S.card?.decoder_norm ?? 1)
+  const parts = []
+  if (S.typical) parts.push(`As long as ${percent(length / S.typical)} of a typical activation here`)
+  if (S.card?.mean_active) parts.push(`this latent by itself writes ${num(S.card.mean_active, 2)} when active`)
+  $('alpha-note').textContent = S.alpha === 0 ? 'Nothing is added: a run shows the policy as it is.' : parts.join('; ') + (parts.length ? '.' : '')
+}
+
+let later
+function moved(a) {
+  if (!Number.isFinite(a)) return
+  setAlpha(a)
+  $('apply-line').textContent = ''
+  clearTimeout(later)
+  later = setTimeout(() => S.sae && attempt('apply-error', null, apply), 300)
+}
+
+$('alpha').oninput = () => moved(toAlpha(+$('alpha').value))
+$('alpha').ondblclick = $('alpha-zero').onclick = () => moved(0)
+$('alpha-number').oninput = () => moved($('alpha-number').value === '' ? NaN : +$('alpha-number').value)
+$('alpha').onkeydown = e => {
+  const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 }[e.key]
+  const end = { Home: -MOST, End: MOST, '0': 0 }[e.key]
+  if (way === undefined && end === undefined) return
+  e.preventDefault()
+  const size = Math.abs(S.alpha), step = size < .1 ? .01 : size < 1 ? .05 : .25
+  moved(end ?? clamp(Number((S.alpha + way * step * (e.shiftKey ? 5 : 1)).toFixed(2)), -MOST, MOST))
+}
+$('gate-from').onchange = $('gate-to').onchange = () => moved(S.alpha)
+
+function gate() {
+  const [from, to] = [$('gate-from').value, $('gate-to').value]
+  if (from === '' && to === '') return
+  const steps = [+from, to === '' ? +$('steps').value : +to]
+  if (!(steps[0] < steps[1])) throw new Error(`Only in steps ${steps[0]} to ${steps[1]}: the first must come before the end.`)
+  return steps
+}
+
+async function apply() {
+  clearTimeout(later)
+  const mine = newest('apply')
+  if (!S.sae) throw new Error('no SAE is loaded; load one first')
+  const body = { feature_idx: S.j, alpha: S.alpha }
+  const steps = gate()
+  if (steps) body.steps = steps
+  const r = await ask('sae_perturb', body)
+  if (!mine()) return
+  $('apply-line').replaceChildren(h('b', {}, 'Applied: '), r.message)
+  if (!S.alpha) return
+  const why = await ask('diagnose', {}).catch(() => ({ reasons: [] })) // a comment; the run itself tells, too
+  if (mine() && why.reasons.length) $('apply-line').append(`. ${why.reasons.map(x => x.words).join('; ')}`)
+}
+$('apply').onclick = () => attempt('apply-error', $('apply'), apply)
+
+// ---------------------------------------------------------------- which edit
+
+function showMode(mode) {
+  S.mode = mode
+  for (const [tab, panel, name] of [['tab-latent', 'push', 'latent'], ['tab-weights', 'weights', 'weights']]) {
+    $(tab).setAttribute('aria-selected', mode === name)
+    $(tab).tabIndex = mode === name ? 0 : -1
+    $(panel).hidden = mode !== name
+  }
+  heat.draw()
+  plan()
+}
+$('tab-latent').onclick = () => showMode('latent')
+$('tab-weights').onclick = () => showMode('weights')
+document.querySelector('.tabs').onkeydown = e => {
+  if (!e.key.startsWith('Arrow')) return
+  showMode(S.mode === 'latent' ? 'weights' : 'latent')
+  $(`tab-${S.mode}`).focus()
+}
+
+function plan() { // what a run would do, in words
+  if (!S.model) return
+  const edits = S.edits?.length ?? 0, seeds = plural(+$('n-seeds').value, 'seed')
+  const where = `${$('env').value || 'a world that you name'}, ${seeds}, up to ${$('steps').value} steps.`
+  const pushed = S.sae && S.alpha && S.j != null
+  const what = S.mode === 'weights' ? (edits ? `Baseline beside ${plural(edits, 'weight edit')}` : 'No weight is edited: the baseline alone')
+    : !pushed ? 'Nothing is pushed: the baseline alone'
+      : `Latent ${S.j} at ${signed(-Math.abs(S.alpha))}, baseline, ${signed(Math.abs(S.alpha))}, and a random direction${edits ? `, all with ${plural(edits, 'weight edit')}` : ''}`
+  $('run-plan').textContent = `${what}; ${where}`
+}
+for (const id of ['env', 'n-seeds', 'steps']) $(id).addEventListener('input', plan)
+
+// ---------------------------------------------------------------- what takes seconds
+
+const DONE = ['done', 'failed', 'cancelled']
+
+function follow(run_id, box) { // progress until it is done: its result, or null if it was cancelled
+  const bar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress' })
+  const words = h('span', { class: 'words' }, 'Queued')
+  const cancel = h('button', { type: 'button', 'data-testid': 'cancel' }, 'Cancel')
+  cancel.onclick = () => attempt('run-error', cancel, () => api(`/run/${run_id}/cancel`, {}))
+  box.replaceChildren(bar, words, cancel)
+  const began = performance.now()
+  let quarter = 0, source, timer, tick
+  return new Promise((resolve, reject) => {
+    function close() { source?.close(); clearTimeout(timer); clearInterval(tick); box.replaceChildren() }
+    function told(run) {
+      bar.value = run.progress
+      words.dataset.state = run.state
+      S.jobState = run
+      show()
+      if (Math.floor(run.progress * 4) > quarter) say(`${percent(quarter = Math.floor(run.progress * 4) / 4)} done`)
+      if (!DONE.includes(run.state)) return
+      close()
+      if (run.state === 'failed') reject(new Error(run.message || 'The run failed; the server’s log says why.'))
+      else { say(run.state === 'done' ? 'Done' : 'Cancelled'); resolve(run.result) }
+    }
+    function show() {
+      const run = S.jobState, seconds = Math.round((performance.now() - began) / 1000)
+      words.textContent = run?.state === 'queued' ? `Queued behind another run, ${seconds} s`
+        : `${run?.message || (run?.progress >= 1 ? 'Making the films' : `${Math.round(100 * (run?.progress ?? 0))} %`)}, ${seconds} s`
+    }
+    async function poll() { // where events don't come through
+      try { told(await api(`/run/${run_id}`)) } catch (e) { close(); return reject(e) }
+      timer = setTimeout(poll, 1000)
+    }
+    S.jobState = null
+    tick = setInterval(show, 1000)
+    source = new EventSource(`/run/${run_id}/events`)
+    source.onmessage = e => told(JSON.parse(e.data))
+    source.onerror = () => { source.close(); if (box.firstChild === bar) poll() }
+  })
+}
+
+$('run').onclick = () => attempt('run-error', $('run'), async () => {
+  $('apply-error').replaceChildren()
+  if (S.mode === 'latent' && S.sae) await apply()
+  else if (S.sae) await ask('sae_perturb', { feature_idx: 0, alpha: 0 })
+  const number = id => $(id).value === '' ? null : +$(id).value
+  const body = { n_seeds: number('n-seeds'), first_seed: number('first-seed'), steps: number('steps'), video: $('video').checked }
+  if ($('env').value.trim()) body.env_id = $('env').value.trim()
+  const model = S.model.model_id
+  const { run_id } = await ask('save_and_run', body)
+  const result = await follow(run_id, $('run-job'))
+  if (result && S.model?.model_id === model) showResult(result, run_id)
+})
+
+// ---------------------------------------------------------------- find alpha, find latents
+
+const unfolds = (button, form) => { $(button).onclick = () => { fillMeasures(); unfold($(button), $(form)) } }
+unfolds('find-alpha-open', 'find-alpha-form')
+unfolds('find-latents-open', 'find-latents-form')
+
+function fillMeasures() {
+  const known = S.measures ?? ['speed', 'tilt', 'effort', 'return', 'steps']
+  if ($('cal-measure').options.length) return
+  options($('cal-measure'), known.filter(m => m !== 'fell').map(m => [m, readable(m)]))
+  options($('search-measure'), [['', 'any measure of gait'], ...known.filter(m => m !== 'fell').map(m => [m, readable(m)])])
+}
+
+const where = () => $('env').value.trim() ? { env_id: $('env').value.trim() } : {}
+
+$('find-alpha-form').onsubmit = e => {
+  e.preventDefault()
+  attempt('apply-error', $('find-alpha'), async () => {
+    $('calibrate-result').replaceChildren()
+    const body = { feature_idx: S.j, measure: $('cal-measure').value, target: +$('cal-target').value, ...where() }
+    const { run_id } = await ask('calibrate', body)
+    const r = await follow(run_id, $('calibrate-job'))
+    if (!r) return
+    moved(Number(r.alpha.toPrecision(3)))
+    $('calibrate-result').replaceChildren(...calibrated(r))
+  })
+}
+
+function calibrated(r) {
+  const o = r.held_out, name = readable(r.measure)
+  const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0)
+  const most = Math.max(...r.evaluations.map(e => Math.abs(e.effect)), Math.abs(r.target)) || 1
+  const tried = [...r.evaluations].sort((a, b) => a.alpha - b.alpha).map(e => h('div', { class: e.alpha === r.alpha ? 'measure-row chosen' : 'measure-row' },
+    h('span', {}, `α ${signed(e.alpha)}`), h('span', { class: 'track both' }, h('span', { class: e.effect < 0 ? 'fill neg' : 'fill', css: { '--share': Math.abs(e.effect) / most } }),
+      h('span', { class: 'mark', css: { '--at': (r.target / most + 1) / 2 } })), h('span', {}, signed(e.effect, 2))))
+  return [
+    h('p', { class: 'answer' }, `α = ${signed(r.alpha)} moves ${name} by ${signed(o.effect, 2)} SD on ${o.n} fresh seeds `
+      + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); wanted ${signed(r.target)}.${o.beyond_placebo === false ? ' Random directions do as much.' : ''}`),
+    ...tried, h('p', { class: 'note' }, `Effect of each α that was tried, in SD; the line is the target.`),
+    h('p', {}, sides.length ? `Side effects: ${sides.map(x => `${readable(x.measure)} ${signed(x.difference, 2)} (${num(x.lo, 2)} to ${num(x.hi, 2)})`).join('; ')}.`
+      : 'No side effect on any other measure whose interval leaves zero out.')]
+}
+
+$('find-latents-form').onsubmit = e => {
+  e.preventDefault()
+  attempt('apply-error', $('find-latents'), async () => {
+    $('search-result').replaceChildren()
+    const measure = $('search-measure').value
+    const { run_id } = await ask('search', { ...(measure ? { measure } : {}), ...where() })
+    const r = await follow(run_id, $('search-job'))
+    if (r) $('search-result').replaceChildren(...searched(r))
+  })
+}
+
+function searched(r) {
+  const title = r.found.length ? `${plural(r.found.length, 'latent')} move${r.found.length === 1 ? 's' : ''} a measure both ways, beyond the placebo`
+    : 'No latent moves a measure both ways beyond the placebo'
+  const rows = r.found.map(f => h('li', {}, h('button', { type: 'button', class: 'chip', 'data-testid': `take-${f.feature_idx}`,
+    onclick: async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(3))) } }, `Take ${f.feature_idx}`),
+  ` ${readable(f.measure)}: ${signed(f.plus.difference, 2)} at α ${signed(f.alpha, 2)}, ${signed(f.minus.difference, 2)} at ${signed(-f.alpha, 2)}, placebo ${signed(f.placebo.difference, 2)}; q ${num(f.q, 2)}`))
+  return [h('p', { class: 'answer' }, title), h('p', { class: 'note' }, `${r.tried} pairs of latent and measure tried, judged on ${r.n} fresh seeds.`), h('ul', { class: 'found' }, rows)]
+}
+
+// ---------------------------------------------------------------- the answer of a run
+
+const ARMS = { minus: '−α', baseline: 'baseline', plus: '+α', placebo: 'placebo', edited: 'edited weights' }
+const CAPTION = { baseline: 'as it is', placebo: 'a random direction, as long', edited: 'as you left them' }
+
+const PHRASES = {
+  speed: (d, u) => `walks ${d} ${u} `, steps: d => `walks ${d} steps `, return: d => `earns ${d} reward `,
+  fell: d => `falls in ${d} `, flight: d => `is in the air in ${d} `, both_feet: d => `has both feet down in ${d} `, effort: d => `works ${d} of full torque `,
+}
+const WAYS = { speed: ['faster', 'slower'], steps: ['longer', 'shorter'], return: ['more', 'less'], effort: ['harder', 'less hard'] }
+
+function phrase({ measure, unit, difference: d }) {
+  const share = /^share of/.test(unit)
+  const size = share ? `${num(100 * Math.abs(d), 2)} points` : num(Math.abs(d), 2)
+  const [more, less] = WAYS[measure] ?? (share ? [`more of the ${unit.split(' ').pop()}`, `less of the ${unit.split(' ').pop()}`] : ['higher', 'lower'])
+  const start = PHRASES[measure]?.(size, unit) ?? `has ${readable(measure)} ${size}${share ? '' : ` ${unit}`} `
+  return start + (d > 0 ? more : less)
+}
+
+const clear = r => r.difference_lo != null && (r.difference_lo > 0 || r.difference_hi < 0)
+
+function answer(rows) { // of one measure, from its arms
+  const pushed = rows.filter(r => r.arm !== 'baseline' && r.arm !== 'placebo' && r.difference != null)
+  const placebo = rows.some(r => r.arm === 'placebo')
+  const strong = pushed.filter(r => placebo ? r.beyond_placebo : clear(r))
+  const name = readable(rows[0].measure), n = rows[0].n
+  const said = list => list.map(r => `${ARMS[r.arm] ?? r.arm} ${phrase(r)}`).join(', ')
+  if (!pushed.length) return `${name}: ${num(rows[0].mean)} ${rows[0].unit}`
+  if (n < 2) return `${name}: one seed, so no interval; run more of them`
+  if (strong.length) return `${said(strong)} than baseline${placebo ? `, ${strong.length > 1 ? 'both ' : ''}beyond the placebo` : ''}`
+  const weak = pushed.filter(clear)
+  if (weak.length) return `${said(weak)} than baseline, but not beyond the placebo`
+  return `${name}: no clear difference from baseline in ${n} seeds`
+}
+
+function best(table) { // the rows that the title speaks of
+  const by = Object.values(Object.groupBy ? Object.groupBy(table, r => r.measure) : group(table))
+  const weight = rows => Math.max(...rows.filter(r => r.beyond_placebo ?? clear(r)).map(r => Math.abs(r.difference) / ((r.difference_hi - r.difference_lo) || 1)), 0)
+  const both = rows => { const [a, b] = rows.filter(r => r.beyond_placebo); return a && b && a.difference * b.difference < 0 ? 100 : 0 }
+  return by.sort((a, b) => weight(b) + both(b) - weight(a) - both(a))[0]
+}
+function group(table) {
+  const by = {}
+  for (const r of table) (by[r.measure] ??= []).push(r)
+  return by
+}
+
+function headline({ table }) {
+  const fell = table.filter(r => r.measure === 'fell'), of = arm => fell.find(r => r.arm === arm)
+  const down = fell.filter(r => !['baseline', 'placebo'].includes(r.arm) && r.difference >= .5)
+  if (down.length) return `Too much: ${down.map(r => `${ARMS[r.arm] ?? r.arm} falls in ${percent(r.mean)}`).join(' and ')} of the walks, baseline in ${percent(of('baseline').mean)}`
+    + (of('placebo') ? `, placebo in ${percent(of('placebo').mean)}` : '')
+  const text = answer(best(table))
+  return text[0].toUpperCase() + text.slice(1)
+}
+
+function appliedLine({ applied, env_id, seeds, edited_steps }) {
+  const p = applied?.sae, w = applied?.weights ?? [], parts = []
+  if (p) parts.push(`latent ${p.feature_idx} at ${signed(p.alpha)} on tap ${p.tap_index}${p.steps ? `, in steps ${p.steps[0]} to ${p.steps[1] - 1}` : ''}`)
+  if (w.length) parts.push(plural(w.length, 'weight edit'))
+  const n = edited_steps ? Math.max(...Object.values(edited_steps)) : 0
+  const what = parts.length ? `This run really had ${parts.join(' and ')}` : 'This run had no edit at all'
+  return `${what}${p && n ? `, applied in up to ${n.toLocaleString('en')} steps an arm` : ''}; ${env_id}, ${seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`}.`
+}
+
+function showResult(r, run_id) {
+  S.measures = r.measures?.map(m => m.measure) ?? S.measures
+  $('cal-measure').replaceChildren()
+  fillMeasures()
+  $('result').hidden = false
+  $('applied').textContent = appliedLine(r)
+  $('result-title').textContent = headline(r)
+  showHints(r)
+  films.open(r, run_id)
+  showMeasures(r)
+  showTable(r)
+  $('result').scrollIntoView({ behavior: still() ? 'auto' : 'smooth', block: 'start' })
+}
+
+function showHints(r) {
+  const hints = (r.no_effect ?? []).map(x => h('p', { class: 'warn' }, typeof x === 'string' ? x : x.words))
+  const fell = r.table.some(x => x.measure === 'fell' && ['plus', 'minus'].includes(x.arm) && x.difference >= .5)
+  const a = r.applied?.sae?.alpha
+  const half = Number((a / 2).toPrecision(2))
+  if (fell && a) hints.push(h('p', { class: 'warn' }, 'Measures of a walk that ends early say little about gait. ',
+    h('button', { type: 'button', 'data-testid': 'half-alpha', class: 'fix', onclick: () => { moved(half); $('run').click() } }, `Run again at α ${signed(half)}`)))
+  $('hints').replaceChildren(...hints)
+}
+
+const films = { // all videos, one clock, and the charts that follow it
+  async open(r, run_id) {
+    this.pause()
+    this.series = r.series ?? {}
+    this.fps = r.fps
+    const arms = Object.keys(ARMS).filter(a => r.videos?.includes(a))
+    const sign = Math.sign(r.applied?.sae?.alpha ?? 0)
+    const name = { plus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(Math.abs(r.applied.sae.alpha))}`,
+      minus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(-Math.abs(r.applied.sae.alpha))}` }
+    const yours = { 1: 'plus', '-1': 'minus' }[sign]
+    this.videos = arms.map(a => h('video', { src: `/run/${run_id}/video/${a}.mp4`, playsinline: true, preload: 'auto', tabindex: -1,
+      'data-testid': `video-${a}`, 'aria-label': `${ARMS[a]}: ${name[a] || CAPTION[a]}` }))
+    for (const v of this.videos) {
+      v.muted = true
+      v.onerror = () => complain('video-error', 'A video can’t be played: the run was deleted, or this browser has no H.264. Run again, or download the mp4.')
+      v.onloadedmetadata = () => { this.length = Math.max(...this.videos.map(x => x.duration || 0)); $('scrub').max = this.length; this.tell() }
+    }
+    $('video-error').replaceChildren()
+    $('videos').replaceChildren(...this.videos.map((v, i) => h('figure', { class: `film ${arms[i]}${arms[i] === yours ? ' yours' : ''}` }, v,
+      h('figcaption', {}, h('b', {}, ARMS[arms[i]]), h('span', {}, name[arms[i]] || CAPTION[arms[i]])))))
+    $('videos').hidden = $('video-transport').hidden = !arms.length
+    $('side-by-side').href = `/run/${run_id}/video/side_by_side.mp4`
+    this.steps = Math.max(1, ...Object.values(this.series).flatMap(m => Object.values(m).map(x => x.length)))
+    this.length = 0
+    this.charts = showSeries(r)
+    if (!still() && arms.length) this.play()
+  },
+  get time() { return this.videos?.[0]?.currentTime ?? 0 },
+  get step() { // films hold their last picture for about a second
+    const fps = this.fps || this.steps / Math.max(.1, this.length - 1.08)
+    return clamp(Math.round(this.time * fps), 0, this.steps - 1)
+  },
+  async play() {
+    if (!this.videos?.length) return
+    const mine = newest('play')
+    this.playing = true
+    this.show()
+    if (this.length && this.time >= this.length - .05) this.seek(0)
+    await Promise.all(this.videos.map(v => v.readyState > 2 || v.error || new Promise(done => { v.oncanplay = v.onabort = done; setTimeout(done, 4000) })))
+    if (!mine()) return
+    this.videos.forEach(v => v.play().catch(() => {}))
+    const frame = () => {
+      if (!this.playing || !mine()) return
+      const [first, ...others] = this.videos
+      if (first.ended) { this.seek(0); this.videos.forEach(v => v.play().catch(() => {})) }
+      for (const v of others) if (Math.abs(v.currentTime - first.currentTime) > .12 && !v.seeking) v.currentTime = first.currentTime
+      this.tell()
+      requestAnimationFrame(frame)
+    }
+    frame()
+  },
+  pause() {
+    newest('play')
+    this.playing = false
+    this.videos?.forEach(v => v.pause())
+    this.show()
+  },
+  seek(t) { for (const v of this.videos) v.currentTime = t; this.tell(t) },
+  show() {
+    $('play').setAttribute('aria-pressed', !!this.playing)
+    $('play').setAttribute('aria-label', this.playing ? 'Pause all videos' : 'Play all videos')
+  },
+  tell(t = this.time) {
+    $('scrub').value = t
+    $('time').textContent = `${t.toFixed(1)} s`
+    for (const follow of this.charts ?? []) follow(this.step)
+  },
+}
+$('play').onclick = () => films.playing ? films.pause() : films.play()
+$('scrub').oninput = () => { films.pause(); films.seek(+$('scrub').value) }
+
+function showSeries(r) { // one chart a measure; each returns what moves its cursor
+  const arms = Object.keys(ARMS).filter(a => r.series?.[a])
+  const measures = Object.keys(r.series?.[arms[0]] ?? {})
+  const units = Object.fromEntries((r.measures ?? []).map(m => [m.measure, m.unit]))
+  const made = measures.map(m => seriesChart(m, units[m] ?? '', arms.map(a => [a, r.series[a][m] ?? []])))
+  $('series').replaceChildren(...made.map(([figure]) => figure))
+  return made.map(([, follow]) => follow)
+}
+
+function seriesChart(measure, unit, lines) {
+  const n = Math.max(...lines.map(([, x]) => x.length), 2), all = lines.flatMap(([, x]) => x)
+  const lo = Math.min(...all), hi = Math.max(...all), high = hi - lo || 1, steps = is01(all)
+  const y = v => (96 - 92 * (v - lo) / high).toFixed(1)
+  const cursor = s('line', { y1: 0, y2: 100, class: 'cursor' })
+  const drawn = steps ? lines.flatMap(([a, x], i) => spans(x).filter(([v]) => v).map(([, from, to]) =>
+    s('rect', { x: from, width: to - from, y: 4 + i * 96 / lines.length, height: 80 / lines.length, class: `on ${a}` })))
+    : lines.map(([a, x]) => s('polyline', { points: x.map((v, i) => `${i},${y(v)}`).join(' '), class: a }))
+  const average = x => steps ? percent(mean(x)) : num(mean(x), 2)
+  const now = lines.map(() => h('output', {}))
+  const key = lines.map(([a, x], i) => h('span', { class: `arm-key ${a}` }, `${ARMS[a]} ${average(x)}`, now[i]))
+  const figure = h('figure', { 'data-testid': `series-${measure}` },
+    h('figcaption', {}, `${readable(measure)} of the filmed walk`, h('small', {}, steps ? 'share of steps' : unit)), h('div', { class: 'keys' }, key),
+    h('div', { class: 'plot' }, s('svg', { viewBox: `0 0 ${n} 100`, preserveAspectRatio: 'none', role: 'img',
+      'aria-label': lines.map(([a, x]) => `${ARMS[a]} averages ${average(x)}`).join(', ') }, ...drawn, cursor),
+    steps ? null : h('span', { class: 'top' }, num(hi, 2)), steps ? null : h('span', { class: 'bottom' }, num(lo, 2))),
+    h('p', { class: 'axis' }, h('span', {}, 'step 0'), h('span', {}, `${n}`)))
+  figure.querySelector('svg').onclick = e => {
+    const box = e.currentTarget.getBoundingClientRect(), fps = films.fps || films.steps / Math.max(.1, films.length - 1.08)
+    films.pause()
+    films.seek((e.clientX - box.left) / box.width * n / fps)
+  }
+  function follow(step) {
+    cursor.setAttribute('x1', step)
+    cursor.setAttribute('x2', step)
+    if (!steps) lines.forEach(([, x], i) => { now[i].textContent = step < x.length ? num(x[step], 2) : 'over' })
+  }
+  return [figure, follow]
+}
+
+function showMeasures(r) {
+  $('measures').replaceChildren(...Object.values(group(r.table)).map(measureBlock))
+}
+
+function measureBlock(rows) {
+  const others = rows.filter(r => r.arm !== 'baseline' && r.difference != null), base = rows.find(r => r.arm === 'baseline')
+  const ends = others.flatMap(r => [r.difference, r.difference_lo ?? 0, r.difference_hi ?? 0])
+  const reach = Math.max(...ends.map(Math.abs), 1e-9) * 1.08
+  const at = x => (x / reach + 1) / 2
+  const lines = others.map(r => h('div', { class: `forest ${r.arm}` }, h('span', {}, ARMS[r.arm] ?? r.arm),
+    h('span', { class: 'lane' }, r.difference_lo == null ? null : h('i', { class: 'interval', css: { '--from': at(r.difference_lo), '--to': at(r.difference_hi) } }),
+      h('i', { class: 'dot', css: { '--at': at(r.difference) } })),
+    h('span', {}, signed(r.difference, 2), h('small', {}, r.difference_lo == null ? ' one seed' : ` ${num(r.difference_lo, 2)} to ${num(r.difference_hi, 2)}`))))
+  const text = answer(rows)
+  const strong = others.some(r => r.beyond_placebo || r.arm === 'edited' && clear(r))
+  return h('figure', { class: strong ? 'measure strong' : 'measure', 'data-testid': `measure-${rows[0].measure}` }, h('figcaption', {}, text[0].toUpperCase() + text.slice(1)), ...lines,
+    h('p', { class: 'axis' }, h('span', {}, `${readable(rows[0].measure)}, ${rows[0].unit}`), h('span', {}, `baseline ${num(base?.mean)}`), h('span', {}, `n = ${rows[0].n}`)))
+}
+
+function showTable(r) {
+  const arms = Object.keys(ARMS).filter(a => r.table.some(x => x.arm === a))
+  const head = h('tr', {}, h('th', { scope: 'col' }, 'Measure'), ...arms.map(a => h('th', { scope: 'col', class: a }, ARMS[a])))
+  const cell = x => h('td', { class: x?.beyond_placebo ? 'strong' : '' }, num(x?.mean), h('small', {}, x?.lo == null ? '' : `${num(x.lo)} to ${num(x.hi)}`),
+    x?.difference == null ? null : h('small', {}, `${signed(x.difference)} from baseline${x.beyond_placebo ? ' *' : ''}`))
+  const body = Object.values(group(r.table)).map(rows => h('tr', {}, h('th', { scope: 'row' }, readable(rows[0].measure), h('small', {}, rows[0].unit)),
+    ...arms.map(a => cell(rows.find(x => x.arm === a)))))
+  const note = arms.includes('placebo') ? ' * beyond the placebo.' : ''
+  $('table').replaceChildren(h('caption', {}, `Means and 95 % intervals of ${plural(r.seeds.length, 'walk')} an arm, the same seeds for all.${note}`), h('thead', {}, head), h('tbody', {}, ...body))
+}
+
+// ---------------------------------------------------------------- the network
+
+const net = {
+  canvas: $('net'), chunk: 100, at: 0, steps: [],
+
+  async open() {
+    this.stop()
+    Object.assign(this, { steps: [], at: 0, n: 0, weights: null, most: null })
+    $('network-note').textContent = ''
+    $('net-transport').hidden = true
+    this.draw()
+    await this.edges()
+  },
+
+  async edges() { // strongest weights into each unit
+    const mine = newest('edges'), sizes = S.model.summary.layers.map(l => l.size)
+    const many = sizes.slice(1).reduce((sum, n, i) => sum + n * sizes[i], 0)
+    if (many > 60000) return
+    const each = S.model.keys.length === sizes.length - 1 ? 1 : 2
+    const keys = S.model.keys.filter((_, i) => i % each === 0)
+    await attempt('network-error', null, async () => {
+      const found = await Promise.all(keys.map(k => ask(`layer_weights/${encodeURIComponent(k)}`)))
+      if (!mine()) return
+      this.weights = found.map(({ values }) => values.map(row => row.map((w, i) => [w, i])
+        .sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, values.length < 12 ? 8 : 3)))
+      this.draw()
+    })
+  },
+
+  async load(step) { // a chunk of the recorded walk
+    const first = Math.floor(step / this.chunk) * this.chunk
+    if (this.steps[first] || this.loading === first) return
+    this.loading = first
+    try {
+      const got = await ask(`activations?from=${first}&to=${first + this.chunk}`)
+      const list = got.steps ?? (Array.isArray(got) ? got : [got])
+      this.n = got.n_steps ?? list[0]?.n_steps ?? list.length
+      list.forEach((x, i) => { this.steps[first + i] = x })
+      this.scale(list)
+    } finally { this.loading = null }
+    $('net-transport').hidden = this.n < 2
+    $('net-scrub').max = this.n - 1
+    if (first === 0 && this.n > 1 && !this.playing && !still()) this.play()
+  },
+
+  scale(list) {
+    const most = list[0].layers.map((_, k) => Math.max(...list.map(x => Math.max(...x.layers[k].map(Math.abs))), 1e-6))
+    this.most = this.most ? this.most.map((m, k) => Math.max(m, most[k])) : most
+    const tapped = tapLayer()
+    if (S.typical || tapped == null) return
+    const lengths = list.map(x => Math.hypot(...x.layers[tapped])).sort((a, b) => a - b)
+    S.typical = lengths[Math.floor(lengths.length / 2)]
+  },
+
+  play() {
+    this.playing = true
+    this.show()
+    let last = performance.now()
+    const frame = now => {
+      if (!this.playing) return
+      const due = Math.floor((now - last) / 40) // 25 steps a second
+      if (due > 0 && this.seen) { last += due * 40; this.go((this.at + Math.min(due, 3)) % this.n) }
+      if (!this.seen) last = now
+      requestAnimationFrame(frame)
+    }
+    requestAnimationFrame(frame)
+  },
+  stop() { this.playing = false; this.show() },
+  show() {
+    $('net-play').setAttribute('aria-pressed', !!this.playing)
+    $('net-play').setAttribute('aria-label', this.playing ? 'Pause the recorded walk' : 'Play the recorded walk')
+  },
+
+  go(step) {
+    if (this.steps[step]) {
+      this.at = step
+      $('net-scrub').value = step
+      $('net-time').textContent = `step ${step} of ${this.n}`
+      this.draw()
+    }
+    const ahead = (step + this.chunk / 2) % this.n
+    for (const x of [step, ahead]) if (!this.steps[x] && this.loading == null && S.sae) attempt('network-error', null, () => this.load(x))
+  },
+
+  place(w, hgt) { // a block of units for each layer
+    const sizes = S.model.summary.layers.map(l => l.size)
+    const names = S.targets?.action ?? [], right = names.length && names.length <= 12 ? (w > 560 ? 116 : 66) : 14
+    const top = 30, bottom = 34, room = hgt - top - bottom
+    let pitch = w > 560 ? 15 : 9, blocks, gap
+    do {
+      blocks = sizes.map(n => {
+        const most = Math.max(4, Math.floor(room / pitch)), rows = n <= most ? n : Math.ceil(n / Math.ceil(n / most))
+        const tall = n <= 12 ? Math.min(34, room / n) : Math.min(pitch, room / rows)
+        return { n, rows, cols: Math.ceil(n / rows), tall, pitch }
+      })
+      gap = (w - right - 18 - blocks.reduce((sum, b) => sum + b.cols * pitch, 0)) / Math.max(1, sizes.length - 1)
+      pitch *= .9
+    } while (gap < (w > 560 ? 46 : 16) && pitch > 1.2)
+    let x = 9
+    for (const b of blocks) {
+      Object.assign(b, { x, y: top + (room - b.rows * b.tall) / 2, w: b.cols * b.pitch, r: Math.max(.8, Math.min(b.pitch, b.tall) * .36) })
+      x += b.w + gap
+    }
+    return blocks
+  },
+  centre: (b, i) => [b.x + (Math.floor(i / b.rows) + .5) * b.pitch, b.y + (i % b.rows + .5) * b.tall],
+
+  draw() {
+    const c = this.canvas
+    if (!S.model || !c.clientWidth) return
+    const ratio = devicePixelRatio || 1, w = c.clientWidth, hgt = c.clientHeight, now = this.steps[this.at]
+    if (c.width !== Math.round(w * ratio) || c.height !== Math.round(hgt * ratio)) { c.width = Math.round(w * ratio); c.height = Math.round(hgt * ratio) }
+    const g = c.getContext('2d')
+    g.setTransform(ratio, 0, 0, ratio, 0, 0)
+    g.clearRect(0, 0, w, hgt)
+    const blocks = this.blocks = this.place(w, hgt)
+    const value = (k, i) => now ? now.layers[k][i] / this.most[k] : 0
+    this.drawEdges(g, blocks, value)
+    this.drawTap(g, blocks, now)
+    blocks.forEach((b, k) => this.drawUnits(g, b, k, value))
+    this.drawNames(g, blocks, now, w)
+    c.setAttribute('aria-label', `Network of ${S.model.summary.layers.map(l => l.size).join(', ')} units`
+      + (now ? ` at step ${this.at} of a recorded walk` : '') + (S.sae ? `, tapped at ${S.sae.tap_index}` : ''))
+  },
+
+  drawEdges(g, blocks, value) {
+    this.weights?.forEach((rows, k) => rows.forEach((edges, o) => edges.forEach(([weight, i]) => {
+      const flow = clamp(Math.abs(weight) * value(k, i), -1, 1), size = Math.abs(flow)
+      const [a, b] = [this.centre(blocks[k], i), this.centre(blocks[k + 1], o)], mid = (a[0] + b[0]) / 2
+      g.strokeStyle = size > .04 ? ink(weight * flow > 0 ? 'plus' : 'minus') : ink('faint')
+      g.globalAlpha = .16 + .6 * size
+      g.lineWidth = .5 + 1.1 * size
+      g.beginPath()
+      g.moveTo(...a)
+      g.bezierCurveTo(mid, a[1], mid, b[1], ...b)
+      g.stroke()
+    })))
+    g.globalAlpha = 1
+  },
+
+  drawUnits(g, b, k, value) {
+    for (let i = 0; i < b.n; i++) {
+      const [x, y] = this.centre(b, i), v = clamp(value(k, i), -1, 1), size = Math.abs(v)
+      if (size > .45) this.disc(g, x, y, b.r * 2.1, ink(v > 0 ? 'plus' : 'minus'), .22 * size)
+      this.disc(g, x, y, b.r, ink('unit'), 1)
+      if (size > .02) this.disc(g, x, y, b.r, ink(v > 0 ? 'plus' : 'minus'), Math.min(1, .15 + size))
+    }
+    g.globalAlpha = 1
+  },
+
+  disc(g, x, y, r, colour, alpha) {
+    g.globalAlpha = alpha
+    g.fillStyle = colour
+    g.beginPath()
+    g.arc(x, y, r, 0, 7)
+    g.fill()
+  },
+
+  drawTap(g, blocks, now) { // the tapped layer, the latent below it, and the units that it writes to
+    const k = tapLayer(), b = blocks[k]
+    if (!b) return
+    g.strokeStyle = ink('accent')
+    g.lineWidth = 1.5
+    g.beginPath()
+    g.roundRect(b.x - 5, b.y - 5, b.w + 10, b.rows * b.tall + 10, 7)
+    g.stroke()
+    if (S.j == null || S.mode === 'weights') return
+    const x = b.x + b.w / 2, y = b.y + b.rows * b.tall + 17, on = now?.latents?.[S.j] ?? 0
+    this.drawDirection(g, b)
+    g.fillStyle = on > 0 ? ink('accent') : ink('card')
+    g.beginPath()
+    g.moveTo(x, y - 7); g.lineTo(x + 7, y); g.lineTo(x, y + 7); g.lineTo(x - 7, y); g.closePath()
+    g.fill()
+    g.stroke()
+    g.fillStyle = ink('text')
+    g.textAlign = 'right'
+    g.font = '600 12px system-ui, sans-serif'
+    g.fillText(`latent ${S.j}${S.alpha ? ` ${signed(S.alpha)}` : ''}`, x - 13, y + 4)
+    g.textAlign = 'left'
+    g.font = '12px system-ui, sans-serif'
+    if (now) g.fillText(on ? num(on, 2) : 'silent', x + 13, y + 4)
+  },
+
+  drawDirection(g, b) {
+    const d = S.card?.direction
+    if (d?.length !== b.n) return
+    const most = Math.max(...d.map(Math.abs)) || 1, push = S.alpha < 0 ? -1 : 1
+    d.forEach((v, i) => {
+      const size = Math.abs(v) / most, [x, y] = this.centre(b, i)
+      if (size < .3) return
+      g.strokeStyle = ink(v * push > 0 ? 'plus' : 'minus')
+      g.globalAlpha = size
+      g.lineWidth = 1.8
+      g.beginPath()
+      g.arc(x, y, b.r + 2.2, 0, 7)
+      g.stroke()
+    })
+    g.globalAlpha = 1
+    g.strokeStyle = ink('accent')
+    g.lineWidth = 1.5
+  },
+
+  drawNames(g, blocks, now, w) {
+    g.font = '12px system-ui, sans-serif'
+    g.fillStyle = ink('soft')
+    g.textBaseline = 'alphabetic'
+    const last = blocks.length - 1, tapped = tapLayer(), wide = w > 560
+    blocks.forEach((b, k) => {
+      g.textAlign = k === 0 ? 'left' : k === last && !wide ? 'right' : 'center'
+      const x = k === 0 ? 2 : k === last && !wide ? w - 2 : b.x + b.w / 2
+      g.fillStyle = ink(k === tapped ? 'accent' : 'soft')
+      const what = k === tapped ? `${wide ? `${b.n} units, ` : ''}tap ${S.sae.tap_index}` : k === 0 ? `${b.n} ${wide ? 'observations' : 'obs.'}` : k === last ? `${b.n} actions` : wide ? `${b.n} units` : b.n
+      g.fillText(what, x, 14)
+    })
+    const b = blocks[last], names = S.targets?.action ?? []
+    if (b.n > 12 || !names.length) return
+    names.forEach((name, i) => {
+      const [x, y] = this.centre(b, i), v = now ? now.action[i] : 0
+      g.textAlign = 'left'
+      g.fillStyle = ink('text')
+      g.fillText(name, x + b.r + 8, y + 4)
+      if (wide && now) {
+        g.fillStyle = ink('soft')
+        g.textAlign = 'right'
+        g.fillText(minus(v.toFixed(2)), w - 6, y + 4)
+      }
+    })
+  },
+
+  tip(e) {
+    const box = this.canvas.getBoundingClientRect(), x = e.clientX - box.left, y = e.clientY - box.top
+    let near = null, gap = 14
+    this.blocks?.forEach((b, k) => { for (let i = 0; i < b.n; i++) {
+      const [cx, cy] = this.centre(b, i), d = Math.hypot(cx - x, cy - y)
+      if (d < gap) { gap = d; near = { k, i, cx, cy } }
+    } })
+    $('net-tip').hidden = !near
+    if (!near) return
+    const { k, i } = near, last = this.blocks.length - 1, v = this.steps[this.at]?.layers[k][i]
+    const name = (k === 0 ? S.targets?.observation?.[i] : k === last ? S.targets?.action?.[i] : null) ?? `layer ${k}, unit ${i}`
+    $('net-tip').textContent = v == null ? name : `${name}: ${num(v, 2)}`
+    $('net-tip').style.left = `${clamp(near.cx, 60, box.width - 60)}px`
+    $('net-tip').style.top = `${near.cy}px`
+  },
+}
+
+function tapLayer() { // which drawn layer holds the tap: layers are drawn after their nonlinearity
+  if (S.sae?.tap_index == null) return null
+  return Math.min(Math.floor(S.sae.tap_index / 2) + 1, S.model.summary.layers.length - 1)
+}
+
+new IntersectionObserver(([e]) => { net.seen = e.isIntersecting }).observe($('net'))
+new ResizeObserver(() => net.draw()).observe($('net'))
+$('net').onpointermove = $('net').onpointerdown = e => net.tip(e)
+$('net').onpointerleave = () => { $('net-tip').hidden = true }
+$('net-play').onclick = () => net.playing ? net.stop() : net.play()
+$('net-scrub').oninput = () => { net.stop(); net.go(+$('net-scrub').value) }
+
+// ---------------------------------------------------------------- raw weights
+
+const heat = {
+  canvas: $('heat'),
+
+  open() {
+    options($('key'), S.model.keys.map(k => [k, k]))
+    return this.load()
+  },
+
+  load() {
+    const mine = newest('heat')
+    return attempt('weights-error', null, async () => {
+      const w = await ask(`layer_weights/${encodeURIComponent($('key').value)}`)
+      if (!mine()) return
+      this.rows = w.shape.length > 1 ? w.values : [w.values]
+      this.shape = w.shape
+      $('edit-j-label').hidden = w.shape.length < 2
+      $('edit-i').max = w.shape[0] - 1
+      $('edit-j').max = (w.shape[1] ?? 1) - 1
+      this.draw()
+      this.now()
+    })
+  },
+
+  get index() { // where the form points, or null outside of the matrix
+    const at = [+$('edit-i').value, +$('edit-j').value].slice(0, this.shape?.length ?? 0)
+    return at.length && at.every((x, d) => Number.isInteger(x) && x >= 0 && x < this.shape[d]) ? at : null
+  },
+
+  now() {
+    const at = this.index
+    $('edit-now').textContent = at ? num(this.shape.length > 1 ? this.rows[at[0]][at[1]] : this.rows[0][at[0]], 4) : '–'
+  },
+
+  draw() {
+    const c = this.canvas
+    if (!this.rows || !c.clientWidth) return
+    const [n, m] = [this.rows.length, this.rows[0].length]
+    const most = this.rows.reduce((a, row) => row.reduce((b, x) => Math.max(b, Math.abs(x)), a), 0) || 1
+    c.width = m
+    c.height = n
+    c.style.aspectRatio = `${m} / ${clamp(n, m / 16, m * 1.1)}`
+    const g = c.getContext('2d'), image = g.createImageData(m, n)
+    const [up, down] = ['plus', 'minus'].map(name => ink(name).match(/[\d.]+/g).map(Number))
+    this.rows.forEach((row, i) => row.forEach((x, j) => {
+      const colour = x > 0 ? up : down, at = 4 * (i * m + j)
+      image.data.set([colour[0], colour[1], colour[2], Math.round(255 * Math.abs(x) / most)], at)
+    }))
+    g.putImageData(image, 0, 0)
+    const at = this.index
+    if (at) {
+      const [i, j] = this.shape.length > 1 ? at : [0, at[0]]
+      g.fillStyle = ink('text')
+      g.fillRect(j, i, 1, 1)
+    }
+    const flat = this.rows.flat(), lo = flat.reduce((a, b) => Math.min(a, b)), hi = flat.reduce((a, b) => Math.max(a, b))
+    $('heat-note').textContent = `${this.shape.join(' × ')}${this.shape.length > 1 ? ', rows are outputs' : ''}; ${num(lo)} to ${num(hi)}, blue above zero, orange below. Choose a cell.`
+    c.setAttribute('aria-label', `Weights ${$('key').value}, ${this.shape.join(' by ')}; arrow keys move the chosen cell`)
+  },
+
+  choose(i, j) {
+    if (this.shape.length < 2) [i, j] = [j, 0]
+    $('edit-i').value = clamp(i, 0, this.shape[0] - 1)
+    $('edit-j').value = clamp(j, 0, (this.shape[1] ?? 1) - 1)
+    this.draw()
+    this.now()
+  },
+}
+
+$('key').onchange = () => heat.load()
+$('heat').onclick = e => {
+  const box = $('heat').getBoundingClientRect()
+  heat.choose(Math.floor((e.clientY - box.top) / box.height * heat.rows.length), Math.floor((e.clientX - box.left) / box.width * heat.rows[0].length))
+}
+$('heat').onkeydown = e => {
+  const way = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key]
+  if (!way) return
+  e.preventDefault()
+  const [i, j] = heat.shape.length > 1 ? [+$('edit-i').value, +$('edit-j').value] : [0, +$('edit-i').value]
+  heat.choose(i + way[0], j + way[1])
+}
+$('edit-i').oninput = $('edit-j').oninput = () => { heat.draw(); heat.now() }
+
+async function edited(line) {
+  $('edits-line').textContent = line
+  const model = await api(`/model/${S.model.model_id}`)
+  setEdits(model.weight_edits)
+  await heat.load()
+  net.edges()
+}
+
+$('edit-one').onsubmit = e => {
+  e.preventDefault()
+  attempt('weights-error', $('edit-apply'), async () => {
+    const key = $('key').value, index = heat.index
+    if (!index) throw new Error(`There is no such weight in ${key}: rows 0 to ${heat.shape[0] - 1}${heat.shape[1] ? `, columns 0 to ${heat.shape[1] - 1}` : ''}.`)
+    const r = await ask('edit_at', { key, index, op: $('edit-op').value, value: +$('edit-value').value })
+    await edited(`${key}[${index.join(', ')}] was ${num(r.before, 4)}, is ${num(r.after, 4)}.`)
+  })
+}
+
+$('edit-all').onsubmit = e => {
+  e.preventDefault()
+  attempt('weights-error', $('all-apply'), async () => {
+    const op = $('all-op').value, key = $('key').value
+    const r = await ask('perturb', { key, op, value: +$('all-value').value, ...(op === 'add_noise' ? { seed: +$('all-seed').value } : {}) })
+    await edited(`${plural(r.changed, 'weight')} of ${key} changed.`)
+  })
+}
+
+$('reset').onclick = () => attempt('weights-error', $('reset'), async () => {
+  await ask('reset', {})
+  await edited('Weights are as they were uploaded.')
+})
+
+function setEdits(edits = []) {
+  S.edits = edits ?? []
+  const words = e => `${e.key}${e.index ? `[${e.index.join(', ')}]` : ''}: ${readable(e.op)} ${num(e.value)}`
+  const links = ['safetensors', 'pt'].map(f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`))
+  $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', {}, words(e))), h('li', { class: 'save' }, 'Download the policy: ', links[0], ' or ', links[1]))
+  $('reset').hidden = !S.edits.length
+  $('edits-line').textContent = ''
+  plan()
+}
+
+// ---------------------------------------------------------------- models
+
+async function listModels() {
+  await attempt('models-error', null, async () => {
+    const { models } = await api('/models')
+    const current = S.model?.model_id
+    const when = m => new Date(1000 * m.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })
+    $('models-button').textContent = models.length ? `Models (${models.length})` : 'Models'
+    $('models').replaceChildren(...models.map(m => h('li', { 'data-testid': `model-${m.model_id}` },
+      h('span', {}, m.name, h('small', {}, ` ${when(m)}${m.model_id === current ? ', open' : ''}`)),
+      m.model_id === current ? null : h('button', { type: 'button', onclick: () => revisit(m.model_id) }, 'Open'),
+      h('a', { href: `/model/${m.model_id}/save?format=safetensors`, download: true, class: 'button' }, 'Download'),
+      h('button', { type: 'button', 'aria-label': `Delete ${m.name}`, onclick: e => forget(m.model_id, e.currentTarget) }, 'Delete'))))
+    if (!models.length) $('models').replaceChildren(h('li', { class: 'note' }, 'None yet.'))
+  })
+}
+
+function revisit(id) {
+  return attempt('models-error', null, async () => {
+    const model = await api(`/model/${id}`)
+    $('models-menu').open = false
+    await open(model)
+  })
+}
+
+function forget(id, button) {
+  return attempt('models-error', button, async () => {
+    await api(`/model/${id}`, undefined, 'DELETE')
+    if (S.model?.model_id === id) start()
+    await listModels()
+  })
+}
+$('models-menu').ontoggle = () => $('models-menu').open && listModels()
+
+// ---------------------------------------------------------------- keys, and the beginning
+
+addEventListener('keydown', e => {
+  if (e.key === 'Escape') $('models-menu').open = false
+  if (e.key !== ' ' || e.target.closest?.('button, input, select, textarea, a, summary, canvas')) return
+  e.preventDefault()
+  if (S.model) (!$('result').hidden && films.videos?.length ? $('play') : $('net-play')).click()
+})
+addEventListener('click', e => { if (!e.target.closest('#models-menu')) $('models-menu').open = false })
+
+let remembered
+try { remembered = localStorage.getItem('theme') } catch { /* private window */ }
+setTheme(remembered)
+listModels()
+if (location.hash.length > 8) attempt('start-error', null, async () => open(await api(`/model/${encodeURIComponent(location.hash.slice(1))}`)))
