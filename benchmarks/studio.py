@@ -216,7 +216,8 @@ def serving(folder):
     told = dict(memory_mb=grown, peer=100., unit='ms', bar='100 ms')
     rows = [dict(name='from start to the first steered video', ours=first, peer=60., unit='s', memory_mb=before,
                  peer_name='the bar', bar='60 s', met=bool(first<=60))]
-    for name,ms in sorted(times.items()):
+    times = dict(sorted(times.items())) | {'all calls but runs': sum(times.values(), [])}
+    for name,ms in times.items():
         half,most = np.percentile(ms, [50, 95])
         rows.append(told | dict(name=f'{name}, p95 of {USERS} users', ours=float(most), met=bool(most<=100),
                                 peer_name=f'the bar; median {half:.0f} ms, n={len(ms)}'))
