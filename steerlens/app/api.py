@@ -27,10 +27,10 @@ __all__ = ['ERRORS', 'api', 'Studios', 'Owner', 'TheModel', 'TheJob', 'WithSae',
            'MOST_BODY', 'SEALS', 'LOCAL', 'studio_of', 'owner_of', 'model_of', 'job_of', 'described', 'loaded',
            'upload', 'take_embedded', 'models', 'model', 'delete', 'Body', 'LoadSae', 'keep_sae', 'load_sae',
            'upload_sae', 'sae_of', 'read_of', 'Interpret', 'interpret_features', 'targets', 'clusters', 'latent',
-           'activations', 'Perturb', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at', 'layer_weights', 'value',
-           'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for', 'applied', 'save_and_run', 'Calibrate',
-           'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel', 'events', 'video', 'one_line',
-           'wrong_input', 'Guard', 'make_app']
+           'frame', 'activations', 'Perturb', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at', 'layer_weights',
+           'value', 'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for', 'applied', 'save_and_run',
+           'Calibrate', 'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel', 'events', 'video',
+           'one_line', 'wrong_input', 'Guard', 'make_app']
 
 # %% ../../nbs/92_app.api.ipynb #3ed617c5
 ERRORS = {400: 'wrong input', 404: 'unknown', 409: 'not possible now', 413: 'too large', 429: 'too busy'}
@@ -174,8 +174,16 @@ def clusters(m:WithSae)->dict:
 
 @api.get('/model/{model_id}/latent/{j}')
 def latent(m:Readable, j:int)->dict:
-    "One latent's card"
-    return clean(m.reading.card(j))
+    "One latent's card; each of its top rows has the address of a picture"
+    card = m.reading.card(j)
+    for t in card['top']: t['frame'] = f"/model/{m.id}/frame/{t['row']}"
+    return clean(card)
+
+@api.get('/model/{model_id}/frame/{row}')
+def frame(m:Readable, row:int)->Response:
+    "What a recorded step looked like, as a PNG"
+    if png := m.reading.picture(row): return Response(png, media_type='image/png')
+    raise HTTPException(404, 'no picture: this walk was not recorded here, so it can not be walked again')
 
 @api.get('/model/{model_id}/activations')
 def activations(m:Readable, first:First=0, end:End=1)->dict:

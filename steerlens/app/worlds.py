@@ -328,13 +328,15 @@ def rollout(
     pictures:Sequence[int]=(), # Which walks to film, by their place in `seeds`
     batch:int=64,          # Walks at a time
     tell:Callable|None=None, # Called with the share that is done
-    stop:Callable|None=None # True from it ends everything: `Cancelled` is raised
+    stop:Callable|None=None, # True from it ends everything: `Cancelled` is raised
+    every:int|None=None    # Steps between pictures; the kind's own by default
 )->list[Walk]: # One for each seed; raises `SteerlensError` where the policy doesn't fit, or its actions aren't finite
     "Closed loop, batched"
     edits = [None]*len(seeds) if interventions is None else list(interventions)
     steps = kind.limit if steps is None else steps
     check_walks(policy, kind, seeds, edits, steps)
-    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), kind.every*(i in pictures))
+    between = every or kind.every
+    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), between*(i in pictures))
     todo,live,done = [*range(len(seeds))][::-1], {}, {}
     with alone(policy.subject), intervened(policy.subject, edits) as made:
         while todo or live:
