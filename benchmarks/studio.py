@@ -1,8 +1,12 @@
-"""The policy studio: interpretation beside scikit-learn's RidgeCV, and steered walks beside the bare simulator
+"""The policy studio: interpretation beside scikit-learn's RidgeCV, steered walks beside the bare simulator, its server
 
-    python benchmarks/studio.py [--quick] [--json FILE] [--only speed,weights,walks]
+    python benchmarks/studio.py [--quick] [--json FILE] [--only speed,weights,walks,server]
 """
+import subprocess, sys, threading, time
+from collections import defaultdict
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 import numpy as np
 import torch
 from steerlens.app.interpret import LAMBDA, LAMBDAS, Interpreter
@@ -15,6 +19,8 @@ from table import Peak, args, race, run, timed
 ARGS = args(__doc__)
 QUICK = ARGS.quick
 ROWS,LATENTS,ACTIVE,EPISODES = (10_000, 256, 16, 50) if QUICK else (50_000, 1024, 32, 100)
+USERS,SECONDS,THINKS = 8, 15 if QUICK else 120, .3 # THINKS: mean pause of a user between two calls
+STUDIO = [Path(sys.executable).parent/'steerlens', 'studio']
 BAR = 2. # Seconds from codes to sorted latents, at the full size
 WALKS,STEPS = (16, 100) if QUICK else (64, 400)
 
@@ -134,6 +140,91 @@ def walks(_):
     return rows
 
 
+@contextmanager
+def server(folder):
+    "A studio of its own, as anybody starts it: its address and its process"
+    with subprocess.Popen([*STUDIO, '--port', '0', '--artifacts', folder], stdout=subprocess.PIPE, text=True) as p:
+        try: yield p.stdout.readline().split()[1], p
+        finally: p.terminate()
+
+
+def taken(p):
+    "Memory of a process, in MB"
+    status = Path(f'/proc/{p.pid}/status').read_text()
+    return int(status.split('VmRSS:')[1].split()[0])/1e3
+
+
+def first_video(client):
+    "What somebody does who wants to see the embedded walker steered: its model, when all four arms are filmed"
+    model = client.post('/embedded').raise_for_status().json()['model_id']
+    client.post(f'/model/{model}/sae_perturb', json=dict(feature_idx=131, alpha=1.)).raise_for_status()
+    job = run_to_end(client, model)
+    assert client.get(f'/run/{job}/video/side_by_side.mp4').raise_for_status().content
+    return model
+
+
+def run_to_end(client, model, **how):
+    "A run, followed until it is done"
+    job = client.post(f'/model/{model}/save_and_run', json=how).raise_for_status().json()['run_id']
+    while (told := client.get(f'/run/{job}').json())['state'] in ('queued', 'running'): time.sleep(.1)
+    assert told['state']=='done', told['message']
+    return job
+
+
+def calls(g):
+    "What a user may ask next: name, method, path below the model, body"
+    j,dim = int(g.integers(256)), int(g.integers(4))
+    key = f'layers.{dim%3}.0.weight'
+    return [('interpret', 'POST', '/interpret_features', dict(target_dim=dim)),
+            ('interpret, lambda chosen', 'POST', '/interpret_features', dict(target_dim=dim, lam='cv')),
+            ('interpret an event', 'POST', '/interpret_features', dict(target_dim=dim, target='event')),
+            ('card of a latent', 'GET', f'/latent/{j}', None),
+            ('a step of every unit', 'GET', f'/activations?from={j}&to={j+1}', None),
+            ('perturb', 'POST', '/sae_perturb', dict(feature_idx=j, alpha=1.)), ('the model', 'GET', '', None),
+            ('a matrix', 'GET', f'/layer_weights/{key}', None), ('save', 'GET', '/save', None),
+            ('edit a weight', 'POST', '/edit_at', dict(key=key, index=[0, 0], op='add', value=.01)),
+            ('reset', 'POST', '/reset', None)]
+
+
+def user(i, address, until, times):
+    "One of many: the first runs and runs again, the others look around and think in between"
+    import httpx
+    g = rng('user', i)
+    with httpx.Client(base_url=address, timeout=60) as client:
+        model = client.post('/embedded').raise_for_status().json()['model_id']
+        while time.perf_counter() < until:
+            if i==0: run_to_end(client, model, n_seeds=4, steps=200, video=False)
+            name,method,path,body = calls(g)[g.integers(len(calls(g)))]
+            r,seconds = timed(lambda: client.request(method, f'/model/{model}{path}', json=body))
+            assert r.status_code==200, (name, r.status_code, r.text[:200])
+            times[name].append(1e3*seconds)
+            time.sleep(g.exponential(THINKS))
+
+
+def serving(folder):
+    "Seconds to the first video, then how long each call takes while eight use it"
+    import httpx
+    start = time.perf_counter()
+    with server(folder) as (address,p):
+        with httpx.Client(base_url=address, timeout=120) as client: first_video(client)
+        first = time.perf_counter()-start
+        before,times,until = taken(p), defaultdict(list), time.perf_counter()+SECONDS
+        users = [threading.Thread(target=user, args=(i, address, until, times)) for i in range(USERS)]
+        for u in users: u.start()
+        for u in users: u.join()
+        grown = taken(p)-before
+    told = dict(memory_mb=grown, peer=100., unit='ms', bar='100 ms')
+    rows = [dict(name='from start to the first steered video', ours=first, peer=60., unit='s', memory_mb=before,
+                 peer_name='the bar', bar='60 s', met=bool(first<=60))]
+    times = dict(sorted(times.items())) | {'all calls but runs': sum(times.values(), [])}
+    for name,ms in times.items():
+        half,most = np.percentile(ms, [50, 95])
+        rows.append(told | dict(name=f'{name}, p95 of {USERS} users', ours=float(most), met=bool(most<=100),
+                                peer_name=f'the bar; median {half:.0f} ms, n={len(ms)}'))
+    return rows
+
+
 if __name__=='__main__':
-    run(dict(speed=speed, weights=weights, walks=walks), ARGS, title='The policy studio',
-        about='From codes to sorted latents; steered walks. Ours holds out episodes and fits five placebos, too.')
+    run(dict(speed=speed, weights=weights, walks=walks, server=serving), ARGS, title='The policy studio',
+        about='From codes to sorted latents, where ours holds out episodes and fits five placebos, too; steered walks; '
+              'the server on the same machine as its users, one of whom keeps running walks.')

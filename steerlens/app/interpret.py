@@ -376,13 +376,15 @@ def fires_in(
     "How often it is active during each event"
     rows = pd.DataFrame(dict(event=pd.Series(list(events), dtype=object), on=np.asarray(z_N)!=0, group=groups, n=1.))
     base = float(rows.on.mean())
-    found = [_during(event, of, base) for event,of in rows.dropna(subset='event').groupby('event')]
+    sums = rows.groupby(['event','group'])[['n','on']].sum()
+    found = [_during(event, of, base) for event,of in sums.groupby(level='event')]
     return sorted(found, key=lambda f: -(f['lift'] or 0))
 
-def _during(event, rows, base):
+def _during(event, sums, base):
     "One line of the table"
-    mean,lo,hi = cluster_means(rows.groupby('group')[['n','on']].sum())['on']
-    return dict(event=event, n=len(rows), active=mean, lo=lo, hi=hi, base=base, lift=mean/base if base else None)
+    mean,lo,hi = cluster_means(sums)['on']
+    lift = mean/base if base else None
+    return dict(event=event, n=int(sums.n.sum()), active=mean, lo=lo, hi=hi, base=base, lift=lift)
 
 # %% ../../nbs/87_app.interpret.ipynb #334571b9
 @torch.no_grad()
