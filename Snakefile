@@ -10,12 +10,15 @@ from steerlens.params import resolve
 from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
-SUBJECTS = {"nano_vla": PHASES, "nano_lm": PHASES[:3]}
+NUMBERED = {p.split("_")[0]: p for p in PHASES}
+ASKED = {"nano_vla": "1234", "nano_lm": "123"}
 if "everything" in config:  # and what takes longer than `make run` may
-    SUBJECTS["walker"] = PHASES[:3]
+    ASKED["walker"] = "1236"
 if "subjects" in config:  # others, through two phases or more: --config subjects=smollm2 phases=3
-    SUBJECTS = {s: PHASES[:int(config.get("phases", 2))] for s in str(config["subjects"]).split(",")}
-BELOW = {"1": 30, "2": 40, "3": 60, "4": 70}  # a phase imports only the notebooks with a number below this
+    ASKED = {s: "1234"[:int(config.get("phases", 2))] for s in str(config["subjects"]).split(",")}
+SUBJECTS = {s: [NUMBERED[n] for n in numbers] for s, numbers in ASKED.items()}
+READS = {"2": "1", "3": "2", "4": "3"}  # a phase reads what another left; the others stand alone
+BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "6": 93}  # it imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))
 EXTRA = [str(config["params"])] if "params" in config else []
@@ -51,7 +54,7 @@ def asked(phase):
 
 
 def weights(w):
-    return sorted(str(p) for p in Path(f"weights/{w.subject}").glob("*") if p.is_file())
+    return sorted(str(p) for p in Path(f"weights/{w.subject}").rglob("*") if p.is_file())
 
 
 rule report:
@@ -63,15 +66,15 @@ rule report:
     shell: "steerlens report --out {params.out:q}"
 
 
-for before, phase in zip([None] + PHASES, PHASES):
+for number, phase in NUMBERED.items():
     rule:
         name: f"phase_{phase}"
         input:
-            *[reports(f"{before}/{{subject}}/metrics.json")] * bool(before),
+            *[reports(f"{NUMBERED[n]}/{{subject}}/metrics.json") for n in READS.get(number, "")],
             asked(phase),
             weights,
             notebook=f"sae_notebooks/{phase}.ipynb",
-            library=list(library(BELOW.get(phase.split("_")[0], 80))),
+            library=list(library(BELOW.get(number, 80))),
         output: reports(f"{phase}/{{subject}}/metrics.json")
         log: notebook=reports(f"{phase}/{{subject}}.ipynb")
         params:

@@ -10,14 +10,17 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, runs
+from .commands import acts, runs, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
-GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.') # Module of commands -> help
+GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.',
+              policy='Autoencoders of control policies.') # Group of commands -> help
 
 app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
+app.command('studio')(studio.studio)
+app.add_typer(studio.app, name='policy', help=GROUPS['policy'])
 
 def _version(
     wanted:bool, # Was `--version` given?

@@ -14,10 +14,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from ..core import SteerlensError, need, root
-from .artifacts import FILES, files_in, inside, tapped
-from .jobs import arms_of, clean
+from .artifacts import FILES, files_in, inside, own_obs, tapped
+from .jobs import arms_of, clean, packed
 from .policies import MOST_BYTES, WeightEdit, embedded, read_policy
 from .reading import Reading
+from .search import diagnose as find_reasons
 from .studio import DONE, Busy, Job, Model, Studio
 from .worlds import fitting, kind_of
 
@@ -26,10 +27,10 @@ __all__ = ['ERRORS', 'api', 'Studios', 'Owner', 'TheModel', 'TheJob', 'WithSae',
            'MOST_BODY', 'SEALS', 'LOCAL', 'studio_of', 'owner_of', 'model_of', 'job_of', 'described', 'loaded',
            'upload', 'take_embedded', 'models', 'model', 'delete', 'Body', 'LoadSae', 'keep_sae', 'load_sae',
            'upload_sae', 'sae_of', 'read_of', 'Interpret', 'interpret_features', 'targets', 'clusters', 'latent',
-           'activations', 'Perturb', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at', 'layer_weights', 'value',
-           'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for', 'applied', 'save_and_run', 'Calibrate',
-           'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel', 'events', 'video', 'one_line',
-           'wrong_input', 'Guard', 'make_app']
+           'frame', 'activations', 'Perturb', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at', 'layer_weights',
+           'value', 'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for', 'applied', 'save_and_run',
+           'Calibrate', 'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel', 'events', 'video',
+           'one_line', 'wrong_input', 'Guard', 'make_app']
 
 # %% ../../nbs/92_app.api.ipynb #3ed617c5
 ERRORS = {400: 'wrong input', 404: 'unknown', 409: 'not possible now', 413: 'too large', 429: 'too busy'}
@@ -129,7 +130,7 @@ def load_sae(m:TheModel, body:LoadSae, studio:Studios)->dict:
     "From a folder below the server's root"
     folder = inside(studio.artifacts, body.artifacts_dir)
     files = files_in(folder) if folder.is_dir() else {}
-    if not files: raise HTTPException(404, f"SAE not found: no {FILES['sae']} in '{body.artifacts_dir}'; check the path")
+    if not files: raise HTTPException(404, f"SAE not found: no {FILES['sae']} in '{body.artifacts_dir}'")
     keep_sae(m, tapped(m.original, files, body.tap_index, body.artifacts_dir))
     return loaded(m)
 
@@ -173,8 +174,16 @@ def clusters(m:WithSae)->dict:
 
 @api.get('/model/{model_id}/latent/{j}')
 def latent(m:Readable, j:int)->dict:
-    "One latent's card"
-    return clean(m.reading.card(j))
+    "One latent's card; each of its top rows has the address of a picture"
+    card = m.reading.card(j)
+    for t in card['top']: t['frame'] = f"/model/{m.id}/frame/{t['row']}"
+    return clean(card)
+
+@api.get('/model/{model_id}/frame/{row}')
+def frame(m:Readable, row:int)->Response:
+    "What a recorded step looked like, as a PNG"
+    if png := m.reading.picture(row): return Response(png, media_type='image/png')
+    raise HTTPException(404, 'no picture: this walk was not recorded here, so it can not be walked again')
 
 @api.get('/model/{model_id}/activations')
 def activations(m:Readable, first:First=0, end:End=1)->dict:
@@ -198,7 +207,7 @@ def sae_perturb(m:WithSae, body:Perturb)->dict:
     need(body.tap_index in (None, t.tap_index), 'tap_index', body.tap_index, f'{t.tap_index}, where this SAE belongs')
     need(body.steps is None or 0<=body.steps[0]<body.steps[1], 'steps', body.steps, 'first and end, first before end')
     m.perturbation = body.model_dump() | dict(tap_index=t.tap_index) if body.alpha else None
-    norm = float(t.sae.W_dec[body.feature_idx].norm())
+    norm = float(t.sae.W_dec[body.feature_idx].detach().norm())
     when = f' in steps {body.steps[0]} to {body.steps[1]-1}' if body.steps else ''
     said = f'{body.alpha:+g} times latent {body.feature_idx} at tap {t.tap_index}{when}, from the next run on'
     return dict(ok=True, feature_idx=body.feature_idx, alpha=body.alpha, decoder_norm=norm,
@@ -285,7 +294,7 @@ def world_for(m, asked):
 def applied(m):
     "What a run of this model has in it"
     p,t = m.perturbation, m.tapped
-    sae = p and p | dict(decoder_norm=float(t.sae.W_dec[p['feature_idx']].norm()),
+    sae = p and p | dict(decoder_norm=float(t.sae.W_dec[p['feature_idx']].detach().norm()),
                          message=f"{p['alpha']:+g} times latent {p['feature_idx']} at tap {p['tap_index']}")
     return dict(sae=sae, weights=[vars(e) for e in m.edits])
 
@@ -295,7 +304,7 @@ def save_and_run(m:TheModel, body:RunIt, studio:Studios)->dict:
     world,done = world_for(m, body.env_id), applied(m)
     seeds = [body.first_seed+i for i in range(body.n_seeds)]
     job = studio.start(m, 'run', policy=m.policy, original=m.original, world=world, seeds=seeds, steps=body.steps,
-                       video=body.video, applied=done, sae=m.tapped and m.tapped.sae)
+                       video=body.video, applied=done, sae=m.tapped and packed(m.tapped.sae))
     return dict(run_id=job.id, applied=done, arms=arms_of(done))
 
 class Calibrate(Where):
@@ -309,9 +318,11 @@ class Search(Where):
 def searched(m, body):
     "What calibration and search take"
     world = world_for(m, body.env_id)
-    known = kind_of(world).units
+    kind = kind_of(world)
+    known = [*kind.units, *kind.called[1]*(body.measure in kind.called[1])]
     need(body.measure is None or body.measure in known, 'measure', body.measure, f'one of {", ".join(known)}')
-    return dict(policy=m.policy, world=world, sae=m.tapped.sae, tap_index=m.tapped.tap_index, measure=body.measure)
+    sae,tap = packed(m.tapped.sae), m.tapped.tap_index
+    return dict(policy=m.policy, world=world, sae=sae, tap_index=tap, measure=body.measure)
 
 @api.post('/model/{model_id}/calibrate')
 def calibrate(m:WithSae, body:Calibrate, studio:Studios)->dict:
@@ -329,7 +340,10 @@ def search(m:WithSae, body:Search, studio:Studios)->dict:
 def diagnose(m:WithSae)->dict:
     "Why might the perturbation do nothing?"
     if not m.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
-    return clean(dict(reasons=m.reading.diagnose(m.perturbation) if m.reading else []))
+    p,t = m.perturbation, m.tapped
+    obs = own_obs(m.policy, 1) if t.obs is None else t.obs[:2000]
+    kind = kind_of(world_for(m, None))
+    return clean(dict(reasons=find_reasons(m.policy, kind, t.sae, t.tap_index, p['feature_idx'], p['alpha'], obs)))
 
 # %% ../../nbs/92_app.api.ipynb #cc1fa23b
 @api.get('/run/{run_id}')

@@ -229,10 +229,11 @@ def recorded(
     policy:Policy, # To run
     kind:Kind,     # Where
     walks:int,     # How many
-    tell=None,     # Called with the share that is done
+    steps:int|None=None, # At most; the world's own limit by default
+    tell=None      # Called with the share that is done
 )->tuple[Tensor,Tensor]: # Observations [N, n_obs], and the walk of each, [N]
     "What a policy sees on its walks"
-    found = rollout(policy, kind, range(FIRST, FIRST+walks), tell=tell)
+    found = rollout(policy, kind, range(FIRST, FIRST+walks), steps=steps, tell=tell)
     obs = torch.cat([torch.as_tensor(w.obs) for w in found])
     return obs, torch.cat([torch.full((len(w.obs),), float(i)) for i,w in enumerate(found)])
 
@@ -287,12 +288,12 @@ def write_artifacts(
 
 # %% ../../nbs/88_app.artifacts.ipynb #32d7cc09
 def embedded_sae(
-    walks:int=24, # To read it by
+    walks:int=12, # To read it by
     tell=None     # Called with the share that is done
 )->Tapped: # At tap 5, after the last hidden layer's ReLU
     "The shipped walker's autoencoder, with walks to read it by"
     policy = embedded()
-    obs,walk = recorded(policy, kind_of('walker'), walks, tell)
+    obs,walk = recorded(policy, kind_of('walker'), walks, 600, tell)
     t = tapped(policy, dict(sae=root()/'weights'/'walker'/'sae'))
     acts = policy.passes(obs)[t.tap_index]
     return replace(t, obs=obs, acts=acts, episode=walk.long().numpy(), why='', loaded_from='weights/walker/sae')

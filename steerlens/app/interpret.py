@@ -21,17 +21,29 @@ __all__ = ['DENSE', 'FOLDS', 'LAMBDA', 'LAMBDAS', 'blocks', 'Interpreter', 'Fit'
 # %% ../../nbs/87_app.interpret.ipynb #5d2c5065
 DENSE = .08 # Share of numbers other than zero from which codes are treated as dense
 
+def _numbers(x, what, dtype):
+    "A tensor or an array as an array of this type"
+    if isinstance(x, Tensor): x = (x.float() if x.dtype==torch.bfloat16 else x).detach().cpu().numpy()
+    x = np.asarray(x)
+    need(x.dtype.kind in 'biuf', what, f'of type {x.dtype}', 'real numbers')
+    return x.astype(dtype, copy=False)
+
 def _codes(z_NF):
     "Codes as a sparse or a dense matrix, whichever is faster"
+    from scipy.sparse import issparse
+    z = z_NF.tocsr().astype('f8') if issparse(z_NF) else _packed(_numbers(z_NF, 'codes', 'f4'))
+    fits = z.ndim==2 and min(z.shape)>1
+    need(fits, 'codes', f'shape {[*z.shape]}', '[rows, latents], two of each or more')
+    need(np.isfinite(z.data if issparse(z) else z).all(), 'codes', 'NaN or infinite numbers', 'finite ones')
+    return z.toarray() if issparse(z) and z.nnz > DENSE*np.prod(z.shape) else z
+
+def _packed(z):
+    "As a sparse matrix, if it is one"
     from scipy.sparse import csr_matrix
-    z = torch.as_tensor(z_NF).detach().cpu().float().numpy()
-    need(z.ndim==2 and z.size, 'codes', f'shape {z.shape}', '[rows, latents]')
     at = np.flatnonzero(z)
-    values = z.ravel()[at].astype('f8')
-    need(np.isfinite(values).all(), 'codes', 'NaN or infinite numbers', 'finite ones')
-    if len(at) > DENSE*z.size: return z
+    if z.ndim!=2 or len(at) > DENSE*z.size: return z
     starts = np.searchsorted(at, np.arange(len(z)+1)*z.shape[1])
-    return csr_matrix((values, at%z.shape[1], starts), shape=z.shape)
+    return csr_matrix((z.ravel()[at].astype('f8'), at%z.shape[1], starts), shape=z.shape)
 
 # %% ../../nbs/87_app.interpret.ipynb #15a5b956
 def blocks(
@@ -44,46 +56,64 @@ def blocks(
 # %% ../../nbs/87_app.interpret.ipynb #672341a9
 FOLDS = 5
 
-def _deal(groups):
+def _deal(groups_N):
     "The fold of each row"
-    names,at,sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    need(len(names)>1, 'groups', 'a single one', '2 or more', 'blocks(n_rows) makes some')
-    fold_of,filled = np.zeros(len(names), dtype=int), np.zeros(min(FOLDS, len(names)))
+    sizes = np.bincount(groups_N)
+    need(len(sizes)>1, 'groups', 'a single one', '2 or more', 'blocks(n_rows) makes some')
+    fold_of,filled = np.zeros(len(sizes), dtype=int), np.zeros(min(FOLDS, len(sizes)))
     for i in np.argsort(-sizes, kind='stable'):
         fold_of[i] = filled.argmin()
         filled[fold_of[i]] += sizes[i]
-    return fold_of[at]
+    return fold_of[groups_N]
+
+def _groups(groups, n):
+    "Group and fold of each of n rows, counted from 0"
+    if groups is None: return blocks(n), blocks(n, FOLDS)
+    groups_N,_ = pd.factorize(np.asarray(groups))
+    need(groups_N.shape==(n,), 'groups', f'{len(groups_N)} for {n} rows', 'one a row')
+    need(groups_N.min()>=0, 'groups', f'{(groups_N<0).sum()} rows without one', 'the episode of each row')
+    return groups_N, _deal(groups_N)
 
 # %% ../../nbs/87_app.interpret.ipynb #a176e429
 class _Solver:
     "Ridge regressions on some of the rows, from their number, the codes' sums and their Gram matrix"
     def __init__(self, n, sum_F, gram_FF):
-        from scipy.linalg import eigh
         self.n,self.mean_F = n, sum_F/n
-        centred = gram_FF - np.outer(sum_F, self.mean_F)
-        self.sd_F = np.sqrt(centred.diagonal().clip(0)/n)
-        s_F,self.q_FF = eigh(centred, overwrite_a=True)
-        self.s_F = s_F.clip(0) # rounding
+        centred_FF = np.asfortranarray(gram_FF - np.outer(sum_F, self.mean_F))
+        self.sd_F = np.sqrt(centred_FF.diagonal().clip(0)/n)
+        self.main_F,self.beside_F,self.q_FF = _tridiagonal(centred_FF)
+        largest = max(gram_FF.diagonal().max(), abs(self.main_F).max() + 2*abs(self.beside_F).max())
+        self.floor = 10*np.finfo(float).eps*largest
 
     def __call__(self, zy_FK, y_K, lams_L):
         "Weights [F, L, K] and intercepts [L, K], from the products of codes and targets and the targets' sums"
-        rotated_FK = self.q_FF.T @ (zy_FK - np.outer(self.mean_F, y_K))
-        shrunk_FLK = rotated_FK[:,None]/np.add.outer(self.s_F, lams_L)[...,None]
-        w_FLK = (self.q_FF @ shrunk_FLK.reshape(len(self.s_F), -1)).reshape(shrunk_FLK.shape)
+        from scipy.linalg import solveh_banded
+        turned_FK = zy_FK - np.outer(self.mean_F, y_K)
+        turned_FK[1:] = self.q_FF.T @ turned_FK[1:]
+        bands = [np.stack([np.r_[0, self.beside_F], self.main_F+self.floor+lam]) for lam in lams_L]
+        w_FLK = np.stack([solveh_banded(b, turned_FK) for b in bands], 1)
+        w_FLK[1:] = (self.q_FF @ w_FLK[1:].reshape(len(self.q_FF), -1)).reshape(w_FLK[1:].shape)
         return w_FLK, y_K/self.n - np.tensordot(self.mean_F, w_FLK, 1)
+
+def _tridiagonal(a_FF):
+    "Diagonal of Q'AQ, the one beside it, and Q, whose first row and column are left out: they are 1 and 0"
+    from scipy.linalg.lapack import dorgqr, dsytrd
+    room = 64*len(a_FF) # lets LAPACK work in blocks
+    reflections_FF,main_F,beside_F,tau_F,_ = dsytrd(a_FF, lower=1, lwork=room, overwrite_a=1)
+    q_FF,_,_ = dorgqr(reflections_FF[1:,:-1], tau_F, lwork=room)
+    return main_F, beside_F, q_FF
 
 # %% ../../nbs/87_app.interpret.ipynb #89ca4fa1
 class Interpreter:
     "Which latents go with a target? Prepared once for the same codes, then quick for any target"
     def __init__(self,
-        z_NF:Tensor|np.ndarray, # Codes; a latent is active where its code isn't 0
+        z_NF, # Codes, a tensor, an array or a sparse matrix; a latent is active where its code isn't 0
         groups=None             # Episode of each row, [N]; `blocks` where it isn't given
     ): # Raises `SteerlensError` for codes that aren't finite, and for fewer than two groups
         z = _codes(z_NF)
-        self.groups = blocks(len(z_NF)) if groups is None else np.asarray(groups)
-        need(len(self.groups)==z.shape[0], 'groups', f'{len(self.groups)} for {z.shape[0]} rows', 'one a row')
-        fold = _deal(self.groups)
-        self.rows = [np.flatnonzero(fold==k) for k in range(fold.max()+1)]
+        self.whole = groups is None # one course, as far as we know
+        self.groups,fold_N = _groups(groups, z.shape[0])
+        self.rows = [np.flatnonzero(fold_N==k) for k in np.unique(fold_N)]
         self.z = [z[r] for r in self.rows]
         self._prepare()
 
@@ -137,7 +167,7 @@ LAMBDAS = tuple(10.**e for e in range(-4, 5)) # Tried by cross-validation
 
 def _target(y_N, n):
     "The target, in double precision"
-    y = torch.as_tensor(y_N).detach().cpu().double().numpy()
+    y = _numbers(y_N, 'target', 'f8')
     need(y.shape==(n,), 'target', f'shape {[*y.shape]}', f'[{n}], one number a row', 'fit each column by itself')
     bad = n-np.isfinite(y).sum()
     need(not bad, 'target', f'{bad:,} of {n:,} rows are NaN or infinite', 'finite numbers', 'leave these rows out')
@@ -146,16 +176,17 @@ def _target(y_N, n):
 def _lambdas(lam):
     "Those to try"
     if isinstance(lam, str) and lam=='cv': return np.array(LAMBDAS)
-    fits = isinstance(lam, Real) and 0 < lam < np.inf
+    fits = isinstance(lam, Real) and not isinstance(lam, bool) and 0 < lam < np.inf
     need(fits, 'lam', repr(lam), "a number above 0, or 'cv'")
     return np.array([float(lam)])
 
 # %% ../../nbs/87_app.interpret.ipynb #43916638
 @patch
 def _placebo(self:Interpreter, y_N, seed):
-    "The target of other groups, turned round"
-    g,order = rng('placebo of a target', seed), np.argsort(self.groups, kind='stable')
-    starts = np.flatnonzero(np.diff(np.unique(self.groups[order], return_inverse=True)[1]))+1
+    "The target of other groups, turned round; where no groups are known, all of it from elsewhere on, there and back"
+    g,n,order = rng('placebo of a target', seed), len(y_N), np.argsort(self.groups, kind='stable')
+    if self.whole: return np.roll(np.r_[y_N, y_N[::-1]], g.integers(n//10, 2*n-n//10))[:n]
+    starts = np.flatnonzero(np.diff(self.groups[order]))+1
     parts = [np.roll(part, g.integers(len(part))) for part in np.split(y_N[order], starts)]
     placebo_N = np.empty_like(y_N)
     placebo_N[order] = np.concatenate([parts[i] for i in g.permutation(len(parts))])
@@ -196,7 +227,7 @@ def fit(self:Interpreter,
     fit.r2,*fit.placebo = (1-left_kK.sum(0)/spread_kK.sum(0)).tolist()
     self._judge(fit, y_N, [g[best]+mean for g,best in zip(guesses, best_kK[:,0])])
     if lam=='cv' and fit.lam in (LAMBDAS[0], LAMBDAS[-1]):
-        fit.notes.append(f'lambda {fit.lam:g} is the end of the grid')
+        fit.notes.append(f'lambda {fit.lam:g} is the end of the grid: a better one may lie beyond')
     return fit
 
 # %% ../../nbs/87_app.interpret.ipynb #60fe8b57
@@ -205,7 +236,7 @@ def _weights(self:Interpreter, y_N, mean, lam):
     "A fit to all rows of a centred target"
     zy_F = sum(z.T @ y_N[r] for z,r in zip(self.z, self.rows))
     w_FLK,b_LK = self.all(zy_F[:,None], y_N.sum()[None], np.array([lam]))
-    w_F = w_FLK[:,0,0]
+    w_F = np.where(self.active_F, w_FLK[:,0,0], 0)
     return Fit(w_F, w_F*self.all.sd_F, self.active_F, float(b_LK[0,0]+mean), float(lam))
 
 @patch
@@ -265,7 +296,7 @@ class Clusters:
 
 def _cosines(w_dec_FD):
     "Between rows; and which rows have a direction"
-    w = torch.as_tensor(w_dec_FD).detach().cpu().double().numpy()
+    w = _numbers(w_dec_FD, 'decoder', 'f8')
     need(w.ndim==2, 'decoder', f'shape {[*w.shape]}', '[latents, width]')
     need(np.isfinite(w).all(), 'decoder', 'NaN or infinite numbers', 'finite ones')
     norm_F = np.linalg.norm(w, axis=1)
@@ -282,7 +313,9 @@ def clusters(
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
     cosine_FF,alive_F = _cosines(w_dec_FD)
-    if active_F is not None: alive_F &= np.asarray(active_F) > 0
+    if active_F is None: active_F = np.ones(len(alive_F))
+    need(len(active_F)==len(alive_F), 'active_F', f'{len(active_F)} for {len(alive_F)} latents', 'one a latent')
+    alive_F &= np.asarray(active_F) > 0
     n,width = int(alive_F.sum()), np.shape(w_dec_FD)[1]
     need(n > 1, 'clusters', f'{n} latents that are alive and write something', '2 or more')
     if limit is None: limit = chance_cosine(n*(n-1)//2, width)
@@ -303,6 +336,7 @@ def neighbours(self:Clusters,
     k:int=5     # How many
 )->list[dict]: # feature_idx, cosine, beyond: is it above `chance`?
     "Latents that write the most similar direction, dead ones left out"
+    need(0 <= latent < len(self.label_F), 'latent', latent, f'0 to {len(self.label_F)-1}')
     others = np.flatnonzero((self.label_F>=0) & (np.arange(len(self.label_F))!=latent))
     nearest = others[np.argsort(-self.cosine_FF[latent,others], kind='stable')[:k]]
     return [dict(feature_idx=int(j), cosine=float(c), beyond=bool(c>self.chance))

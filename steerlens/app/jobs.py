@@ -9,13 +9,15 @@ from pathlib import Path
 import math, pickle
 import torch
 from ..core import SteerlensError
-from .compare import arms, compare, films
+from .compare import Comparison, arms, compare, films
+from .artifacts import own_obs
 from .policies import Policy, site_of
+from .search import calibrate, diagnose, search
 from .worlds import kind_of
 from ..steer.edits import Steps
 
 # %% auto #0
-__all__ = ['TASKS', 'clean', 'task', 'work', 'run', 'arms_of']
+__all__ = ['TASKS', 'clean', 'packed', 'unpacked', 'task', 'work', 'run', 'arms_of', 'why_nothing', 'calibrated', 'searched']
 
 # %% ../../nbs/90_app.jobs.ipynb #3ed617c5
 def clean(
@@ -27,13 +29,32 @@ def clean(
     if isinstance(x, (list,tuple)): return [clean(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
+# %% ../../nbs/90_app.jobs.ipynb #61c0fd9e
+def packed(
+    sae # A sae-lens one
+)->tuple: # Its configuration and its weights
+    return sae.cfg.to_dict(), {n: t.detach().clone() for n,t in sae.state_dict().items()}
+
+def unpacked(
+    cfg:dict,  # From `packed`
+    state:dict # From `packed`
+): # The same autoencoder
+    from sae_lens import SAE
+    sae = SAE.from_dict(cfg)
+    sae.load_state_dict(state)
+    return sae.eval()
+
 # %% ../../nbs/90_app.jobs.ipynb #d5e16e46
 TASKS = {} # Name -> what does it: (folder, tell, what it takes ...) -> result
 
-def task(fn): # Decorator
-    "Register a task by its name"
-    TASKS[fn.__name__] = fn
-    return fn
+def task(
+    name:str # By which it is asked for
+): # Decorator
+    "Register a task"
+    def keep(fn):
+        TASKS[name] = fn
+        return fn
+    return keep
 
 def work(
     pipe,        # To answer through: `done` and a result, or `failed` and a line
@@ -50,7 +71,7 @@ def work(
     except MemoryError: pipe.send(('failed', 'out of memory; ask for fewer seeds or steps'))
 
 # %% ../../nbs/90_app.jobs.ipynb #0eb43d55
-@task
+@task('run')
 def run(
     folder:Path,     # Where films go
     tell:Callable,   # Called with the share that is done
@@ -59,7 +80,7 @@ def run(
     world:str,       # Where it walks
     seeds:list,      # Of the walks
     applied:dict,    # What is done to it: `sae`, `weights`
-    sae=None,        # Whose latent is perturbed
+    sae=None,        # Whose latent is perturbed, as `packed`
     steps:int=500,   # At most
     video:bool=True  # Film the first seed?
 )->dict: # env_id, applied, seeds, measures, table, series, videos, edited_steps, no_effect
@@ -75,12 +96,12 @@ def run(
     return dict(env_id=world, applied=applied, seeds=seeds, table=c.table(), series=c.series(), videos=[*c.walks]*video,
                 measures=[dict(measure=m, unit=u) for m,u in kind.units.items()],
                 edited_steps={a: sum(w.edited for w in ws) for a,ws in c.walks.items()},
-                no_effect=[])
+                no_effect=why_nothing(c, policy, sae, p) if p else [])
 
 def _pushed(p, sae, seeds):
     "The four arms of a perturbation"
     gate = Steps(*p['steps']) if p['steps'] else None
-    return arms(site_of(p['tap_index']), sae.W_dec[p['feature_idx']].detach(), abs(p['alpha']), seeds, gate)
+    return arms(site_of(p['tap_index']), sae[1]['W_dec'][p['feature_idx']], abs(p['alpha']), seeds, gate)
 
 def _captions(p):
     "What films say of each arm"
@@ -95,3 +116,30 @@ def arms_of(
     "Which arms a run of it has"
     if applied['sae']: return ['minus', 'baseline', 'plus', 'placebo']
     return ['baseline', 'edited'] if applied['weights'] else ['baseline']
+
+# %% ../../nbs/90_app.jobs.ipynb #519d8d30
+def why_nothing(
+    c:Comparison,  # With four arms
+    policy:Policy, # Who walked
+    sae:tuple,     # `packed`
+    p:dict         # The perturbation
+)->list[dict]: # words, number; empty where something happened
+    "Reasons, if the latent's arms are no different from the placebo's"
+    if any(r['beyond_placebo'] for r in c.table()): return []
+    n_edits = sum(w.edited for w in c.walks['plus'])
+    if not n_edits: return [dict(words='the gate never opened: no step was edited', number=0)]
+    obs = torch.from_numpy(c.walks['baseline'][0].obs)
+    return diagnose(policy, c.kind, unpacked(*sae), p['tap_index'], p['feature_idx'], p['alpha'], obs)
+
+# %% ../../nbs/90_app.jobs.ipynb #149e5644
+@task('calibrate')
+def calibrated(folder, tell, policy, world, sae, tap_index, latent, measure, target):
+    "The alpha that reaches a target"
+    kind = kind_of(world)
+    return calibrate(policy, kind, unpacked(*sae), tap_index, latent, measure, target, tell=tell)
+
+@task('search')
+def searched(folder, tell, policy, world, sae, tap_index, measure):
+    "Latents that move a measure both ways"
+    obs = own_obs(policy)
+    return search(policy, kind_of(world), unpacked(*sae), tap_index, obs, measure, tell=tell)

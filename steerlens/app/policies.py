@@ -146,16 +146,19 @@ def as_policy(
 )->Policy: # Raises `SteerlensError` for what isn't a plain perceptron
     "Matrices as a policy"
     left_out = [k for k in state if BESIDE.search(k)]
-    state = {k: _plain(k, v) for k,v in state.items() if k not in left_out}
+    state = {k: v for k,v in state.items() if k not in left_out}
+    size = sum(4*v.numel() for v in state.values() if isinstance(v, Tensor))
+    need(size<=MOST_BYTES, 'policy', f'{size>>20} MB of weights', f'at most {MOST_BYTES>>20} MB')
+    state = {k: _plain(k, v) for k,v in state.items()}
     layers = chain(state, ordered)
     assumed = [name for name,said in (('activation', activation), ('squash', squash)) if said is None]
     activation = activation or ('tanh' if any('mlp_extractor' in k for k in state) else 'gelu')
-    need(activation in ACTIVATIONS, 'activation', activation, f'one of {", ".join(ACTIVATIONS)}')
+    need(activation in ACTIVATIONS, 'activation', activation[:40], f'one of {", ".join(ACTIVATIONS)}')
     squash = squash or 'none'
-    need(squash in SQUASHES, 'squash', squash, f'one of {", ".join(SQUASHES)}')
+    need(squash in SQUASHES, 'squash', squash[:40], f'one of {", ".join(SQUASHES)}')
     widths = [state[layers[0][0]].shape[1], *(state[w].shape[0] for w,_ in layers)]
-    need(len(widths)<=MOST_LAYERS and max(widths)<=MOST_WIDE, 'policy', f'widths {widths[:MOST_LAYERS+1]}',
-         f'at most {MOST_LAYERS} layers of at most {MOST_WIDE}')
+    fits = len(widths)<=MOST_LAYERS and 0<min(widths) and max(widths)<=MOST_WIDE
+    need(fits, 'policy', f'widths {widths[:MOST_LAYERS+1]}', f'at most {MOST_LAYERS} layers of 1 to {MOST_WIDE}')
     model = Mlp(widths, activation, squash, layers[0][1] is not None)
     keys = {k: f'net.{2*i}.{kind}' for i,pair in enumerate(layers) for k,kind in zip(pair, ('weight','bias')) if k}
     model.load_state_dict({keys[k]: v for k,v in state.items()})

@@ -8,10 +8,10 @@ from functools import cached_property
 from fastcore.basics import patch
 import numpy as np, torch
 from ..core import need
-from .artifacts import Tapped
+from .artifacts import FIRST, Tapped
 from .interpret import Interpreter, activity, clusters, drives, fires_in
 from .policies import Policy
-from .worlds import fitting, kind_of
+from .worlds import fitting, kind_of, rollout
 
 # %% auto #0
 __all__ = ['Reading']
@@ -115,3 +115,24 @@ def played(self:Reading,
         steps.append(dict(layers=[x[i].numpy().round(3).tolist() for x in layers], latents=latents,
                           action=passed[-1][i].numpy().round(3).tolist()))
     return dict(n_steps=len(at), steps=steps)
+
+# %% ../../nbs/89_app.reading.ipynb #d7597f6b
+@patch
+def picture(self:Reading,
+    row:int # Of the recorded ones
+)->bytes|None: # A PNG; None where this walk can't be walked again
+    "The moment of a row"
+    need(0<=row<len(self.t.obs), 'row', row, f'0 to {len(self.t.obs)-1}')
+    episode = self.t.episode[row]
+    step = row-int(np.flatnonzero(self.t.episode==episode)[0])
+    if not self.kind: return None
+    walk, = rollout(self.policy, self.kind, [FIRST+int(episode)], steps=step+1, pictures=[0], every=max(1, step))
+    same = walk.steps==step+1 and np.array_equal(walk.obs[-1], self.t.obs[row].numpy())
+    return _png(walk.pictures[min(step, 1)]) if same else None
+
+def _png(picture):
+    from PIL import Image
+    import io
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, 'png')
+    return out.getvalue()

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from threading import Lock
 import multiprocessing, pickle, secrets, shutil, time
-from functools import cached_property
 from fastcore.basics import patch
 from ..core import SteerlensError, need
 from .artifacts import Tapped, embedded_sae
@@ -90,6 +89,7 @@ class Studio:
         self.artifacts,self.hours,self.most,self.pending = Path(artifacts).resolve(), hours, most, pending
         need(self.artifacts.is_dir(), 'artifacts root', self.artifacts, 'a folder')
         self.models,self.jobs,self.lock = {}, {}, Lock()
+        self.made,self.making = None, Lock()
         self.folder = Path(mkdtemp(prefix='steerlens-studio-'))
         self.ctx,self.pool = _processes(), ThreadPoolExecutor(workers)
 
@@ -99,11 +99,19 @@ class Studio:
         self.pool.shutdown(cancel_futures=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @cached_property
+    def warm(self):
+        "Get ready before anybody asks: processes that have imported everything, the shipped walker's autoencoder"
+        self.ctx.Process(target=int, daemon=True).start()
+        self.embedded
+
+    @property
     def embedded(self):
         "The shipped walker's autoencoder and its reading, made once for everybody"
-        t = embedded_sae()
-        return t, Reading(embedded(), t)
+        with self.making:
+            if not self.made:
+                t = embedded_sae()
+                self.made = t, Reading(embedded(), t)
+            return self.made
 
 # %% ../../nbs/91_app.studio.ipynb #395468ca
 @patch
@@ -161,7 +169,7 @@ def start(self:Studio,
             del self.jobs[old.id]
             shutil.rmtree(old.folder, ignore_errors=True)
     job.folder.mkdir()
-    self.pool.submit(self._run, job, payload)
+    self.pool.submit(self._run, job, pickle.dumps(payload)) # as it is now: a model may be edited while it waits
     return job
 
 KEPT = 8 # Finished jobs of a model
@@ -172,7 +180,7 @@ def _run(self:Studio, job, payload):
     ours,theirs = self.ctx.Pipe()
     with job.lock:
         if job.state!='queued': return
-        args = theirs, job.kind, pickle.dumps(payload), str(job.folder), job.share
+        args = theirs, job.kind, payload, str(job.folder), job.share
         job.process = self.ctx.Process(target=work, args=args, daemon=True)
         job.process.start()
         job.state = 'running'

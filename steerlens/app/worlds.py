@@ -220,7 +220,7 @@ def _known(name, title, obs, actions, fps, limit, measures, make, settle, events
 
 _feet = [OBS.index(c) for c in ('contact_l', 'contact_r')]
 WORLDS = {k.name: k for k in (
-    _known('walker', 'The shipped walker: BipedalWalker, what it feels', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
+    _known('walker', 'The shipped walker: BipedalWalker by feel', FELT, TORQUES, FPS, 1500, BIPED, Led, 100,
            partial(contacts, left=len(OBS)+_feet[0], right=len(OBS)+_feet[1])),
     _known('BipedalWalker-v3', 'BipedalWalker-v3', [*OBS, *RAYS], TORQUES, FPS, 1600, BIPED,
            partial(Biped, 'BipedalWalker-v3'), 100, partial(contacts, left=_feet[0], right=_feet[1])),
@@ -328,13 +328,15 @@ def rollout(
     pictures:Sequence[int]=(), # Which walks to film, by their place in `seeds`
     batch:int=64,          # Walks at a time
     tell:Callable|None=None, # Called with the share that is done
-    stop:Callable|None=None # True from it ends everything: `Cancelled` is raised
+    stop:Callable|None=None, # True from it ends everything: `Cancelled` is raised
+    every:int|None=None    # Steps between pictures; the kind's own by default
 )->list[Walk]: # One for each seed; raises `SteerlensError` where the policy doesn't fit, or its actions aren't finite
     "Closed loop, batched"
     edits = [None]*len(seeds) if interventions is None else list(interventions)
     steps = kind.limit if steps is None else steps
     check_walks(policy, kind, seeds, edits, steps)
-    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), kind.every*(i in pictures))
+    between = every or kind.every
+    def begin(i): return _Going(kind, seeds[i], kind.make(seeds[i], i in pictures), between*(i in pictures))
     todo,live,done = [*range(len(seeds))][::-1], {}, {}
     with alone(policy.subject), intervened(policy.subject, edits) as made:
         while todo or live:

@@ -22,7 +22,7 @@ def studio(
     hours:Annotated[float, typer.Option(min=.01, help='Hours until an unused upload is forgotten.')]=6, # Of each model
 ):
     "Open the policy studio, a local web page."
-    import socket
+    import socket, threading
     from steerlens.core import SteerlensError
     try:
         sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
@@ -33,6 +33,7 @@ def studio(
     from steerlens.app.api import LOCAL, make_app
     from steerlens.app.studio import Studio
     room = Studio(artifacts, workers, hours)
+    threading.Thread(target=room.warm, daemon=True).start()
     print(f'studio: http://{host}:{sock.getsockname()[1]} (ctrl-c ends it)', flush=True)
     try: uvicorn.Server(uvicorn.Config(make_app(room, {*LOCAL, host, *(name or ())}), log_level='warning')).run([sock])
     finally: room.close()
@@ -46,7 +47,7 @@ def train_sae(
     env:Annotated[str|None, typer.Option(help='Where it walks; by default the first that fits.')]=None, # Simulator
     hidden_size:Annotated[int|None, typer.Option(help="The tap's width, if it is to be checked.")]=None, # Units
     activation:Annotated[str|None, typer.Option(help='gelu, relu, tanh, ..., if the file does not say.')]=None, # Kind
-    latents:Annotated[int|None, typer.Option(help='Latents; by default four times the width.')]=None, # Of the autoencoder
+    latents:Annotated[int|None, typer.Option(help='Latents; by default four times the width.')]=None, # Width
     k:Annotated[int, typer.Option(help='Active latents a row.')]=16, # Of the autoencoder
     walks:Annotated[int, typer.Option(help='Walks to record; a fifth is held out.')]=64, # Rollouts
     steps:Annotated[int, typer.Option(help='Updates.')]=4000, # Of training

@@ -1,0 +1,224 @@
+"The studio's server, as a user starts it: its API, its guards, and many users at once"
+import io, json, subprocess, threading, time
+import httpx, pytest, torch
+from conftest import BIN
+
+fastapi = pytest.importorskip('fastapi', reason='the studio is an extra')
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    "Where `load_sae` may read: artifacts of the walker, and a link that leads out"
+    from steerlens.app.artifacts import train_sae
+    from steerlens.app.policies import embedded
+    from steerlens.app.worlds import kind_of
+    from steerlens.sae.train import Training
+    base = tmp_path_factory.mktemp('artifacts')
+    short = Training(steps=300, lr=2e-3, measure=300, checkpoint=300)
+    train_sae(embedded(), kind_of('walker'), 5, base/'walker', 128, walks=5, training=short, batch=256)
+    (base/'out').symlink_to('/etc')
+    return base
+
+
+@pytest.fixture(scope='module')
+def server(root):
+    "Its address; it runs as `steerlens studio`"
+    command = [str(BIN/'steerlens'), 'studio', '--port', '0', '--artifacts', str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try: yield process.stdout.readline().split()[1]
+        finally: process.terminate()
+
+
+@pytest.fixture
+def page(server):
+    with httpx.Client(base_url=server, timeout=120) as client: yield client
+
+
+@pytest.fixture
+def walker(page): return page.post('/embedded').json()['model_id']
+
+
+def file_of(x):
+    out = io.BytesIO()
+    torch.save(x, out)
+    return out.getvalue()
+
+
+def mlp(*widths):
+    return {f'{i}.weight': torch.randn(n, m)/m**.5 for i,(m,n) in enumerate(zip(widths, widths[1:]))}
+
+
+def upload(page, data, name='policy.pt', **form):
+    return page.post('/upload', files=dict(file=(name, data)), data=form)
+
+
+def finished(page, answer):
+    "The run that a request began, when it is over"
+    assert answer.status_code==200, answer.text
+    with page.stream('GET', f"/run/{answer.json()['run_id']}/events") as events:
+        for line in events.iter_lines(): last = line or last
+    return json.loads(last.removeprefix('data: '))
+
+
+def test_the_guides_own_walk(page, root):
+    "Upload, load, interpret, perturb, run: with the guide's requests, and its answers' keys"
+    from steerlens.app.policies import embedded
+    m = upload(page, embedded().saved('pt')).json()
+    assert [layer['size'] for layer in m['summary']['layers']]==[32, 64, 64, 64, 4]
+    at = f"/model/{m['model_id']}"
+    sae = page.post(f'{at}/load_sae', json=dict(artifacts_dir='walker', tap_index=5)).json()
+    assert {k: sae[k] for k in ('ok','d_in','d_latent','k','tap_index','has_cached_data','loaded_from')}==dict(
+        ok=True, d_in=64, d_latent=128, k=16, tap_index=5, has_cached_data=True, loaded_from='walker')
+    found = page.post(f'{at}/interpret_features', json=dict(target_dim=0, top_k=10)).json()
+    assert found['target_dim']==0 and len(found['features'])==10 and found['r2']>.8
+    assert found['features']==sorted(found['features'], key=lambda f: -f['abs_weight'])
+    first = found['features'][0]['feature_idx']
+    said = page.post(f'{at}/sae_perturb', json=dict(feature_idx=first, alpha=2.)).json()
+    assert said['ok'] and said['feature_idx']==first and said['alpha']==2 and said['decoder_norm']>0
+    run = finished(page, page.post(f'{at}/save_and_run', json=dict(n_seeds=2, steps=60)))
+    assert run['state']=='done', run['message']
+    assert run['result']['applied']['sae']['feature_idx']==first
+    assert run['result']['edited_steps']['baseline']==0 < run['result']['edited_steps']['plus']
+    for arm in (*run['result']['videos'], 'side_by_side'):
+        assert page.get(f"/run/{run['run_id']}/video/{arm}.mp4").content[4:8]==b'ftyp'
+
+
+def test_an_accepted_perturbation_changes_the_next_run_and_alpha_0_ends_it(page, walker):
+    def speed(**body):
+        page.post(f'/model/{walker}/sae_perturb', json=dict(feature_idx=3) | body)
+        run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=2, steps=120, video=False)))
+        return {r['arm']: r['mean'] for r in run['result']['table'] if r['measure']=='effort'}
+    pushed,still = speed(alpha=1.), speed(alpha=0.)
+    assert set(still)=={'baseline'} and still['baseline']==pushed['baseline']!=pushed['plus']
+    gated = speed(alpha=1., steps=[100_000, 100_001])
+    assert gated['plus']==gated['baseline'], 'the gate never opened'
+
+
+def test_edited_weights_are_run_and_saved_and_taken_back(page, walker):
+    at = f'/model/{walker}'
+    before = page.post(f'{at}/value', json=dict(key='out.weight', index=[0, 0])).json()['value']
+    assert page.post(f'{at}/edit_at', json=dict(key='out.weight', index=[0, 0], op='set', value=3.)).json()['after']==3
+    assert page.post(f'{at}/perturb', json=dict(key='out.bias', op='add_noise', value=.1)).json()['changed']==4
+    run = finished(page, page.post(f'{at}/save_and_run', json=dict(n_seeds=2, steps=60, video=False)))
+    assert {r['arm'] for r in run['result']['table']}=={'baseline', 'edited'}
+    assert [e['op'] for e in run['result']['applied']['weights']]==['set', 'add_noise']
+    saved = page.get(f'{at}/save?format=safetensors')
+    assert 'attachment' in saved.headers['content-disposition']
+    again = upload(page, saved.content, 'p.safetensors').json()
+    assert again['summary']['activation']=='relu' and again['worlds'][0]=='walker'
+    assert page.post(f"/model/{again['model_id']}/value", json=dict(key='out.weight', index=[0, 0])).json()['value']==3
+    page.post(f'{at}/reset')
+    assert page.post(f'{at}/value', json=dict(key='out.weight', index=[0, 0])).json()['value']==before
+
+
+@pytest.mark.parametrize('folder', ['..', '../..', '/etc', 'out', 'walker/../../x', '.' * 5000, '\0', ''])
+def test_no_folder_outside_the_root(page, walker, folder):
+    answer = page.post(f'/model/{walker}/load_sae', json=dict(artifacts_dir=folder))
+    assert answer.status_code in (400, 404) and '\n' not in answer.json()['detail']
+
+
+def test_another_tap_is_refused_by_the_name_of_the_one_that_fits(page, walker):
+    answer = page.post(f'/model/{walker}/load_sae', json=dict(artifacts_dir='walker', tap_index=3))
+    assert answer.status_code==400 and 'tap 5 fits' in answer.json()['detail']
+    assert page.get(f'/model/{walker}').json()['sae']['loaded_from']!='walker', 'what was loaded stays'
+
+
+def test_rows_that_do_not_belong_together_are_not_cached_data(page, walker, root):
+    obs,acts = (torch.load(root/'walker'/f, weights_only=True) for f in ('cached_obs.pt', 'tapped_activations.pt'))
+    sae = (root/'walker'/'walker_sae.pt').read_bytes()
+    files = dict(sae=sae, obs=file_of(obs), activations=file_of(acts[torch.randperm(len(acts))]))
+    loaded = page.post(f'/model/{walker}/upload_sae', files={k: (k, v) for k,v in files.items()}).json()
+    assert not loaded['has_cached_data'] and 'another order' in loaded['why']
+    answer = page.post(f'/model/{walker}/interpret_features', json=dict(target_dim=0))
+    assert answer.status_code==400 and answer.json()['detail'].startswith('Need SAE + cached data')
+    only = page.post(f'/model/{walker}/upload_sae', files=dict(sae=('sae', sae))).json()
+    assert not only['has_cached_data'] and 'cached_obs.pt' in only['why']
+
+
+def test_the_guides_own_family_of_files(page):
+    "17 -> 32 -> 32 -> 32 -> 6, GELU, no biases; TopKSAE without biases; tap 3 fits and tap 4 doesn't"
+    from steerlens.app.policies import as_policy
+    state = mlp(17, 32, 32, 32, 6)
+    m = upload(page, file_of(state)).json()
+    assert m['summary']['activation']=='gelu' and m['worlds']==['Walker2d-v5']
+    obs = torch.randn(2000, 17)
+    acts = as_policy(state).passes(obs)[3]
+    both = torch.cat([torch.eye(32), -torch.eye(32)])
+    sae = {'encoder.weight': both, 'decoder.weight': both.T.contiguous()}
+    file = file_of(dict(sae_state=sae, d_in=32, d_latent=64, k=32, tap_index=3))
+    parts = dict(sae=('s', file), obs=('o', file_of(obs)), activations=('a', file_of(acts)))
+    loaded = page.post(f"/model/{m['model_id']}/upload_sae", files=parts).json()
+    assert loaded['tap_index']==3 and loaded['has_cached_data'] and loaded['unexplained']<1e-6
+
+
+def test_a_run_is_cancelled_at_once(page, walker):
+    page.post(f'/model/{walker}/sae_perturb', json=dict(feature_idx=3, alpha=.1))
+    run = page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=50, steps=1500)).json()['run_id']
+    while page.get(f'/run/{run}').json()['progress']==0: time.sleep(.1)
+    assert page.post(f'/run/{run}/cancel').json()==dict(ok=True)
+    assert page.get(f'/run/{run}').json()['state']=='cancelled'
+    after = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=1, steps=20, video=False)))
+    assert after['state']=='done'
+
+
+def test_what_is_deleted_is_gone_and_what_is_unknown_says_so(page, walker):
+    run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=1, steps=20, video=False)))
+    assert page.delete(f'/model/{walker}').json()==dict(ok=True)
+    for path in (f'/model/{walker}', f"/run/{run['run_id']}", '/model/nonsense', '/run/nonsense'):
+        assert page.get(path).status_code==404
+
+
+def test_models_are_listed_to_their_own_browser_only(server):
+    mine,yours = (httpx.Client(base_url=server, timeout=60) for _ in range(2))
+    own = mine.post('/embedded').json()['model_id']
+    assert [m['model_id'] for m in mine.get('/models').json()['models']]==[own]
+    assert yours.get('/models').json()==dict(models=[])
+
+
+def test_pages_of_other_sites_are_refused(page, server, walker):
+    for headers in (dict(origin='http://evil.example'), dict(origin='null'), {'sec-fetch-site': 'cross-site'}):
+        assert page.post('/embedded', headers=headers).status_code==403
+    assert page.get('/models', headers=dict(host='evil.example')).status_code==403
+    assert page.post('/models', headers=dict(origin=server)).status_code!=403
+    answer = page.get(f'/model/{walker}', headers=dict(origin='http://evil.example'))
+    assert 'access-control-allow-origin' not in answer.headers
+
+
+def test_no_more_runs_than_a_browser_may_wait_for(page, walker):
+    asked = [page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=100, steps=1500, video=False)) for _ in range(5)]
+    assert {a.status_code for a in asked}=={200, 429}
+    for a in asked:
+        if a.status_code==200: page.post(f"/run/{a.json()['run_id']}/cancel")
+
+
+def test_users_at_once_get_their_own_results(server):
+    "Each edits a latent of its own; every answer names it"
+    wrong = []
+    def use(j):
+        with httpx.Client(base_url=server, timeout=300) as page:
+            at = f"/model/{page.post('/embedded').json()['model_id']}"
+            page.post(f'{at}/sae_perturb', json=dict(feature_idx=j, alpha=.1+j))
+            answer = page.post(f'{at}/save_and_run', json=dict(n_seeds=1, steps=20+j, first_seed=j, video=False))
+            run = finished(page, answer)
+            applied = run['result']['applied']['sae']
+            same = applied['feature_idx']==j and applied['alpha']==.1+j and run['result']['seeds']==[j]
+            if not same or page.get(f'{at}/latent/{j}').json()['feature_idx']!=j: wrong.append((j, run))
+    users = [threading.Thread(target=use, args=(j,)) for j in range(8)]
+    for u in users: u.start()
+    for u in users: u.join()
+    assert not wrong
+
+
+def test_no_request_of_any_shape_breaks_it(server, walker, page):
+    "Property-based: whatever fits the server's own schema is answered, and not with a 5xx"
+    schemathesis = pytest.importorskip('schemathesis')
+    from hypothesis import HealthCheck, given, settings
+    schema = schemathesis.openapi.from_url(f'{server}/openapi.json')
+    @given(case=schema.as_strategy() if hasattr(schema, 'as_strategy') else schema.get_strategy())
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    def asked(case):
+        if 'model_id' in (case.path_parameters or {}): case.path_parameters['model_id'] = walker
+        if case.operation.path=='/run/{run_id}/events': return
+        if case.operation.path.endswith('save_and_run') and isinstance(case.body, dict): case.body |= dict(n_seeds=1, steps=10)
+        assert case.call().status_code < 500, case.as_curl_command()
+    asked()
