@@ -2,12 +2,14 @@
 
 const $ = id => document.getElementById(id)
 
-function h(tag, props = {}, ...children) {
-  const el = document.createElement(tag)
+function h(name, ...children) { // an element: 'tag.class', properties if the next is a plain object, children
+  const [tag, ...classes] = name.split('.'), el = document.createElement(tag)
+  const props = children[0]?.constructor === Object ? children.shift() : {}
+  el.classList.add(...classes)
   for (const [k, v] of Object.entries(props)) {
     if (v == null || v === false) continue
     if (k.startsWith('on')) el.addEventListener(k.slice(2), v)
-    else if (k === 'css') for (const [n, x] of Object.entries(v)) el.style.setProperty(n, x)
+    else if (k.startsWith('--')) el.style.setProperty(k, v)
     else el.setAttribute(k, v === true ? '' : v)
   }
   el.append(...children.flat(9).filter(c => c != null && c !== false))
@@ -40,6 +42,7 @@ const plural = (n, one) => `${n} ${one}${n === 1 ? '' : 's'}`
 const is01 = values => values.every(x => x === 0 || x === 1)
 const mean = values => values.reduce((a, b) => a + b, 0) / (values.length || 1)
 const readable = name => name.replaceAll('_', ' ')
+const capital = text => text[0].toUpperCase() + text.slice(1)
 
 // ---------------------------------------------------------------- the server
 
@@ -79,7 +82,7 @@ const FIXES = [ // an error's words -> what a button beside it offers
 function complain(where, message) {
   const fixes = FIXES.map(([words, fix]) => words.test(message) && fix(words.exec(message))).filter(Boolean)
   const buttons = fixes.map(([label, onclick]) => h('button', { type: 'button', onclick, class: 'fix' }, label))
-  $(where).replaceChildren(h('span', {}, message), ...buttons)
+  $(where).replaceChildren(h('span', message), ...buttons)
 }
 
 async function attempt(where, button, what) { // errors in one line near where they happened
@@ -181,8 +184,8 @@ async function open(model, file) {
   $('start').hidden = $('result').hidden = true
   $('studio').hidden = $('model-line').hidden = false
   const widths = model.summary.layers.map(l => l.size).join(' → ')
-  $('model-line').replaceChildren(h('b', {}, model.name ?? 'policy'),
-    h('span', {}, ` ${widths}, ${model.summary.activation}${model.summary.squash === 'none' ? '' : ', ' + model.summary.squash}`))
+  $('model-line').replaceChildren(h('b', model.name ?? 'policy'),
+    h('span', ` ${widths}, ${model.summary.activation}${model.summary.squash === 'none' ? '' : ', ' + model.summary.squash}`))
   options($('tap-index'), [['', 'as the file says'], ...model.summary.taps.map(t =>
     [t.tap_index, `${t.tap_index}: ${t.kind}, ${t.width}`])])
   $('env').value = model.worlds[0] ?? ''
@@ -206,7 +209,7 @@ function showAssumed() { // what the file doesn't say
     const other = h('select', { id: 'assumed-activation', 'aria-label': 'Activation of this policy' })
     options(other, ACTIVATIONS.map(a => [a, a]), activation)
     other.onchange = () => upload(S.file, other.value)
-    parts.push('The file does not name its activation; read as ', S.file ? other : h('b', {}, activation), '. ')
+    parts.push('The file does not name its activation; read as ', S.file ? other : h('b', activation), '. ')
   }
   if (left_out.length) parts.push(`Left out, no part of the policy: ${left_out.slice(0, 4).join(', ')}.`)
   $('assumed').replaceChildren(...parts)
@@ -277,7 +280,7 @@ async function showSae(sae, perturbation) {
   if (sae.has_cached_data) await attempt('latents-error', null, readLatents)
   else complain('latents-error', `Need SAE + cached data: ${sae.why ?? 'all three files'}. Latents can be pushed, but not interpreted.`)
   if (!S.features.length) options($('latent'), range(Math.min(sae.d_latent, 4096)).map(j => [j, `latent ${j}`]))
-  await choose(perturbation?.feature_idx ?? S.features[0]?.feature_idx ?? 0)
+  await choose(perturbation?.feature_idx ?? best()?.feature_idx ?? 0)
   if (!perturbation) return
   setAlpha(perturbation.alpha)
   $('gate-from').value = perturbation.steps?.[0] ?? ''
@@ -310,7 +313,7 @@ async function interpret() {
   const name = r.name ?? S.targets[target][dim]
   const interval = r.r2_lo == null ? '' : ` (95 %: ${num(r.r2_lo)} to ${num(r.r2_hi)})`
   $('fit-line').replaceChildren(r.r2 == null ? `Nothing to predict in ${name}.`
-    : h('span', {}, `Latents predict ${name} with R² ${num(r.r2)} on held-out walks${interval}.`))
+    : h('span', `Latents predict ${name} with R² ${num(r.r2)} on held-out walks${interval}.`))
   const chance = r.placebo?.length ? `Targets that mean nothing reach ${num(Math.max(...r.placebo), 2)}. ` : ''
   const auc = r.auc == null ? '' : `AUC ${num(r.auc)}. `
   $('fit-note').textContent = `${chance}${auc}${r.n_rows.toLocaleString('en')} steps, λ ${num(r.lam)}. ${(r.notes ?? []).join(' ')}`
@@ -319,11 +322,9 @@ async function interpret() {
 
 const MORE = 40
 function showLatents(n = MORE) {
-  const by = $('sort').value
-  const list = [...S.features].sort((a, b) => Math.abs(b[by] ?? b.weight) - Math.abs(a[by] ?? a.weight))
-  S.features = list
-  const most = Math.abs(list[0]?.[by] ?? list[0]?.weight ?? 1) || 1
-  const rows = list.slice(0, n).map(f => latentRow(f, (f[by] ?? f.weight) / most, f[by === 'standardised' ? by : 'weight']))
+  const by = f => f[$('sort').value] ?? f.weight, size = f => Math.abs(by(f))
+  const list = S.features.sort((a, b) => size(b) - size(a)), most = size(list[0]) || 1
+  const rows = list.slice(0, n).map(f => latentRow(f, by(f) / most))
   if (list.length > n) rows.push(h('button', { type: 'button', class: 'more', onclick: () => showLatents(n + 200) },
     `Show ${Math.min(200, list.length - n)} more of ${list.length}`))
   $('latent-list').replaceChildren(...rows)
@@ -331,14 +332,16 @@ function showLatents(n = MORE) {
   markLatent()
 }
 
-function latentRow(f, share, value) {
+function latentRow(f, share) {
   const active = f.active == null ? '' : `active ${percent(f.active)}`
-  const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', css: { '--share': Math.abs(share) } })
+  const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', '--share': Math.abs(share) })
   return h('button', { type: 'button', class: 'latent', 'data-j': f.feature_idx, 'data-testid': `latent-${f.feature_idx}`,
     'aria-label': `Latent ${f.feature_idx}, weight ${signed(f.weight)}, ${active}`, onclick: () => choose(f.feature_idx, true) },
-  h('span', { class: 'id' }, f.feature_idx), h('span', { class: 'bars' }, bar), h('span', { class: 'value' }, signed(value)),
-  h('span', { class: 'active' }, active.replace('active ', '')))
+  h('span.id', f.feature_idx), h('span.bars', bar), h('span.value', signed(f.weight)),
+  h('span.active', active.replace('active ', '')))
 }
+
+const best = () => S.features.find(f => f.active >= .01) ?? S.features[0] // a direction that is really in use
 
 function markLatent() {
   for (const b of $('latent-list').children) b.setAttribute('aria-pressed', +b.dataset.j === S.j)
@@ -356,7 +359,7 @@ $('latent-list').onkeydown = e => {
 }
 $('target').onchange = () => attempt('latents-error', null, async () => {
   await interpret()
-  if (!S.picked) await choose(S.features[0].feature_idx)
+  if (!S.picked) await choose(best().feature_idx)
 })
 $('sort').onchange = () => showLatents()
 $('latent').onchange = () => choose(+$('latent').value, true)
@@ -387,7 +390,7 @@ function showCard(c) {
   $('card-title').textContent = `Latent ${c.feature_idx}`
   const mean = c.mean_active == null ? 'never active in these walks' : `active in ${percent(c.active)} of the steps, ${num(c.mean_active)} on average then`
   $('card-facts').textContent = `${mean}. Decoder length ${num(c.decoder_norm)}.`
-  const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c), framesPart(c)]
+  const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c)]
   $('card-body').replaceChildren(...parts.filter(Boolean))
 }
 
@@ -402,8 +405,8 @@ function tracePart({ trace, firings }) {
     ...spans(events).map(([e, a, b]) => s('rect', { x: a, width: b - a, y: 0, height: 1, class: `e${kinds.indexOf(e) % 4}` })))
   const key = kinds.map((k, i) => h('span', { class: `key e${i % 4}` }, readable(k)))
   const title = firings == null ? 'Its activation over a walk' : `It fires ${plural(firings, 'time')} in all walks; here the one where it peaks`
-  return h('figure', { class: 'wide', 'data-testid': 'trace' }, h('figcaption', {}, title), line, kinds.length ? strip : null,
-    h('p', { class: 'axis' }, h('span', {}, 'step 0'), h('span', { class: 'keys' }, key), h('span', {}, `${n}`)))
+  return h('figure.wide', { 'data-testid': 'trace' }, h('figcaption', title), line, kinds.length ? strip : null,
+    h('p.axis', h('span', 'step 0'), h('span.keys', key), h('span', `${n}`)))
 }
 
 function spans(values) { // stretches of equal values: [value, first, end]
@@ -416,11 +419,11 @@ function eventsPart({ events }) {
   if (!events?.length) return
   const [first] = events, most = Math.max(...events.map(e => e.hi ?? e.active), 1e-9)
   const title = first.lift > 1.05 ? `${num(first.lift, 2)} × as often active in ${readable(first.event)}` : 'Active alike in all phases'
-  const rows = events.map(e => h('div', { class: 'measure-row' }, h('span', {}, readable(e.event)),
-    h('span', { class: 'track' }, h('span', { class: 'fill', css: { '--share': e.active / most } }),
-      h('span', { class: 'mark', css: { '--at': e.base / most } })), h('span', {}, percent(e.active))))
-  return h('figure', { 'data-testid': 'events' }, h('figcaption', {}, title), ...rows,
-    h('p', { class: 'note' }, 'Share of steps; the line is its share in all steps.'))
+  const rows = events.map(e => h('div.measure-row', h('span', readable(e.event)),
+    h('span.track', h('span.fill', { '--share': e.active / most }),
+      h('span.mark', { '--at': e.base / most })), h('span', percent(e.active))))
+  return h('figure', { 'data-testid': 'events' }, h('figcaption', title), ...rows,
+    h('p.note', 'Share of steps; the line is its share in all steps.'))
 }
 
 function drivesPart(c) {
@@ -431,29 +434,22 @@ function drivesPart(c) {
   const top = effect.map((x, i) => [Math.abs(x), i]).sort((a, b) => b[0] - a[0])[0][1]
   const beyond = Math.abs(effect[top]) > 2 * chance[top]
   const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}, ${beyond ? 'far beyond' : 'no more than'} random directions`
-  const rows = effect.slice(0, 24).map((x, i) => h('div', { class: 'measure-row' }, h('span', {}, names[i]),
-    h('span', { class: 'track both' }, h('span', { class: 'chance', css: { '--share': chance[i] / most } }),
-      h('span', { class: x < 0 ? 'fill neg' : 'fill', css: { '--share': Math.abs(x) / most } })), h('span', {}, signed(x, 2))))
-  return h('figure', { 'data-testid': 'drives' }, h('figcaption', {}, title), ...rows,
-    h('p', { class: 'note' }, 'Change of each action for α = 1, in one step; dashed: random directions.'))
+  const rows = effect.slice(0, 24).map((x, i) => h('div.measure-row', h('span', names[i]),
+    h('span.track.both', h('span.chance', { '--share': chance[i] / most }),
+      h('span', { class: x < 0 ? 'fill neg' : 'fill', '--share': Math.abs(x) / most })), h('span', signed(x, 2))))
+  return h('figure', { 'data-testid': 'drives' }, h('figcaption', title), ...rows,
+    h('p.note', 'Change of each action for α = 1, in one step; dashed: random directions.'))
 }
 
 function kinPart(c) {
   const near = (c.neighbours ?? []).map(n => h('button', { type: 'button', class: 'chip', onclick: () => choose(n.feature_idx, true) },
-    `${n.feature_idx} `, h('small', {}, num(n.cosine, 2))))
+    `${n.feature_idx} `, h('small', num(n.cosine, 2))))
   if (!near.length) return
   const alike = c.neighbours.filter(n => n.beyond)
   const title = c.neighbours[0].beyond === undefined ? 'Nearest by decoder direction'
     : alike.length ? `${plural(alike.length, 'latent')} point${alike.length === 1 ? 's' : ''} the same way, beyond chance` : 'Points its own way: no neighbour beyond chance'
-  return h('figure', { 'data-testid': 'neighbours' }, h('figcaption', {}, title), h('div', { class: 'chips' }, near),
-    h('p', { class: 'note' }, `Cosine of decoder directions${c.cluster >= 0 ? `; cluster ${c.cluster}` : ''}.`))
-}
-
-function framesPart({ top = [] }) {
-  const shots = top.filter(t => typeof t.frame === 'string' && /^(\/(?!\/)|data:image\/)/.test(t.frame))
-  if (!shots.length) return
-  return h('figure', { class: 'wide' }, h('figcaption', {}, 'Where it is most active'),
-    h('div', { class: 'frames' }, shots.slice(0, 6).map(t => h('img', { src: t.frame, alt: `Step ${t.row}, activation ${num(t.value)}`, loading: 'lazy' }))))
+  return h('figure', { 'data-testid': 'neighbours' }, h('figcaption', title), h('div.chips', near),
+    h('p.note', `Cosine of decoder directions${c.cluster >= 0 ? `; cluster ${c.cluster}` : ''}.`))
 }
 
 // ---------------------------------------------------------------- alpha
@@ -462,7 +458,7 @@ const MOST = 5 // the slider is cubic: fine near zero, where a walker still walk
 const toAlpha = p => Number((MOST * p ** 3).toPrecision(2))
 const toPlace = a => Math.cbrt(clamp(a, -MOST, MOST) / MOST)
 
-for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { css: { '--at': (toPlace(a) + 1) / 2 } }, num(a)))
+for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { '--at': (toPlace(a) + 1) / 2 }, num(a)))
 
 function nudge() { // 1 % of a typical activation's length, which a walker mostly survives; 0.1 where that isn't known
   const length = S.typical ? .01 * S.typical / (S.card?.decoder_norm || 1) : .1
@@ -531,7 +527,7 @@ async function apply() {
   if (steps) body.steps = steps
   const r = await ask('sae_perturb', body)
   if (!mine()) return
-  $('apply-line').replaceChildren(h('b', {}, 'Applied: '), r.message)
+  $('apply-line').replaceChildren(h('b', 'Applied: '), r.message)
   if (!S.alpha) return
   const why = await ask('diagnose', {}).catch(() => ({ reasons: [] })) // a comment; the run itself tells, too
   if (mine() && why.reasons.length) $('apply-line').append(`. ${why.reasons.map(x => x.words).join('; ')}`)
@@ -576,7 +572,7 @@ const DONE = ['done', 'failed', 'cancelled']
 
 function follow(run_id, box) { // progress until it is done: its result, or null if it was cancelled
   const bar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress' })
-  const words = h('span', { class: 'words' }, 'Queued')
+  const words = h('span.words', 'Queued')
   const cancel = h('button', { type: 'button', 'data-testid': 'cancel' }, 'Cancel')
   cancel.onclick = () => attempt('run-error', cancel, () => api(`/run/${run_id}/cancel`, {}))
   box.replaceChildren(bar, words, cancel)
@@ -633,9 +629,9 @@ unfolds('find-latents-open', 'find-latents-form')
 
 function fillMeasures() {
   const known = S.measures ?? ['speed', 'tilt', 'effort', 'return', 'steps']
-  if ($('cal-measure').options.length) return
-  options($('cal-measure'), known.filter(m => m !== 'fell').map(m => [m, readable(m)]))
-  options($('search-measure'), [['', 'any measure of gait'], ...known.filter(m => m !== 'fell').map(m => [m, readable(m)])])
+  const choices = known.filter(m => m !== 'fell').map(m => [m, readable(m)])
+  options($('cal-measure'), choices, $('cal-measure').value || choices[0][0])
+  options($('search-measure'), [['', 'any measure of gait'], ...choices], $('search-measure').value)
 }
 
 const where = () => $('env').value.trim() ? { env_id: $('env').value.trim() } : {}
@@ -658,13 +654,13 @@ function calibrated(r) {
   const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0)
   const most = Math.max(...r.evaluations.map(e => Math.abs(e.effect)), Math.abs(r.target)) || 1
   const tried = [...r.evaluations].sort((a, b) => a.alpha - b.alpha).map(e => h('div', { class: e.alpha === r.alpha ? 'measure-row chosen' : 'measure-row' },
-    h('span', {}, `α ${signed(e.alpha)}`), h('span', { class: 'track both' }, h('span', { class: e.effect < 0 ? 'fill neg' : 'fill', css: { '--share': Math.abs(e.effect) / most } }),
-      h('span', { class: 'mark', css: { '--at': (r.target / most + 1) / 2 } })), h('span', {}, signed(e.effect, 2))))
+    h('span', `α ${signed(e.alpha)}`), h('span.track.both', h('span', { class: e.effect < 0 ? 'fill neg' : 'fill', '--share': Math.abs(e.effect) / most }),
+      h('span.mark', { '--at': (r.target / most + 1) / 2 })), h('span', signed(e.effect, 2))))
   return [
-    h('p', { class: 'answer' }, `α = ${signed(r.alpha)} moves ${name} by ${signed(o.effect, 2)} SD on ${o.n} fresh seeds `
+    h('p.answer', `α = ${signed(r.alpha)} moves ${name} by ${signed(o.effect, 2)} SD on ${o.n} fresh seeds `
       + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); wanted ${signed(r.target)}.${o.beyond_placebo === false ? ' Random directions do as much.' : ''}`),
-    ...tried, h('p', { class: 'note' }, `Effect of each α that was tried, in SD; the line is the target.`),
-    h('p', {}, sides.length ? `Side effects: ${sides.map(x => `${readable(x.measure)} ${signed(x.difference, 2)} (${num(x.lo, 2)} to ${num(x.hi, 2)})`).join('; ')}.`
+    ...tried, h('p.note', `Effect of each α that was tried, in SD; the line is the target.`),
+    h('p', sides.length ? `Side effects: ${sides.map(x => `${readable(x.measure)} ${signed(x.difference, 2)} (${num(x.lo, 2)} to ${num(x.hi, 2)})`).join('; ')}.`
       : 'No side effect on any other measure whose interval leaves zero out.')]
 }
 
@@ -682,98 +678,94 @@ $('find-latents-form').onsubmit = e => {
 function searched(r) {
   const title = r.found.length ? `${plural(r.found.length, 'latent')} move${r.found.length === 1 ? 's' : ''} a measure both ways, beyond the placebo`
     : 'No latent moves a measure both ways beyond the placebo'
-  const rows = r.found.map(f => h('li', {}, h('button', { type: 'button', class: 'chip', 'data-testid': `take-${f.feature_idx}`,
+  const rows = r.found.map(f => h('li', h('button', { type: 'button', class: 'chip', 'data-testid': `take-${f.feature_idx}`,
     onclick: async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(3))) } }, `Take ${f.feature_idx}`),
   ` ${readable(f.measure)}: ${signed(f.plus.difference, 2)} at α ${signed(f.alpha, 2)}, ${signed(f.minus.difference, 2)} at ${signed(-f.alpha, 2)}, placebo ${signed(f.placebo.difference, 2)}; q ${num(f.q, 2)}`))
-  return [h('p', { class: 'answer' }, title), h('p', { class: 'note' }, `${r.tried} pairs of latent and measure tried, judged on ${r.n} fresh seeds.`), h('ul', { class: 'found' }, rows)]
+  return [h('p.answer', title), h('p.note', `${r.tried} pairs of latent and measure tried, judged on ${r.n} fresh seeds.`), h('ul.found', rows)]
 }
 
 // ---------------------------------------------------------------- the answer of a run
 
 const ARMS = { minus: '−α', baseline: 'baseline', plus: '+α', placebo: 'placebo', edited: 'edited weights' }
 const CAPTION = { baseline: 'as it is', placebo: 'a random direction, as long', edited: 'as you left them' }
+const armsIn = has => Object.keys(ARMS).filter(has)
 
-const PHRASES = {
-  speed: (d, u) => `walks ${d} ${u} `, steps: d => `walks ${d} steps `, return: d => `earns ${d} reward `,
-  fell: d => `falls in ${d} `, flight: d => `is in the air in ${d} `, both_feet: d => `has both feet down in ${d} `, effort: d => `works ${d} of full torque `,
-}
-const WAYS = { speed: ['faster', 'slower'], steps: ['longer', 'shorter'], return: ['more', 'less'], effort: ['harder', 'less hard'] }
-
-function phrase({ measure, unit, difference: d }) {
-  const share = /^share of/.test(unit)
-  const size = share ? `${num(100 * Math.abs(d), 2)} points` : num(Math.abs(d), 2)
-  const [more, less] = WAYS[measure] ?? (share ? [`more of the ${unit.split(' ').pop()}`, `less of the ${unit.split(' ').pop()}`] : ['higher', 'lower'])
-  const start = PHRASES[measure]?.(size, unit) ?? `has ${readable(measure)} ${size}${share ? '' : ` ${unit}`} `
-  return start + (d > 0 ? more : less)
+const WORDS = { // measure -> what a walk with more or less of it does
+  speed: ['walks', 'faster', 'slower'], steps: ['walks', 'longer', 'shorter'], return: ['earns', 'more', 'less'],
+  effort: ['spends', 'more torque', 'less torque'], fell: ['falls in', 'more walks', 'fewer walks'],
+  flight: ['is in the air', 'more', 'less'], both_feet: ['has both feet down', 'more', 'less'],
 }
 
-const clear = r => r.difference_lo != null && (r.difference_lo > 0 || r.difference_hi < 0)
+function phrase({ arm, measure, unit, difference: d }) {
+  const [does, more, less] = WORDS[measure] ?? [`has ${readable(measure)}`, 'higher', 'lower']
+  return `${ARMS[arm] ?? arm} ${does} ${num(Math.abs(d), 2)} ${unit[0] === '%' ? 'points' : unit} ${d > 0 ? more : less}`
+}
+
+const pushed = r => !['baseline', 'placebo'].includes(r.arm) && r.difference != null
+const clear = r => r.difference_lo > 0 || r.difference_hi < 0
+const strong = r => pushed(r) && (r.arm === 'edited' ? clear(r) : r.beyond_placebo)
 
 function answer(rows) { // of one measure, from its arms
-  const pushed = rows.filter(r => r.arm !== 'baseline' && r.arm !== 'placebo' && r.difference != null)
-  const placebo = rows.some(r => r.arm === 'placebo')
-  const strong = pushed.filter(r => placebo ? r.beyond_placebo : clear(r))
-  const name = readable(rows[0].measure), n = rows[0].n
-  const said = list => list.map(r => `${ARMS[r.arm] ?? r.arm} ${phrase(r)}`).join(', ')
-  if (!pushed.length) return `${name}: ${num(rows[0].mean)} ${rows[0].unit}`
-  if (n < 2) return `${name}: one seed, so no interval; run more of them`
-  if (strong.length) return `${said(strong)} than baseline${placebo ? `, ${strong.length > 1 ? 'both ' : ''}beyond the placebo` : ''}`
-  const weak = pushed.filter(clear)
-  if (weak.length) return `${said(weak)} than baseline, but not beyond the placebo`
-  return `${name}: no clear difference from baseline in ${n} seeds`
+  const [{ measure, unit, n, mean }] = rows, name = capital(readable(measure)), said = list => list.map(phrase).join(', ')
+  const found = rows.filter(strong), weak = rows.filter(r => pushed(r) && clear(r))
+  const beyond = found.some(r => r.beyond_placebo) ? `, ${found.length > 1 ? 'both ' : ''}beyond the placebo` : ''
+  if (!rows.some(pushed)) return `${name}: ${num(mean)} ${unit}`
+  if (n < 2) return `${name}: a single seed has no interval`
+  if (found.length) return `${said(found)} than baseline${beyond}`
+  return weak.length ? `${said(weak)} than baseline, but not beyond the placebo` : `${name}: no clear difference`
 }
 
-function best(table) { // the rows that the title speaks of
-  const by = Object.values(Object.groupBy ? Object.groupBy(table, r => r.measure) : group(table))
-  const weight = rows => Math.max(...rows.filter(r => r.beyond_placebo ?? clear(r)).map(r => Math.abs(r.difference) / ((r.difference_hi - r.difference_lo) || 1)), 0)
-  const both = rows => { const [a, b] = rows.filter(r => r.beyond_placebo); return a && b && a.difference * b.difference < 0 ? 100 : 0 }
-  return by.sort((a, b) => weight(b) + both(b) - weight(a) - both(a))[0]
-}
-function group(table) {
-  const by = {}
-  for (const r of table) (by[r.measure] ??= []).push(r)
-  return by
-}
-
-function headline({ table }) {
-  const fell = table.filter(r => r.measure === 'fell'), of = arm => fell.find(r => r.arm === arm)
-  const down = fell.filter(r => !['baseline', 'placebo'].includes(r.arm) && r.difference >= .5)
-  if (down.length) return `Too much: ${down.map(r => `${ARMS[r.arm] ?? r.arm} falls in ${percent(r.mean)}`).join(' and ')} of the walks, baseline in ${percent(of('baseline').mean)}`
-    + (of('placebo') ? `, placebo in ${percent(of('placebo').mean)}` : '')
-  const text = answer(best(table))
-  return text[0].toUpperCase() + text.slice(1)
+function headline(measures) {
+  const fell = measures.find(rows => rows[0].measure === 'fell') ?? [], down = fell.filter(r => pushed(r) && r.difference >= 50)
+  const often = r => `${ARMS[r.arm]} falls in ${num(r.mean, 2)} % of the walks`
+  const rest = fell.filter(r => !pushed(r)).map(r => `${ARMS[r.arm]} in ${num(r.mean, 2)} %`)
+  if (down.length) return `Too much: ${[...down.map(often), ...rest].join(', ')}`
+  const weight = r => Math.abs(r.difference) / (r.difference_hi - r.difference_lo || 1)
+  const weighs = rows => Math.max(0, ...rows.filter(strong).map(weight)) * rows.filter(strong).length
+  const [first] = [...measures].sort((a, b) => weighs(b) - weighs(a)), n = first[0].n
+  if (weighs(first)) return answer(first)
+  if (!first.some(pushed)) return `The policy as it is, in ${plural(n, 'walk')}`
+  return n < 2 ? 'A single seed shows no interval: run more of them' : `No measure differs from baseline beyond the placebo in ${n} seeds`
 }
 
 function appliedLine({ applied, env_id, seeds, edited_steps }) {
   const p = applied?.sae, w = applied?.weights ?? [], parts = []
-  if (p) parts.push(`latent ${p.feature_idx} at ${signed(p.alpha)} on tap ${p.tap_index}${p.steps ? `, in steps ${p.steps[0]} to ${p.steps[1] - 1}` : ''}`)
+  if (p) parts.push(`latent ${p.feature_idx} at ${signed(p.alpha)} on tap ${p.tap_index}`)
+  if (p?.steps) parts.push(`only in steps ${p.steps[0]} to ${p.steps[1] - 1}`)
   if (w.length) parts.push(plural(w.length, 'weight edit'))
-  const n = edited_steps ? Math.max(...Object.values(edited_steps)) : 0
-  const what = parts.length ? `This run really had ${parts.join(' and ')}` : 'This run had no edit at all'
-  return `${what}${p && n ? `, applied in up to ${n.toLocaleString('en')} steps an arm` : ''}; ${env_id}, ${seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`}.`
+  const n = p && edited_steps ? Math.max(...Object.values(edited_steps)) : 0
+  const had = parts.length ? `This run really had ${parts.join(', ')}` : 'This run had no edit at all'
+  const where = `${env_id}, seed${seeds.length > 1 ? `s ${seeds[0]} to ${seeds.at(-1)}` : ` ${seeds[0]}`}`
+  return `${had}${n ? `, applied in up to ${n.toLocaleString('en')} steps of an arm` : ''}; ${where}.`
+}
+
+function inPercent(r) { // a share reads better so
+  if (!r.unit.startsWith('share')) return r
+  const all = ['mean', 'lo', 'hi', 'difference', 'difference_lo', 'difference_hi'].map(k => [k, r[k] == null ? null : 100 * r[k]])
+  return { ...r, unit: r.unit.replace('share', '%'), ...Object.fromEntries(all) }
 }
 
 function showResult(r, run_id) {
-  S.measures = r.measures?.map(m => m.measure) ?? S.measures
-  $('cal-measure').replaceChildren()
+  const measures = [...new Set(r.table.map(x => x.measure))].map(m => r.table.filter(x => x.measure === m).map(inPercent))
+  S.measures = measures.map(rows => rows[0].measure)
   fillMeasures()
   $('result').hidden = false
   $('applied').textContent = appliedLine(r)
-  $('result-title').textContent = headline(r)
+  $('result-title').textContent = headline(measures)
   showHints(r)
   films.open(r, run_id)
-  showMeasures(r)
-  showTable(r)
-  $('result').scrollIntoView({ behavior: still() ? 'auto' : 'smooth', block: 'start' })
+  $('measures').replaceChildren(...measures.map(measureBlock))
+  showTable(r, measures)
+  $('result').scrollIntoView({ block: 'start' })
 }
 
 function showHints(r) {
-  const hints = (r.no_effect ?? []).map(x => h('p', { class: 'warn' }, typeof x === 'string' ? x : x.words))
-  const fell = r.table.some(x => x.measure === 'fell' && ['plus', 'minus'].includes(x.arm) && x.difference >= .5)
-  const a = r.applied?.sae?.alpha
-  const half = Number((a / 2).toPrecision(2))
-  if (fell && a) hints.push(h('p', { class: 'warn' }, 'Measures of a walk that ends early say little about gait. ',
-    h('button', { type: 'button', 'data-testid': 'half-alpha', class: 'fix', onclick: () => { moved(half); $('run').click() } }, `Run again at α ${signed(half)}`)))
+  const hints = (r.no_effect ?? []).map(x => h('p.warn', x.words))
+  const a = r.applied?.sae?.alpha, half = Number((a / 2).toPrecision(2))
+  const fell = r.table.some(x => x.measure === 'fell' && pushed(x) && x.difference >= .5)
+  const again = () => { moved(half); $('run').click() }
+  if (fell && a) hints.push(h('p.warn', 'Measures of a walk that ends early say little about gait.',
+    h('button', { type: 'button', id: 'half-alpha', class: 'fix', onclick: again }, `Run again at α ${signed(half)}`)))
   $('hints').replaceChildren(...hints)
 }
 
@@ -782,7 +774,7 @@ const films = { // all videos, one clock, and the charts that follow it
     this.pause()
     this.series = r.series ?? {}
     this.fps = r.fps
-    const arms = Object.keys(ARMS).filter(a => r.videos?.includes(a))
+    const arms = armsIn(a => r.videos?.includes(a))
     const sign = Math.sign(r.applied?.sae?.alpha ?? 0)
     const name = { plus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(Math.abs(r.applied.sae.alpha))}`,
       minus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(-Math.abs(r.applied.sae.alpha))}` }
@@ -796,7 +788,7 @@ const films = { // all videos, one clock, and the charts that follow it
     }
     $('video-error').replaceChildren()
     $('videos').replaceChildren(...this.videos.map((v, i) => h('figure', { class: `film ${arms[i]}${arms[i] === yours ? ' yours' : ''}` }, v,
-      h('figcaption', {}, h('b', {}, ARMS[arms[i]]), h('span', {}, name[arms[i]] || CAPTION[arms[i]])))))
+      h('figcaption', h('b', ARMS[arms[i]]), h('span', name[arms[i]] || CAPTION[arms[i]])))))
     $('videos').hidden = $('video-transport').hidden = !arms.length
     $('side-by-side').href = `/run/${run_id}/video/side_by_side.mp4`
     this.steps = Math.max(1, ...Object.values(this.series).flatMap(m => Object.values(m).map(x => x.length)))
@@ -805,10 +797,8 @@ const films = { // all videos, one clock, and the charts that follow it
     if (!still() && arms.length) this.play()
   },
   get time() { return this.videos?.[0]?.currentTime ?? 0 },
-  get step() { // films hold their last picture for about a second
-    const fps = this.fps || this.steps / Math.max(.1, this.length - 1.08)
-    return clamp(Math.round(this.time * fps), 0, this.steps - 1)
-  },
+  get rate() { return this.fps || this.steps / Math.max(.1, this.length - 1.08) }, // films hold their last picture for a second
+  get step() { return clamp(Math.round(this.time * this.rate), 0, this.steps - 1) },
   async play() {
     if (!this.videos?.length) return
     const mine = newest('play')
@@ -848,73 +838,71 @@ const films = { // all videos, one clock, and the charts that follow it
 $('play').onclick = () => films.playing ? films.pause() : films.play()
 $('scrub').oninput = () => { films.pause(); films.seek(+$('scrub').value) }
 
-function showSeries(r) { // one chart a measure; each returns what moves its cursor
-  const arms = Object.keys(ARMS).filter(a => r.series?.[a])
-  const measures = Object.keys(r.series?.[arms[0]] ?? {})
-  const units = Object.fromEntries((r.measures ?? []).map(m => [m.measure, m.unit]))
-  const made = measures.map(m => seriesChart(m, units[m] ?? '', arms.map(a => [a, r.series[a][m] ?? []])))
+function showSeries(r) { // one chart a measure; returns what moves their cursors
+  const arms = armsIn(a => r.series?.[a]), measures = Object.keys(r.series?.[arms[0]] ?? {})
+  const unit = m => r.table.find(x => x.measure === m)?.unit ?? ''
+  const made = measures.map(m => seriesChart(m, unit(m), arms.map(a => [a, r.series[a][m]])))
   $('series').replaceChildren(...made.map(([figure]) => figure))
   return made.map(([, follow]) => follow)
 }
 
 function seriesChart(measure, unit, lines) {
-  const n = Math.max(...lines.map(([, x]) => x.length), 2), all = lines.flatMap(([, x]) => x)
-  const lo = Math.min(...all), hi = Math.max(...all), high = hi - lo || 1, steps = is01(all)
-  const y = v => (96 - 92 * (v - lo) / high).toFixed(1)
+  const n = Math.max(2, ...lines.map(([, x]) => x.length)), all = lines.flatMap(([, x]) => x)
+  const lo = Math.min(...all), hi = Math.max(...all), bars = is01(all), tall = 96 / lines.length
+  const y = v => (96 - 92 * (v - lo) / (hi - lo || 1)).toFixed(1)
   const cursor = s('line', { y1: 0, y2: 100, class: 'cursor' })
-  const drawn = steps ? lines.flatMap(([a, x], i) => spans(x).filter(([v]) => v).map(([, from, to]) =>
-    s('rect', { x: from, width: to - from, y: 4 + i * 96 / lines.length, height: 80 / lines.length, class: `on ${a}` })))
+  const bar = (a, i) => ([on, from, to]) => on ? s('rect', { x: from, width: to - from, y: 2 + i * tall, height: .8 * tall, class: a }) : ''
+  const drawn = bars ? lines.flatMap(([a, x], i) => spans(x).map(bar(a, i)))
     : lines.map(([a, x]) => s('polyline', { points: x.map((v, i) => `${i},${y(v)}`).join(' '), class: a }))
-  const average = x => steps ? percent(mean(x)) : num(mean(x), 2)
-  const now = lines.map(() => h('output', {}))
-  const key = lines.map(([a, x], i) => h('span', { class: `arm-key ${a}` }, `${ARMS[a]} ${average(x)}`, now[i]))
-  const figure = h('figure', { 'data-testid': `series-${measure}` },
-    h('figcaption', {}, `${readable(measure)} of the filmed walk`, h('small', {}, steps ? 'share of steps' : unit)), h('div', { class: 'keys' }, key),
-    h('div', { class: 'plot' }, s('svg', { viewBox: `0 0 ${n} 100`, preserveAspectRatio: 'none', role: 'img',
-      'aria-label': lines.map(([a, x]) => `${ARMS[a]} averages ${average(x)}`).join(', ') }, ...drawn, cursor),
-    steps ? null : h('span', { class: 'top' }, num(hi, 2)), steps ? null : h('span', { class: 'bottom' }, num(lo, 2))),
-    h('p', { class: 'axis' }, h('span', {}, 'step 0'), h('span', {}, `${n}`)))
-  figure.querySelector('svg').onclick = e => {
-    const box = e.currentTarget.getBoundingClientRect(), fps = films.fps || films.steps / Math.max(.1, films.length - 1.08)
-    films.pause()
-    films.seek((e.clientX - box.left) / box.width * n / fps)
-  }
+  const average = x => bars ? percent(mean(x)) : num(mean(x), 2)
+  const averages = lines.map(([a, x]) => `${ARMS[a]} ${average(x)}`)
+  const now = lines.map(() => h('output'))
+  const key = lines.map(([a], i) => h('span', { class: `arm-key ${a}` }, ARMS[a], now[i]))
+  const chart = s('svg', { viewBox: `0 0 ${n} 100`, preserveAspectRatio: 'none', role: 'img', 'aria-label': averages.join(', ') }, ...drawn, cursor)
+  chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.rate) }
   function follow(step) {
-    cursor.setAttribute('x1', step)
-    cursor.setAttribute('x2', step)
-    if (!steps) lines.forEach(([, x], i) => { now[i].textContent = step < x.length ? num(x[step], 2) : 'over' })
+    for (const end of ['x1', 'x2']) cursor.setAttribute(end, step)
+    lines.forEach(([, x], i) => { now[i].textContent = step >= x.length ? 'over' : bars ? ['no', 'yes'][x[step]] : num(x[step], 2) })
   }
-  return [figure, follow]
+  const ends = bars ? [] : [h('span.top', num(hi, 2)), h('span.bottom', num(lo, 2))]
+  const title = `${capital(readable(measure))}: ${averages.filter((_, i) => lines[i][0] !== 'placebo').join(', ')}${bars ? '' : ` ${unit}`}`
+  return [h('figure', { 'data-testid': `series-${measure}` }, h('figcaption', title), h('div.keys', key),
+    h('div.plot', chart, ends), h('p.axis', h('span', 'step 0'), h('span', n))), follow]
 }
 
-function showMeasures(r) {
-  $('measures').replaceChildren(...Object.values(group(r.table)).map(measureBlock))
+const reachOf = rows => 1.08 * Math.max(1e-9, ...rows.flatMap(r => [r.difference, r.difference_lo, r.difference_hi]).map(x => Math.abs(x ?? 0)))
+function rounder(reach) { // as many decimals for all numbers of a chart
+  const places = clamp(1 - Math.floor(Math.log10(reach)), 0, 5)
+  return (x, plus = '') => x == null ? '' : minus((x > 0 ? plus : '') + x.toFixed(places))
 }
 
 function measureBlock(rows) {
-  const others = rows.filter(r => r.arm !== 'baseline' && r.difference != null), base = rows.find(r => r.arm === 'baseline')
-  const ends = others.flatMap(r => [r.difference, r.difference_lo ?? 0, r.difference_hi ?? 0])
-  const reach = Math.max(...ends.map(Math.abs), 1e-9) * 1.08
-  const at = x => (x / reach + 1) / 2
-  const lines = others.map(r => h('div', { class: `forest ${r.arm}` }, h('span', {}, ARMS[r.arm] ?? r.arm),
-    h('span', { class: 'lane' }, r.difference_lo == null ? null : h('i', { class: 'interval', css: { '--from': at(r.difference_lo), '--to': at(r.difference_hi) } }),
-      h('i', { class: 'dot', css: { '--at': at(r.difference) } })),
-    h('span', {}, signed(r.difference, 2), h('small', {}, r.difference_lo == null ? ' one seed' : ` ${num(r.difference_lo, 2)} to ${num(r.difference_hi, 2)}`))))
-  const text = answer(rows)
-  const strong = others.some(r => r.beyond_placebo || r.arm === 'edited' && clear(r))
-  return h('figure', { class: strong ? 'measure strong' : 'measure', 'data-testid': `measure-${rows[0].measure}` }, h('figcaption', {}, text[0].toUpperCase() + text.slice(1)), ...lines,
-    h('p', { class: 'axis' }, h('span', {}, `${readable(rows[0].measure)}, ${rows[0].unit}`), h('span', {}, `baseline ${num(base?.mean)}`), h('span', {}, `n = ${rows[0].n}`)))
+  const others = rows.filter(r => r.difference != null), base = rows.find(r => r.arm === 'baseline')
+  const reach = reachOf(others), fix = rounder(reach), at = x => (x / reach + 1) / 2
+  const lines = others.map(r => h('div', { class: `forest ${r.arm}` }, h('span', ARMS[r.arm] ?? r.arm),
+    h('span.lane',
+      r.difference_lo != null && h('i.interval', { '--from': at(r.difference_lo), '--to': at(r.difference_hi) }),
+      h('i.dot', { '--at': at(r.difference) })),
+    h('span', fix(r.difference, '+'), h('small', r.difference_lo == null ? '' : ` ${fix(r.difference_lo)} to ${fix(r.difference_hi)}`))))
+  const [{ measure, unit, n }] = rows
+  return h('figure', { class: rows.some(strong) ? 'measure strong' : 'measure', 'data-testid': `measure-${measure}` },
+    h('figcaption', answer(rows)), lines, h('p.axis',
+      [`${readable(measure)}, ${unit}`, `baseline ${num(base?.mean)}`, `n = ${n}`].map(x => h('span', x))))
 }
 
-function showTable(r) {
-  const arms = Object.keys(ARMS).filter(a => r.table.some(x => x.arm === a))
-  const head = h('tr', {}, h('th', { scope: 'col' }, 'Measure'), ...arms.map(a => h('th', { scope: 'col', class: a }, ARMS[a])))
-  const cell = x => h('td', { class: x?.beyond_placebo ? 'strong' : '' }, num(x?.mean), h('small', {}, x?.lo == null ? '' : `${num(x.lo)} to ${num(x.hi)}`),
-    x?.difference == null ? null : h('small', {}, `${signed(x.difference)} from baseline${x.beyond_placebo ? ' *' : ''}`))
-  const body = Object.values(group(r.table)).map(rows => h('tr', {}, h('th', { scope: 'row' }, readable(rows[0].measure), h('small', {}, rows[0].unit)),
-    ...arms.map(a => cell(rows.find(x => x.arm === a)))))
-  const note = arms.includes('placebo') ? ' * beyond the placebo.' : ''
-  $('table').replaceChildren(h('caption', {}, `Means and 95 % intervals of ${plural(r.seeds.length, 'walk')} an arm, the same seeds for all.${note}`), h('thead', {}, head), h('tbody', {}, ...body))
+function showTable(r, measures) {
+  const arms = armsIn(a => r.table.some(x => x.arm === a))
+  const th = (scope, text, cls) => h('th', { scope, class: cls }, text)
+  const body = measures.map(rows => {
+    const fix = rounder(reachOf(rows))
+    const cells = arms.map(a => rows.find(x => x.arm === a)).map(x => h('td', { class: x.beyond_placebo && 'strong' }, num(x.mean),
+      x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
+      x.difference != null && h('small', `${fix(x.difference, '+') || 0} from baseline${x.beyond_placebo ? ' *' : ''}`)))
+    return h('tr', h('th', { scope: 'row' }, readable(rows[0].measure), h('small', rows[0].unit)), cells)
+  })
+  const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all`
+  $('table').replaceChildren(h('caption', `${caption}${arms.includes('placebo') ? '; * is beyond the placebo' : ''}.`),
+    h('thead', h('tr', th('col', 'Measure'), arms.map(a => th('col', ARMS[a], a)))), h('tbody', body))
 }
 
 // ---------------------------------------------------------------- the network
@@ -940,8 +928,11 @@ const net = {
     await attempt('network-error', null, async () => {
       const found = await Promise.all(keys.map(k => ask(`layer_weights/${encodeURIComponent(k)}`)))
       if (!mine()) return
-      this.weights = found.map(({ values }) => values.map(row => row.map((w, i) => [w, i])
-        .sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, values.length < 12 ? 8 : 3)))
+      this.weights = found.map(({ values }) => {
+        const most = Math.max(...values.map(row => Math.max(...row.map(Math.abs)))) || 1
+        const sorted = row => row.map((w, i) => [w / most, i]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]))
+        return values.map(row => sorted(row).slice(0, values.length < 12 ? 8 : 3))
+      })
       this.draw()
     })
   },
@@ -963,8 +954,10 @@ const net = {
   },
 
   scale(list) {
-    const most = list[0].layers.map((_, k) => Math.max(...list.map(x => Math.max(...x.layers[k].map(Math.abs))), 1e-6))
-    this.most = this.most ? this.most.map((m, k) => Math.max(m, most[k])) : most
+    this.most ??= list[0].layers.map((_, k) => { // what glows fully: one value in fifty is larger
+      const all = list.flatMap(x => x.layers[k].map(Math.abs)).sort((a, b) => a - b)
+      return all[Math.floor(.98 * all.length)] || 1
+    })
     const tapped = tapLayer()
     if (S.typical || tapped == null) return
     const lengths = list.map(x => Math.hypot(...x.layers[tapped])).sort((a, b) => a - b)
@@ -1033,7 +1026,7 @@ const net = {
     g.setTransform(ratio, 0, 0, ratio, 0, 0)
     g.clearRect(0, 0, w, hgt)
     const blocks = this.blocks = this.place(w, hgt)
-    const value = (k, i) => now ? now.layers[k][i] / this.most[k] : 0
+    const value = (k, i) => now ? clamp(now.layers[k][i] / this.most[k], -1, 1) : 0
     this.drawEdges(g, blocks, value)
     this.drawTap(g, blocks, now)
     blocks.forEach((b, k) => this.drawUnits(g, b, k, value))
@@ -1044,11 +1037,11 @@ const net = {
 
   drawEdges(g, blocks, value) {
     this.weights?.forEach((rows, k) => rows.forEach((edges, o) => edges.forEach(([weight, i]) => {
-      const flow = clamp(Math.abs(weight) * value(k, i), -1, 1), size = Math.abs(flow)
+      const flow = weight * value(k, i), size = Math.sqrt(Math.abs(flow))
       const [a, b] = [this.centre(blocks[k], i), this.centre(blocks[k + 1], o)], mid = (a[0] + b[0]) / 2
-      g.strokeStyle = size > .04 ? ink(weight * flow > 0 ? 'plus' : 'minus') : ink('faint')
-      g.globalAlpha = .16 + .6 * size
-      g.lineWidth = .5 + 1.1 * size
+      g.strokeStyle = size > .15 ? ink(flow > 0 ? 'plus' : 'minus') : ink('faint')
+      g.globalAlpha = .14 + .4 * size
+      g.lineWidth = .5 + .9 * size
       g.beginPath()
       g.moveTo(...a)
       g.bezierCurveTo(mid, a[1], mid, b[1], ...b)
@@ -1059,10 +1052,10 @@ const net = {
 
   drawUnits(g, b, k, value) {
     for (let i = 0; i < b.n; i++) {
-      const [x, y] = this.centre(b, i), v = clamp(value(k, i), -1, 1), size = Math.abs(v)
-      if (size > .45) this.disc(g, x, y, b.r * 2.1, ink(v > 0 ? 'plus' : 'minus'), .22 * size)
+      const [x, y] = this.centre(b, i), v = value(k, i), size = Math.sqrt(Math.abs(v))
+      if (size > .7) this.disc(g, x, y, b.r * 2, ink(v > 0 ? 'plus' : 'minus'), .2 * size)
       this.disc(g, x, y, b.r, ink('unit'), 1)
-      if (size > .02) this.disc(g, x, y, b.r, ink(v > 0 ? 'plus' : 'minus'), Math.min(1, .15 + size))
+      if (size > .02) this.disc(g, x, y, b.r, ink(v > 0 ? 'plus' : 'minus'), size)
     }
     g.globalAlpha = 1
   },
@@ -1217,7 +1210,7 @@ const heat = {
     const most = this.rows.reduce((a, row) => row.reduce((b, x) => Math.max(b, Math.abs(x)), a), 0) || 1
     c.width = m
     c.height = n
-    c.style.aspectRatio = `${m} / ${clamp(n, m / 16, m * 1.1)}`
+    c.style.aspectRatio = `${m} / ${clamp(n, m / 16, m * .66)}`
     const g = c.getContext('2d'), image = g.createImageData(m, n)
     const [up, down] = ['plus', 'minus'].map(name => ink(name).match(/[\d.]+/g).map(Number))
     this.rows.forEach((row, i) => row.forEach((x, j) => {
@@ -1295,7 +1288,7 @@ function setEdits(edits = []) {
   S.edits = edits ?? []
   const words = e => `${e.key}${e.index ? `[${e.index.join(', ')}]` : ''}: ${readable(e.op)} ${num(e.value)}`
   const links = ['safetensors', 'pt'].map(f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`))
-  $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', {}, words(e))), h('li', { class: 'save' }, 'Download the policy: ', links[0], ' or ', links[1]))
+  $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', words(e))), h('li.save', 'Download the policy: ', links[0], ' or ', links[1]))
   $('reset').hidden = !S.edits.length
   $('edits-line').textContent = ''
   plan()
@@ -1310,11 +1303,11 @@ async function listModels() {
     const when = m => new Date(1000 * m.created).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })
     $('models-button').textContent = models.length ? `Models (${models.length})` : 'Models'
     $('models').replaceChildren(...models.map(m => h('li', { 'data-testid': `model-${m.model_id}` },
-      h('span', {}, m.name, h('small', {}, ` ${when(m)}${m.model_id === current ? ', open' : ''}`)),
+      h('span', m.name, h('small', ` ${when(m)}${m.model_id === current ? ', open' : ''}`)),
       m.model_id === current ? null : h('button', { type: 'button', onclick: () => revisit(m.model_id) }, 'Open'),
       h('a', { href: `/model/${m.model_id}/save?format=safetensors`, download: true, class: 'button' }, 'Download'),
       h('button', { type: 'button', 'aria-label': `Delete ${m.name}`, onclick: e => forget(m.model_id, e.currentTarget) }, 'Delete'))))
-    if (!models.length) $('models').replaceChildren(h('li', { class: 'note' }, 'None yet.'))
+    if (!models.length) $('models').replaceChildren(h('li.note', 'None yet.'))
   })
 }
 
