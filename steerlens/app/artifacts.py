@@ -13,12 +13,13 @@ from ..core import atomic, need, root
 from ..sae.models import for_use, load_sae, new_sae, save_sae
 from ..sae.scores import quality
 from ..sae.train import Rows, Training, train
-from .policies import ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, read_tensors, site_of
+from .policies import ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, read_policy, read_tensors, site_of
 from .worlds import Kind, fitting, kind_of, rollout
 
 # %% auto #0
 __all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'unexplained', 'check_fit', 'misaligned', 'Tapped',
-           'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae', 'write_artifacts', 'embedded_sae']
+           'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae', 'write_artifacts', 'embedded_sae',
+           'opened']
 
 # %% ../../nbs/88_app.artifacts.ipynb #3ed617c5
 @torch.no_grad()
@@ -297,3 +298,17 @@ def embedded_sae(
     t = tapped(policy, dict(sae=root()/'weights'/'walker'/'sae'))
     acts = policy.passes(obs)[t.tap_index]
     return replace(t, obs=obs, acts=acts, episode=walk.long().numpy(), why='', loaded_from='weights/walker/sae')
+
+# %% ../../nbs/88_app.artifacts.ipynb #e9f357c3
+def opened(
+    policy:str='',   # A file; the shipped walker's if empty
+    artifacts:str='' # A folder of artifacts; the shipped ones if empty
+)->tuple[Policy,Tapped]: # Raises `SteerlensError` where there are no rows to read latents by
+    "A policy, its autoencoder, and what was recorded"
+    need(bool(policy)==bool(artifacts), 'policy and artifacts', 'one of them', 'both, or neither for the shipped walker')
+    if not policy: return embedded(), embedded_sae()
+    who,files = read_policy(policy), files_in(Path(artifacts))
+    need(files, artifacts, f"no {FILES['sae']} and no sae-lens directory", do='`steerlens policy train-sae` makes them')
+    t = tapped(who, files, loaded_from=artifacts)
+    need(not t.why, artifacts, t.why, 'cached observations and their activations')
+    return who, t
