@@ -390,7 +390,7 @@ function showCard(c) {
   $('card-title').textContent = `Latent ${c.feature_idx}`
   const mean = c.mean_active == null ? 'never active in these walks' : `active in ${percent(c.active)} of the steps, ${num(c.mean_active)} on average then`
   $('card-facts').textContent = `${mean}. Decoder length ${num(c.decoder_norm)}.`
-  const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c)]
+  const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c), momentsPart(c)]
   $('card-body').replaceChildren(...parts.filter(Boolean))
 }
 
@@ -406,7 +406,7 @@ function tracePart({ trace, firings }) {
   const key = kinds.map((k, i) => h('span', { class: `key e${i % 4}` }, readable(k)))
   const title = firings == null ? 'Its activation over a walk' : `It fires ${plural(firings, 'time')} in all walks; here the one where it peaks`
   return h('figure.wide', { 'data-testid': 'trace' }, h('figcaption', title), line, kinds.length ? strip : null,
-    h('p.axis', h('span', 'step 0'), h('span.keys', key), h('span', `${n}`)))
+    h('p.axis', h('span', 'step 0'), h('span', n)), h('p.axis', h('span.keys', key)))
 }
 
 function spans(values) { // stretches of equal values: [value, first, end]
@@ -415,29 +415,32 @@ function spans(values) { // stretches of equal values: [value, first, end]
   return found
 }
 
+const fill = x => h('span', { class: x < 0 ? 'fill neg' : 'fill', '--share': Math.abs(x) })
+const mark = at => h('span.mark', { '--at': at })
+function row(name, track, value, more = '') { // a name, bars from the middle, a number
+  return h('div', { class: `measure-row ${more || ''}` }, h('span', name), h('span.track', track), h('span', value))
+}
+
 function eventsPart({ events }) {
   if (!events?.length) return
-  const [first] = events, most = Math.max(...events.map(e => e.hi ?? e.active), 1e-9)
+  const [first] = events, most = Math.max(...events.map(e => e.active)) || 1
   const title = first.lift > 1.05 ? `${num(first.lift, 2)} × as often active in ${readable(first.event)}` : 'Active alike in all phases'
-  const rows = events.map(e => h('div.measure-row', h('span', readable(e.event)),
-    h('span.track', h('span.fill', { '--share': e.active / most }),
-      h('span.mark', { '--at': e.base / most })), h('span', percent(e.active))))
-  return h('figure', { 'data-testid': 'events' }, h('figcaption', title), ...rows,
+  const rows = events.map(e => row(readable(e.event), [fill(e.active / most), mark(e.base / most)], percent(e.active), 'from-left'))
+  return h('figure', { 'data-testid': 'events' }, h('figcaption', title), rows,
     h('p.note', 'Share of steps; the line is its share in all steps.'))
 }
 
 function drivesPart(c) {
   const effect = c.drives?.effect ?? c.drives
   if (!effect?.length) return
-  const chance = c.drives.placebo ?? effect.map(() => 0), names = S.targets?.action ?? range(effect.length).map(i => `action ${i}`)
+  const chance = c.drives.placebo ?? effect.map(() => 0), names = S.targets?.action ?? effect.map((_, i) => `action ${i}`)
   const most = Math.max(...effect.map(Math.abs), ...chance) || 1
-  const top = effect.map((x, i) => [Math.abs(x), i]).sort((a, b) => b[0] - a[0])[0][1]
-  const beyond = Math.abs(effect[top]) > 2 * chance[top]
-  const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}, ${beyond ? 'far beyond' : 'no more than'} random directions`
-  const rows = effect.slice(0, 24).map((x, i) => h('div.measure-row', h('span', names[i]),
-    h('span.track.both', h('span.chance', { '--share': chance[i] / most }),
-      h('span', { class: x < 0 ? 'fill neg' : 'fill', '--share': Math.abs(x) / most })), h('span', signed(x, 2))))
-  return h('figure', { 'data-testid': 'drives' }, h('figcaption', title), ...rows,
+  const top = effect.reduce((best, x, i) => Math.abs(x) > Math.abs(effect[best]) ? i : best, 0)
+  const times = Math.abs(effect[top]) / chance[top]
+  const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}, ${num(times, 2)} × as far as a random direction`
+  const random = x => h('span.chance', { '--share': x / most })
+  const rows = effect.slice(0, 24).map((x, i) => row(names[i], [random(chance[i]), fill(x / most)], signed(x, 2)))
+  return h('figure', { 'data-testid': 'drives' }, h('figcaption', Number.isFinite(times) ? title : title.split(',')[0]), rows,
     h('p.note', 'Change of each action for α = 1, in one step; dashed: random directions.'))
 }
 
@@ -452,6 +455,19 @@ function kinPart(c) {
     h('p.note', `Cosine of decoder directions${c.cluster >= 0 ? `; cluster ${c.cluster}` : ''}.`))
 }
 
+function momentsPart({ top = [] }) { // pictures are made when they are asked for, each by walking again
+  const some = top.filter(t => t.frame?.startsWith('/')).slice(0, 4)
+  if (!some.length) return
+  const note = h('p.note'), box = h('div.frames')
+  const fails = img => () => { img.remove(); note.textContent = 'Some of these walks were not recorded here and can’t be shown.' }
+  const show = ({ target }) => target.open && !box.firstChild && box.append(...some.map(t => {
+    const img = h('img', { src: t.frame, width: 400, height: 200, alt: `Row ${t.row}, activation ${num(t.value)}` })
+    img.onerror = fails(img)
+    return img
+  }))
+  return h('details.wide', { 'data-testid': 'moments', ontoggle: show }, h('summary', 'Show the moments where it is most active'), box, note)
+}
+
 // ---------------------------------------------------------------- alpha
 
 const MOST = 5 // the slider is cubic: fine near zero, where a walker still walks
@@ -460,9 +476,9 @@ const toPlace = a => Math.cbrt(clamp(a, -MOST, MOST) / MOST)
 
 for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { '--at': (toPlace(a) + 1) / 2 }, num(a)))
 
-function nudge() { // 1 % of a typical activation's length, which a walker mostly survives; 0.1 where that isn't known
+function nudge() { // 1 % of a typical activation's length, rounded up: felt, and mostly survived; 0.1 where that isn't known
   const length = S.typical ? .01 * S.typical / (S.card?.decoder_norm || 1) : .1
-  return clamp(Number(length.toPrecision(1)), .01, MOST)
+  return clamp(Math.ceil(100 * length) / 100, .01, MOST)
 }
 
 function setAlpha(a, byHand = true) {
@@ -650,18 +666,17 @@ $('find-alpha-form').onsubmit = e => {
 }
 
 function calibrated(r) {
-  const o = r.held_out, name = readable(r.measure)
-  const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0)
-  const most = Math.max(...r.evaluations.map(e => Math.abs(e.effect)), Math.abs(r.target)) || 1
-  const tried = [...r.evaluations].sort((a, b) => a.alpha - b.alpha).map(e => h('div', { class: e.alpha === r.alpha ? 'measure-row chosen' : 'measure-row' },
-    h('span', `α ${signed(e.alpha)}`), h('span.track.both', h('span', { class: e.effect < 0 ? 'fill neg' : 'fill', '--share': Math.abs(e.effect) / most }),
-      h('span.mark', { '--at': (r.target / most + 1) / 2 })), h('span', signed(e.effect, 2))))
+  const o = r.held_out, most = Math.max(...r.evaluations.map(e => Math.abs(e.effect)), Math.abs(r.target)) || 1
+  const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0).map(inPercent)
+  const side = x => `${readable(x.measure)} ${signed(x.difference, 2)} ${x.unit ?? ''} (${num(x.lo, 2)} to ${num(x.hi, 2)})`
+  const missed = o.beyond_placebo === false ? ' Not beyond random directions of that length.' : ''
+  const tried = r.evaluations.sort((a, b) => a.alpha - b.alpha).map(e =>
+    row(`α ${signed(e.alpha, 2)}`, [fill(e.effect / most), mark((r.target / most + 1) / 2)], signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
   return [
-    h('p.answer', `α = ${signed(r.alpha)} moves ${name} by ${signed(o.effect, 2)} SD on ${o.n} fresh seeds `
-      + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); wanted ${signed(r.target)}.${o.beyond_placebo === false ? ' Random directions do as much.' : ''}`),
-    ...tried, h('p.note', `Effect of each α that was tried, in SD; the line is the target.`),
-    h('p', sides.length ? `Side effects: ${sides.map(x => `${readable(x.measure)} ${signed(x.difference, 2)} (${num(x.lo, 2)} to ${num(x.hi, 2)})`).join('; ')}.`
-      : 'No side effect on any other measure whose interval leaves zero out.')]
+    h('p.answer', `α = ${signed(r.alpha)} moves ${readable(r.measure)} by ${signed(o.effect, 2)} SD in ${o.n} fresh walks `
+      + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); ${signed(r.target)} was wanted.${missed}`),
+    ...tried, h('p.note', 'Effect of each α that was tried, in SD; the line is the target.'),
+    h('p', sides.length ? `Side effects: ${sides.map(side).join('; ')}.` : 'No side effect whose interval leaves zero out.')]
 }
 
 $('find-latents-form').onsubmit = e => {
@@ -676,12 +691,18 @@ $('find-latents-form').onsubmit = e => {
 }
 
 function searched(r) {
-  const title = r.found.length ? `${plural(r.found.length, 'latent')} move${r.found.length === 1 ? 's' : ''} a measure both ways, beyond the placebo`
+  const n = new Set(r.found.map(f => f.feature_idx)).size
+  const title = n ? `${plural(n, 'latent')} move${n === 1 ? 's' : ''} a measure both ways, beyond the placebo`
     : 'No latent moves a measure both ways beyond the placebo'
-  const rows = r.found.map(f => h('li', h('button', { type: 'button', class: 'chip', 'data-testid': `take-${f.feature_idx}`,
-    onclick: async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(3))) } }, `Take ${f.feature_idx}`),
-  ` ${readable(f.measure)}: ${signed(f.plus.difference, 2)} at α ${signed(f.alpha, 2)}, ${signed(f.minus.difference, 2)} at ${signed(-f.alpha, 2)}, placebo ${signed(f.placebo.difference, 2)}; q ${num(f.q, 2)}`))
-  return [h('p.answer', title), h('p.note', `${r.tried} pairs of latent and measure tried, judged on ${r.n} fresh seeds.`), h('ul.found', rows)]
+  const note = `${r.tried} pairs of latent and measure, those found judged on ${r.n} fresh seeds; q is the false discovery rate.`
+  const take = f => async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(2))) }
+  const cell = x => h('td', signed(x.difference, 2), h('small', `${num(x.lo, 2)} to ${num(x.hi, 2)}`), x.fell > 0 && h('small', `${percent(x.fell)} fell`))
+  const rows = r.found.map(f => h('tr',
+    h('td', h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) }, `Take ${f.feature_idx}`)),
+    h('td', readable(f.measure), h('small', f.unit)), h('td', signed(f.alpha, 2)),
+    [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1))))
+  const head = ['Latent', 'Measure', 'α', '−α', '+α', 'placebo', 'q'].map(x => h('th', { scope: 'col' }, x))
+  return [h('p.answer', title), h('p.note', note), n ? h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, h('table', h('thead', h('tr', head)), h('tbody', rows))) : null].filter(Boolean)
 }
 
 // ---------------------------------------------------------------- the answer of a run

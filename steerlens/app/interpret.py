@@ -59,7 +59,7 @@ FOLDS = 5
 def _deal(groups_N):
     "The fold of each row"
     sizes = np.bincount(groups_N)
-    need(len(sizes)>1, 'groups', 'a single one', '2 or more', 'blocks(n_rows) makes some')
+    need(len(sizes)>1, 'groups', 'a single one', '2 or more', 'leave groups out if none are known')
     fold_of,filled = np.zeros(len(sizes), dtype=int), np.zeros(min(FOLDS, len(sizes)))
     for i in np.argsort(-sizes, kind='stable'):
         fold_of[i] = filled.argmin()
@@ -156,7 +156,7 @@ class Fit:
 def top(self:Fit,
     k:int=10 # Latents
 )->list[dict]: # feature_idx, weight, abs_weight, standardised, active
-    "The latents with the largest weights, whichever their sign"
+    "The latents with the largest raw weights, whichever their sign"
     w,s,a = self.weight_F, self.standardised_F, self.active_F
     return [dict(feature_idx=int(j), weight=float(w[j]), abs_weight=float(abs(w[j])), standardised=float(s[j]),
                  active=float(a[j])) for j in np.argsort(-abs(w), kind='stable')[:k]]
