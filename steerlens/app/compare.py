@@ -165,6 +165,7 @@ def _frame(kind, walk, name, i):
 
 def _grid(pictures):
     "Two in a row"
+    if len(pictures)==1: return pictures[0]
     if len(pictures)%2: pictures = [*pictures, np.zeros_like(pictures[0])]
     return np.concatenate([np.concatenate(pictures[i:i+2], 1) for i in range(0, len(pictures), 2)])
 

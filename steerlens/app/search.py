@@ -37,9 +37,9 @@ def value_of(
 def values_of(walks:list, kind:Kind, measure:str)->np.ndarray: # One number a walk
     return np.array([value_of(w, kind, measure) for w in walks])
 
-# %% ../../nbs/89_app.search.ipynb #8f5fb149
+# %% ../../nbs/89_app.search.ipynb #b35523ba
 def next_alpha(
-    tried:dict,   # alpha -> effect, in the direction of the target
+    tried:dict,   # alpha -> effect in the direction of the target, and its standard error
     target:float, # Above zero
     probe:float,  # The first alpha
     clip:float    # The largest one
@@ -48,8 +48,8 @@ def next_alpha(
     for a in (probe, -probe):
         if a not in tried: return a
     side = 1 if tried[probe] >= tried[-probe] else -1
-    points = [(0., 0.), *sorted((abs(a), e) for a,e in tried.items() if a*side>0)]
-    if min(abs(e-target) for _,e in points) <= target/10: return None
+    points = [(0., 0.), *sorted((abs(a), e) for a,(e,_) in tried.items() if a*side>0)]
+    if any(abs(e-target) <= max(target/10, se) for e,se in tried.values()): return None
     for (a,low),(b,high) in zip(points, points[1:]):
         if low < target <= high: return side*(a+(b-a)*min(max((target-low)/(high-low), .1), .9))
     last,effect = points[-1]
@@ -70,8 +70,8 @@ def push(
     need(isinstance(latent, int) and 0<=latent<n, 'latent', latent, f'0 to {n-1}')
     return Intervention(site_of(tap_index), 'all', Add(sae.W_dec[latent].detach(), alpha), gate)
 
-# %% ../../nbs/89_app.search.ipynb #1c507c03
-SEEN,FRESH = range(2000, 2016), range(3000, 3024) # Seeds: to choose by, and to judge an alpha by
+# %% ../../nbs/89_app.search.ipynb #8d734c5a
+SEEN,FRESH = range(2000, 2048), range(3000, 3064) # Seeds: to choose by, and to judge an alpha by
 
 def calibrate(
     policy:Policy,   # Who walks
@@ -105,13 +105,14 @@ def calibrate(
     sd = float(base.std(ddof=1))
     need(sd>0, 'measure', f'{measure} is the same in all unedited walks', 'one that varies')
     while len(tried)<evaluations and (a := next_alpha(tried, abs(target), probe, clip)) is not None:
-        tried[a] = float((walk(a)-base).mean()/sd*np.sign(target))
-    alpha = min(tried, key=lambda a: abs(tried[a]-abs(target)))
-    found = [dict(alpha=a, effect=e*np.sign(target)) for a,e in tried.items()]
+        d = (walk(a)-base)/sd*np.sign(target)
+        tried[a] = float(d.mean()), float(d.std(ddof=1)/len(d)**.5)
+    alpha = min(tried, key=lambda a: abs(tried[a][0]-abs(target)))
+    found = [dict(alpha=a, effect=float(e*np.sign(target)), se=se) for a,(e,se) in tried.items()]
     judged = _judged(policy, kind, push(sae, tap_index, latent, alpha, gate), held_out, steps, measure, sd, stop)
     if tell: tell(1.)
-    return dict(alpha=alpha, target=target, measure=measure, sd=sd, effect=tried[alpha]*np.sign(target),
-                evaluations=found) | judged
+    return dict(alpha=alpha, target=target, measure=measure, sd=sd, evaluations=found,
+                effect=float(tried[alpha][0]*np.sign(target))) | judged
 
 def ends(
     x:np.ndarray # Differences, one a seed
@@ -229,8 +230,8 @@ def screen(
         return dict(expected=ours@w, random=theirs@w, noise=noise, longest=float(length.max()))
     return {m: judged(m) for m in kind.units}
 
-# %% ../../nbs/89_app.search.ipynb #4c9a1986
-SIZE = 3. # Standard deviations
+# %% ../../nbs/89_app.search.ipynb #86728825
+SIZE = 2. # Standard deviations
 
 def gaits(
     kind:Kind # A world
