@@ -5,6 +5,7 @@
 # %% ../../nbs/89_app.search.ipynb #963fdc38
 from __future__ import annotations
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from ..steer.edits import Add, Gate, Intervention
 from .policies import Policy, site_of
 from .worlds import Kind, Walk, rollout
 from .artifacts import unexplained
-from .compare import as_far, beyond, compare, interval
+from .compare import as_far, arms, beyond, compare, interval
 
 # %% auto #0
 __all__ = ['SEEN', 'FRESH', 'SHARES', 'SIZE', 'JUDGED', 'value_of', 'values_of', 'next_alpha', 'push', 'calibrate', 'ends',
            'at_bound', 'diagnose', 'at_once', 'spread', 'line', 'screen', 'gaits', 'promising', 'p_of', 'both_ways',
-           'search']
+           'search', 'impostor', 'surest', 'show_found', 'once_more']
 
 # %% ../../nbs/89_app.search.ipynb #ba2bb609
 def value_of(
@@ -122,8 +123,8 @@ def ends(
 def _judged(policy, kind, edit, seeds, steps, measure, sd, stop):
     "Effect and side effects on fresh seeds"
     n = len(seeds)
-    arms = dict(baseline=[None]*n, plus=[edit]*n, placebo=[edit.placebo(s) for s in seeds])
-    c = compare(policy, kind, arms, seeds, steps, film=None, stop=stop)
+    three = dict(baseline=[None]*n, plus=[edit]*n, placebo=[edit.placebo(s) for s in seeds])
+    c = compare(policy, kind, three, seeds, steps, film=None, stop=stop)
     base,plus,lost = (values_of(c.walks[a], kind, measure) for a in ('baseline', 'plus', 'placebo'))
     effect = dict(zip(('effect', 'lo', 'hi'), (None if x is None else x/sd for x in interval(plus-base))))
     rest = [dict(measure=m, unit=kind.units[m]) | ends(c.differences('plus', m)) for m in kind.units if m!=measure]
@@ -309,11 +310,11 @@ def search(
 # %% ../../nbs/89_app.search.ipynb #e4435e62
 def _arms(edits, n):
     "The baseline, and for each latent: forth (1), back (-1), and anywhere (0)"
-    arms = dict(baseline=[None]*n)
+    found = dict(baseline=[None]*n)
     for j,v in edits.items():
         back = replace(v, edit=replace(v.edit, alpha=-v.edit.alpha))
-        arms |= {(j,1): [v]*n, (j,-1): [back]*n, (j,0): [v.placebo(JUDGED+i) for i in range(n)]}
-    return arms
+        found |= {(j,1): [v]*n, (j,-1): [back]*n, (j,0): [v.placebo(JUDGED+i) for i in range(n)]}
+    return found
 
 def _stronger(seen, i):
     "Share of random directions of which less is expected"
@@ -324,9 +325,75 @@ def _row(c, j, measure, alpha, stronger):
     names = dict(plus=1, minus=-1, placebo=0)
     d = {k: c.differences((j,s), measure) for k,s in names.items()}
     both,p = both_ways(**d)
-    arms = {k: ends(x) | dict(fell=_fell(c.walks[j,names[k]])) for k,x in d.items()}
+    found = {k: ends(x) | dict(fell=_fell(c.walks[j,names[k]])) for k,x in d.items()}
     far = max(as_far(d[k], d['placebo']) for k in ('plus', 'minus'))
-    return dict(feature_idx=j, measure=measure, unit=c.kind.units[measure], alpha=alpha, **arms, p=p, both=bool(both),
+    return dict(feature_idx=j, measure=measure, unit=c.kind.units[measure], alpha=alpha, **found, p=p, both=bool(both),
                 as_far=far, stronger_than=stronger)
 
 def _fell(walks): return float(np.mean([w.fell for w in walks]))
+
+# %% ../../nbs/89_app.search.ipynb #1f7969e2
+def impostor(
+    sae,       # An autoencoder
+    seed:int=0 # Of its directions
+): # The same one, with a random direction, as long, in the place of each decoder row
+    "What a search would find if latents were any directions"
+    other = deepcopy(sae)
+    r = torch.randn(sae.W_dec.shape, generator=generator('impostor', seed))
+    other.W_dec.data = r*(sae.W_dec.detach().norm(dim=1)/r.norm(dim=1))[:,None]
+    return other
+
+# %% ../../nbs/89_app.search.ipynb #9a5fd4aa
+def surest(
+    rows:list # From `search`, the surest first
+)->list: # One row a latent
+    "Each latent once, with the measure that it moves most surely"
+    first = {}
+    for r in rows: first.setdefault(r['feature_idx'], r)
+    return [*first.values()]
+
+# %% ../../nbs/89_app.search.ipynb #10731934
+def show_found(
+    found:dict # From `search`
+): # A figure
+    "What the walked latents did, forth and back, beside random directions as long"
+    from steerlens import plot
+    rows,best = surest(found['walked'])[:4], surest(found['found'])[:3]
+    said = ', '.join(f"{r['feature_idx']} ({r['measure']})" for r in best)
+    what = f'Latents that move the walk both ways, beyond the placebo: {said}' if said else 'None moves it both ways'
+    title = f"{what}; {found['n']} fresh seeds, {found['tried']:,} pairs of latent and measure looked at"
+    fig,axs = plot.sheet(title, .7+1.1*len(rows), len(rows))
+    for ax,r in zip(axs, rows): _arms_of(ax, r)
+    return fig
+
+def _arms_of(ax, row):
+    "Three intervals"
+    from steerlens.plot import HUES
+    looks = dict(minus=HUES['orange'], placebo='#9a9a9a', plus=HUES['blue'])
+    for y,(arm,colour) in enumerate(looks.items()):
+        d,style = row[arm], (0, (2, 1.5)) if arm=='placebo' else '-'
+        ax.plot([d['lo'], d['hi']], [y, y], color=colour, lw=2, ls=style)
+        ax.plot(d['difference'], y, 'o', color=colour, mfc='white' if arm=='placebo' else colour)
+    ax.axvline(0, color='#999', lw=.8)
+    ax.set(yticks=range(3), ylim=(2.5, -.5), xlabel=f"{row['measure']}, {row['unit']}, difference from the baseline")
+    ax.set_yticklabels([f"latent {row['feature_idx']}, {row['alpha']:+.3g}".replace('+', '−' if a=='minus' else '+')
+                        if a!='placebo' else 'random, as long' for a in looks])
+
+# %% ../../nbs/89_app.search.ipynb #35fb95b7
+def once_more(
+    policy:Policy,   # Who walks
+    kind:Kind,       # Where
+    sae,             # The autoencoder
+    tap_index:int,   # Where it is
+    rows:list,       # Of `search`
+    seeds:Sequence[int], # Others than those of the search
+    steps:int,       # At most
+    film:int|None=None # Which seed to film, by its place
+)->dict: # (latent, measure) -> `Comparison`
+    "Findings on fresh seeds"
+    found = {}
+    for r in rows:
+        v = push(sae, tap_index, r['feature_idx'], r['alpha'])
+        four = arms(v.site, v.edit.vector, r['alpha'], seeds)
+        found[r['feature_idx'],r['measure']] = compare(policy, kind, four, seeds, steps, film)
+    return found
