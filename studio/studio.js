@@ -191,7 +191,7 @@ async function open(model, file) {
   $('env').value = model.worlds[0] ?? ''
   $('worlds').replaceChildren(...model.worlds.map(w => h('option', { value: w })))
   showAssumed()
-  for (const id of ['latents-error', 'network-error', 'run-error', 'apply-error', 'weights-error', 'apply-line',
+  for (const id of ['latents-error', 'network-error', 'run-error', 'apply-error', 'weights-error', 'apply-line', 'edits-line',
     'calibrate-result', 'search-result', 'calibrate-job', 'search-job', 'run-job']) $(id).replaceChildren()
   scrollTo({ top: 0 })
   setEdits(model.weight_edits)
@@ -1311,7 +1311,6 @@ function setEdits(edits = []) {
   const links = ['safetensors', 'pt'].map(f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`))
   $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', words(e))), h('li.save', 'Download the policy: ', links[0], ' or ', links[1]))
   $('reset').hidden = !S.edits.length
-  $('edits-line').textContent = ''
   plan()
 }
 

@@ -1,0 +1,327 @@
+"The studio's page in headless Chromium, as a visitor uses it, against the server that a user starts"
+import json, re, shutil, subprocess, sys, time
+from pathlib import Path
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+STEERLENS = Path(sys.executable).parent/'steerlens'
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+for needed in ('fastapi', 'uvicorn', 'multipart', 'gymnasium'):
+    pytest.importorskip(needed, reason=f'{needed} is not installed')
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium here')
+WALKER = 'embedded walker'
+
+
+@pytest.fixture(scope='module')
+def server():
+    "Its address, and when it was started"
+    began = time.monotonic()
+    p = subprocess.Popen([STEERLENS, 'studio', '--port', '0'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    yield re.search(r'http://\S+', p.stdout.readline())[0], began
+    p.terminate()
+    p.wait(20)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with api.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    "A new visitor, whose page must not complain of itself"
+    context = browser.new_context(viewport=dict(width=1440, height=900))
+    page = context.new_page()
+    said = []
+    page.on('pageerror', lambda e: said.append(str(e)))
+    page.on('console', lambda m: said.append(m.text) if 'Content Security' in m.text else None)
+    page.goto(server[0])
+    yield page
+    context.close()
+    assert not said
+
+
+def walker(page):
+    "The embedded walker, with a latent chosen"
+    page.click('#take-walker')
+    page.wait_for_selector('#card:not([hidden])')
+
+
+def short(page, seeds=2, steps=40):
+    "Runs of a few seconds"
+    page.click('#run-settings summary')
+    page.fill('#n-seeds', str(seeds))
+    page.fill('#steps', str(steps))
+
+
+def run(page):
+    page.click('#run')
+    page.wait_for_selector('#result:not([hidden])', timeout=90_000)
+
+
+def until(page, expression, seconds=20):
+    "Ask until it is true; the page's own policy forbids `wait_for_function`"
+    end = time.monotonic()+seconds
+    while not page.evaluate(expression):
+        assert time.monotonic()<end, expression
+        page.wait_for_timeout(50)
+
+
+def text(page, selector): return page.locator(selector).inner_text()
+def now(page): return page.evaluate('[...document.querySelectorAll("video")].map(v => v.currentTime)')
+
+
+def policy(path, **tensors):
+    "A policy of the guide's shape"
+    sizes = [17, 32, 32, 32, 6]
+    state = {f'net.{2*i}.weight': torch.randn(o, n)*.3 for i,(n,o) in enumerate(zip(sizes, sizes[1:]))}
+    torch.save(state | tensors, path)
+    return path
+
+
+def test_two_clicks_to_the_first_video(page, server):
+    "From the server's start to four synchronous films, in 60 s and at most four clicks"
+    page.click('#take-walker')
+    page.wait_for_selector('#card:not([hidden])')
+    page.click('#run')
+    until(page, '[...document.querySelectorAll("video")].filter(v => v.currentTime > 0).length==4', 90)
+    assert time.monotonic()-server[1] < 60
+    page.wait_for_timeout(1500)
+    times = now(page)
+    assert min(times) > .5 and max(times)-min(times) < .2
+    page.click('#play')
+    page.locator('#scrub').fill('2')
+    page.wait_for_timeout(500)
+    assert now(page) == pytest.approx([2]*4, abs=.1)
+    assert re.search(r'This run really had latent \d+ at \+0\.\d+ on tap 5', text(page, '#applied'))
+    assert page.locator('.film').count() == 4 and page.locator('.film.yours').count() == 1
+    assert page.locator('#measures figure').count() == page.locator('#table tbody tr').count() == 8
+    assert page.locator('#series figure').count() >= 3
+    assert len(text(page, '#result-title')) > 20
+
+
+def test_slider(page):
+    walker(page)
+    alpha = page.locator('#alpha')
+    alpha.focus()
+    before = float(page.input_value('#alpha-number'))
+    page.keyboard.press('ArrowRight')
+    assert float(page.input_value('#alpha-number')) == pytest.approx(before+.01)
+    page.keyboard.press('End')
+    assert page.input_value('#alpha-number')=='5' and alpha.get_attribute('aria-valuetext')=='alpha +5'
+    page.wait_for_selector('#apply-line b')
+    assert '+5 times latent' in text(page, '#apply-line')
+    alpha.dblclick()
+    assert page.input_value('#alpha-number') == '0'
+    assert 'baseline alone' in text(page, '#run-plan')
+    page.fill('#alpha-number', '-0.3')
+    page.click('#apply')
+    api.expect(page.locator('#apply-line')).to_contain_text('-0.3 times latent')
+    page.fill('#gate-from', '9')
+    page.fill('#gate-to', '3')
+    page.click('#apply')
+    api.expect(page.locator('#apply-error')).to_contain_text('the first must come before the end')
+
+
+def test_latents(page):
+    walker(page)
+    shown = page.locator('.latent .value').all_inner_texts()
+    sizes = [abs(float(x.replace('−', '-'))) for x in shown]
+    assert sizes == sorted(sizes, reverse=True) and 'R²' in text(page, '#fit-line')
+    page.select_option('#target', 'event:0')
+    api.expect(page.locator('#fit-line')).to_contain_text('both feet')
+    second = page.locator('.latent').nth(1)
+    second.click()
+    j = second.get_attribute('data-j')
+    api.expect(page.locator('#card-title')).to_have_text(f'Latent {j}')
+    assert page.input_value('#latent') == j and second.get_attribute('aria-pressed') == 'true'
+    for part in ('trace', 'events', 'drives', 'neighbours'): assert page.get_by_test_id(part).count() == 1
+    page.get_by_test_id('neighbours').locator('button').first.click()
+    api.expect(page.locator('#card-title')).not_to_have_text(f'Latent {j}')
+    page.click('[data-testid=moments] summary')
+    until(page, 'document.querySelector(".frames img")?.naturalWidth > 0')
+
+
+def test_network_glows(page):
+    walker(page)
+    drawn = 'document.getElementById("net").toDataURL().slice(-4000)'
+    first = page.evaluate(drawn)
+    until(page, f'{drawn} != {json.dumps(first)}')
+    page.locator('#network-title').click()
+    page.keyboard.press(' ')
+    assert page.get_attribute('#net-play', 'aria-pressed') == 'false'
+    page.locator('#net-scrub').fill('500')
+    api.expect(page.locator('#net-time')).to_contain_text('step')
+
+
+def test_wrong_artifacts(page, tmp_path):
+    "What the guide calls troubleshooting: each is one line, with what to do"
+    walker(page)
+    page.click('#load-sae-open')
+    page.fill('#artifacts-dir', 'nowhere')
+    page.click('#load-sae')
+    api.expect(page.locator('#sae-error')).to_contain_text('SAE not found')
+    page.fill('#artifacts-dir', '../..')
+    page.click('#load-sae')
+    api.expect(page.locator('#sae-error')).to_contain_text('below the root')
+    page.fill('#artifacts-dir', 'weights/walker/sae')
+    page.select_option('#tap-index', '3')
+    page.click('#load-sae')
+    api.expect(page.locator('#sae-error')).to_contain_text('tap 5 fits')
+    page.click('text=Use tap 5')
+    api.expect(page.locator('#latents-error')).to_contain_text('Need SAE + cached data')
+    assert page.locator('#latent option').count() == 256 # to be pushed, if not interpreted
+
+
+def test_uploads(page, tmp_path):
+    (tmp_path/'bad.pt').write_bytes(b'no tensors')
+    page.set_input_files('#policy-file', tmp_path/'bad.pt')
+    api.expect(page.locator('#start-error')).to_contain_text('bad.pt')
+    name = '<img src=x onerror=alert(1)>.pt'
+    page.set_input_files('#policy-file', dict(name=name, mimeType='', buffer=policy(tmp_path/'p.pt').read_bytes()))
+    api.expect(page.locator('#model-line')).to_contain_text(name)
+    assert '17 → 32 → 32 → 32 → 6' in text(page, '#model-line')
+    assert 'gelu' in page.input_value('#assumed-activation')
+    page.select_option('#assumed-activation', 'tanh')
+    api.expect(page.locator('#model-line')).to_contain_text('tanh')
+    assert page.locator('#sae-form').is_visible() # the next thing to do
+
+
+def test_raw_weights(page):
+    walker(page)
+    page.click('#tab-weights')
+    page.select_option('#key', 'out.bias')
+    api.expect(page.locator('#heat-note')).to_contain_text('4;')
+    page.fill('#edit-i', '2')
+    page.select_option('#edit-op', 'set')
+    page.fill('#edit-value', '0.5')
+    page.click('#edit-apply')
+    api.expect(page.locator('#edits-line')).to_contain_text('is 0.5')
+    page.select_option('#key', 'layers.1.0.weight')
+    page.fill('#all-value', '0.9')
+    page.click('#all-apply')
+    api.expect(page.locator('#edits-line')).to_contain_text('4096 weights')
+    page.fill('#edit-i', '99')
+    page.click('#edit-apply', force=True)
+    short(page)
+    run(page)
+    assert 'really had 2 weight edits' in text(page, '#applied')
+    assert page.locator('.film').count() == 2
+    page.click('#reset')
+    api.expect(page.locator('#edits-line')).to_contain_text('as they were uploaded')
+    with page.expect_download() as d: page.click('#download-safetensors')
+    assert d.value.suggested_filename.endswith('.safetensors')
+
+
+def test_models(page):
+    walker(page)
+    page.reload() # the address keeps the model
+    page.wait_for_selector('#card:not([hidden])')
+    page.click('#models-button')
+    page.click('#new-model')
+    walker(page)
+    page.click('#models-button')
+    api.expect(page.locator('#models li')).to_have_count(2)
+    page.locator('#models li').first.get_by_text('Open').click()
+    page.wait_for_selector('#card:not([hidden])')
+    page.click('#models-button')
+    for left in (1, 0):
+        page.locator('#models').get_by_text('Delete').first.click()
+        api.expect(page.locator('#models [data-testid]')).to_have_count(left)
+    api.expect(page.locator('#start')).to_be_visible()
+
+
+def test_cancel(page):
+    walker(page)
+    short(page, 200, 2000)
+    page.click('#run')
+    page.click('[data-testid=cancel]')
+    api.expect(page.locator('#run-job')).to_be_empty()
+    assert page.locator('#result').is_hidden()
+    short_again = page.locator('#n-seeds')
+    short_again.fill('500')
+    page.click('#run')
+    api.expect(page.locator('#run-error')).to_contain_text('200')
+
+
+def answered(page, kind, result):
+    "Let a job have been done at once"
+    job = dict(run_id='canned', kind=kind, state='done', progress=1, message='', result=result)
+    page.route(f'**/model/*/{kind}', lambda r: r.fulfill(json=dict(run_id='canned')))
+    page.route('**/run/canned/events', lambda r: r.fulfill(content_type='text/event-stream', body=f'data: {json.dumps(job)}\n\n'))
+
+
+def test_find(page):
+    "An alpha is found, and latents; both are taken over"
+    walker(page)
+    side = dict(measure='tilt', unit='rad', difference=.1, lo=.05, hi=.2)
+    held = dict(effect=.3, lo=.1, hi=.5, n=24, beyond_placebo=True)
+    tried = [dict(alpha=a, effect=e) for a,e in ((.05, .1), (-.05, -.2), (.12, .36))]
+    answered(page, 'calibrate', dict(alpha=.12, target=.35, measure='speed', effect=.36, held_out=held, side_effects=[side],
+                                     evaluations=tried))
+    page.click('#find-alpha-open')
+    page.click('#find-alpha')
+    api.expect(page.locator('#calibrate-result')).to_contain_text('tilt +0.1 rad')
+    assert page.input_value('#alpha-number') == '0.12'
+    arms = {a: dict(difference=d, lo=d-.1, hi=d+.1, fell=0) for a,d in (('plus', .5), ('minus', -.4), ('placebo', 0))}
+    found = dict(feature_idx=17, measure='speed', unit='lengths/s', alpha=.2, q=.01, **arms)
+    answered(page, 'search', dict(found=[found], walked=[found], tried=1024, n=40))
+    page.click('#find-latents-open')
+    page.click('#find-latents')
+    api.expect(page.locator('#search-result')).to_contain_text('1 latent moves')
+    page.get_by_test_id('take-17').click()
+    api.expect(page.locator('#card-title')).to_have_text('Latent 17')
+    assert page.input_value('#alpha-number') == '0.2' and page.input_value('#latent') == '17'
+
+
+SMALL = '''() => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility?.() && e.childNodes.length &&
+  [...e.childNodes].some(n => n.nodeType==3 && n.data.trim()) && parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.outerHTML.slice(0, 80))'''
+
+FAINT = '''() => {
+  const rgb = c => (c.match(/[\\d.]+/g) ?? []).map(Number)
+  const light = ([r,g,b]) => { const f = x => (x /= 255) <= .03928 ? x/12.92 : ((x+.055)/1.055)**2.4; return .2126*f(r)+.7152*f(g)+.0722*f(b) }
+  const under = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length==3) return c } return [255,255,255] }
+  return [...document.querySelectorAll('body *')].filter(e => e.checkVisibility?.() && !e.closest('.skip, option, svg, .plot, #net-tip') &&
+    [...e.childNodes].some(n => n.nodeType==3 && n.data.trim())).map(e => {
+      const [a,b] = [light(rgb(getComputedStyle(e).color)), light(under(e))].sort((x,y) => y-x)
+      return [(a+.05)/(b+.05), e.outerHTML.slice(0, 80)] }).filter(([c]) => c < 4.5)
+}'''
+
+
+@pytest.mark.parametrize('width', (390, 900, 1440))
+@pytest.mark.parametrize('theme', ('light', 'dark'))
+def test_looks(browser, server, width, theme):
+    "Nothing hangs out, no text is small or faint, and nothing jumps while a latent is chosen"
+    context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=theme, reduced_motion='reduce')
+    page = context.new_page()
+    page.goto(server[0])
+    walker(page)
+    short(page)
+    run(page)
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert page.evaluate(SMALL) == [] and page.evaluate(FAINT) == []
+    assert page.get_attribute('#play', 'aria-pressed') == 'false' # motion is asked for, not forced
+    page.click('#tab-weights')
+    assert page.evaluate('document.documentElement.scrollWidth') <= width and page.evaluate(FAINT) == []
+    context.close()
+
+
+def test_labels(page):
+    "Every control has a name, and nothing is inline"
+    walker(page)
+    nameless = '''() => [...document.querySelectorAll('button, input, select, canvas, video, progress')].filter(e =>
+      !e.labels?.length && !e.ariaLabel && !e.getAttribute('aria-label') && !e.textContent.trim()).map(e => e.outerHTML)'''
+    assert page.evaluate(nameless) == []
+    html = (ROOT/'studio'/'index.html').read_text()
+    assert not re.search(r'\son\w+=|\sstyle=|<style|<script(?![^>]*src)|https?://', html)
+
+
+def test_a_server_that_is_gone(page):
+    page.route('**/embedded', lambda r: r.abort())
+    page.click('#take-walker')
+    api.expect(page.locator('#start-error')).to_contain_text('does not answer')
