@@ -175,9 +175,9 @@ def clusters(m:WithSae)->dict:
 @api.get('/model/{model_id}/latent/{j}')
 def latent(m:Readable, j:int)->dict:
     "One latent's card; each of its top rows has the address of a picture"
-    card = m.reading.card(j)
+    card = clean(m.reading.card(j))
     for t in card['top']: t['frame'] = f"/model/{m.id}/frame/{t['row']}"
-    return clean(card)
+    return card
 
 @api.get('/model/{model_id}/frame/{row}')
 def frame(m:Readable, row:int)->Response:
@@ -188,7 +188,7 @@ def frame(m:Readable, row:int)->Response:
 @api.get('/model/{model_id}/activations')
 def activations(m:Readable, first:First=0, end:End=1)->dict:
     "Every unit at some steps of a recorded walk, at most 200 at once"
-    return clean(m.reading.played(first, min(end, first+200)))
+    return m.reading.played(first, min(end, first+200))
 
 First,End = Annotated[int, Query(alias='from', ge=0, lt=2**31)], Annotated[int, Query(alias='to', ge=1, lt=2**31)]
 

@@ -13,7 +13,8 @@ from ..core import atomic, need, root
 from ..sae.models import for_use, load_sae, new_sae, save_sae
 from ..sae.scores import quality
 from ..sae.train import Rows, Training, train
-from .policies import ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, read_policy, read_tensors, site_of
+from .policies import (ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, read_policy, read_tensors,
+                                    site_of)
 from .worlds import Kind, fitting, kind_of, rollout
 
 # %% auto #0
@@ -165,7 +166,7 @@ class Tapped:
     loaded_from:str
     obs:Tensor|None = None  # [N, n_obs], with activations in the same order
     acts:Tensor|None = None # [N, d_in]
-    episode:np.ndarray|None = None # [N]; stretches of equal length where no file tells
+    episode:np.ndarray|None = None # Walk of each row, [N]; None where no file tells
     why:str = ''       # Why there is no cached data, or none that can be used
 
 def tapped(
@@ -185,7 +186,7 @@ def tapped(
     why = f'{" and ".join(missing)} missing' if missing else misaligned(policy, asked, obs, acts)
     if why: return Tapped(sae, k, asked, left, loaded_from, why=why)
     told = episode is not None and len(episode)==len(obs)
-    walks = episode[:,0].long().numpy() if told else np.arange(len(obs))*20//len(obs)
+    walks = episode[:,0].long().numpy() if told else None
     return Tapped(sae, k, asked, left, loaded_from, obs, acts, walks)
 
 # %% ../../nbs/88_app.artifacts.ipynb #1ac473cd
@@ -305,7 +306,8 @@ def opened(
     artifacts:str='' # A folder of artifacts; the shipped ones if empty
 )->tuple[Policy,Tapped]: # Raises `SteerlensError` where there are no rows to read latents by
     "A policy, its autoencoder, and what was recorded"
-    need(bool(policy)==bool(artifacts), 'policy and artifacts', 'one of them', 'both, or neither for the shipped walker')
+    both = bool(policy)==bool(artifacts)
+    need(both, 'policy and artifacts', 'one of them', 'both, or neither for the shipped walker')
     if not policy: return embedded(), embedded_sae()
     who,files = read_policy(policy), files_in(Path(artifacts))
     need(files, artifacts, f"no {FILES['sae']} and no sae-lens directory", do='`steerlens policy train-sae` makes them')

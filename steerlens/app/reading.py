@@ -4,12 +4,12 @@
 
 # %% ../../nbs/89_app.reading.ipynb #51ff9306
 from __future__ import annotations
-from functools import cached_property
+from functools import cached_property, lru_cache
 from fastcore.basics import patch
 import numpy as np, torch
 from ..core import need
 from .artifacts import FIRST, Tapped
-from .interpret import Interpreter, activity, clusters, drives, fires_in
+from .interpret import Interpreter, activity, blocks, clusters, drives, fires_in
 from .policies import Policy
 from .worlds import fitting, kind_of, rollout
 
@@ -30,9 +30,11 @@ class Reading:
             z = [csc_matrix(t.sae.encode(x).numpy()) for x in t.acts.split(8192)]
             self.actions = policy.passes(t.obs)[-1]
         self.z = vstack(z, format='csc')
-        self.reader = Interpreter(self.z.toarray(), t.episode)
+        self.reader = Interpreter(self.z, t.episode)
+        self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
         worlds = fitting(policy)
         self.kind = kind_of(worlds[0]) if worlds else None
+        self.interpret,self.card = lru_cache(512)(self._interpret), lru_cache(512)(self._card)
 
     @cached_property
     def events(self):
@@ -64,7 +66,7 @@ def values(self:Reading,
     return (self.actions if target=='action' else self.t.obs)[:,dim].double().numpy()
 
 @patch
-def interpret(self:Reading,
+def _interpret(self:Reading,
     target:str,         # `action`, `observation` or `event`
     dim:int,            # Which
     lam:float|str=1e-2, # Penalty of the ridge, or `cv`
@@ -78,22 +80,22 @@ def interpret(self:Reading,
 
 # %% ../../nbs/89_app.reading.ipynb #d5e16e46
 @patch
-def card(self:Reading,
+def _card(self:Reading,
     j:int # Latent
 )->dict: # feature_idx, active, mean_active, firings, top, decoder_norm, cluster, neighbours, trace, events, drives
     "Everything about one latent"
     need(0<=j<self.z.shape[1], 'latent', j, f'0 to {self.z.shape[1]-1}')
     z,w = self.z[:,[j]].toarray()[:,0], self.t.sae.W_dec[j].detach()
-    found = activity(z, self.t.episode)
-    episode = self.t.episode[found['top'][0]['row'] if found['top'] else 0]
-    at = np.flatnonzero(self.t.episode==episode)
+    found = activity(z, self.episode)
+    episode = self.episode[found['top'][0]['row'] if found['top'] else 0]
+    at = np.flatnonzero(self.episode==episode)
     trace = dict(episode=int(episode), steps=[*range(len(at))], values=z[at].round(4).tolist(),
                  events=[] if self.events is None else self.events[at].tolist())
     acts = self.t.acts[::max(1, len(z)//2048)]
     written = drives(lambda x: self.policy.onward(self.t.tap_index, x), acts, w) if w.norm()>0 else None
     return found | dict(feature_idx=j, decoder_norm=float(w.norm()), cluster=int(self.grouped.label_F[j]), trace=trace,
                         neighbours=self.grouped.neighbours(j), drives=written,
-                        events=[] if self.events is None else fires_in(z, self.events, self.t.episode))
+                        events=[] if self.events is None else fires_in(z, self.events, self.episode))
 
 # %% ../../nbs/89_app.reading.ipynb #0eb43d55
 @patch
@@ -102,7 +104,7 @@ def played(self:Reading,
     end:int    # Step after the last
 )->dict: # n_steps, and steps: layers, latents, action
     "Every unit at some steps, for a drawing that glows"
-    at = np.flatnonzero(self.t.episode==self.t.episode[0])
+    at = np.flatnonzero(self.episode==self.episode[0])
     rows = at[first:end]
     if not len(rows): return dict(n_steps=len(at), steps=[])
     obs = self.t.obs[rows]
@@ -123,8 +125,8 @@ def picture(self:Reading,
 )->bytes|None: # A PNG; None where this walk can't be walked again
     "The moment of a row"
     need(0<=row<len(self.t.obs), 'row', row, f'0 to {len(self.t.obs)-1}')
-    episode = self.t.episode[row]
-    step = row-int(np.flatnonzero(self.t.episode==episode)[0])
+    episode = self.episode[row]
+    step = row-int(np.flatnonzero(self.episode==episode)[0])
     if not self.kind: return None
     walk, = rollout(self.policy, self.kind, [FIRST+int(episode)], steps=step+1, pictures=[0], every=max(1, step))
     same = walk.steps==step+1 and np.array_equal(walk.obs[-1], self.t.obs[row].numpy())

@@ -169,10 +169,16 @@ def start(self:Studio,
             del self.jobs[old.id]
             shutil.rmtree(old.folder, ignore_errors=True)
     job.folder.mkdir()
-    self.pool.submit(self._run, job, pickle.dumps(payload)) # as it is now: a model may be edited while it waits
+    self.pool.submit(self._watched, job, pickle.dumps(payload)) # as it is now: a model may be edited while it waits
     return job
 
 KEPT = 8 # Finished jobs of a model
+
+@patch
+def _watched(self:Studio, job, payload):
+    "A job that can't even be started has failed, too"
+    try: self._run(job, payload)
+    except Exception as e: job.state,job.message = 'failed', f'could not be started ({type(e).__name__})'
 
 @patch
 def _run(self:Studio, job, payload):
