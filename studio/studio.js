@@ -183,16 +183,16 @@ async function open(model, file) {
   document.body.classList.remove('empty')
   $('start').hidden = $('result').hidden = true
   $('studio').hidden = $('model-line').hidden = false
-  const widths = model.summary.layers.map(l => l.size).join(' → ')
-  $('model-line').replaceChildren(h('b', model.name ?? 'policy'),
-    h('span', ` ${widths}, ${model.summary.activation}${model.summary.squash === 'none' ? '' : ', ' + model.summary.squash}`))
+  const { layers, activation, squash } = model.summary, widths = layers.map(l => l.size).join(' → ')
+  const kinds = squash === 'none' ? activation : `${activation}, ${squash}`
+  $('model-line').replaceChildren(h('b', model.name ?? 'policy'), h('span', ` ${widths}, ${kinds}`))
   options($('tap-index'), [['', 'as the file says'], ...model.summary.taps.map(t =>
     [t.tap_index, `${t.tap_index}: ${t.kind}, ${t.width}`])])
   $('env').value = model.worlds[0] ?? ''
   $('worlds').replaceChildren(...model.worlds.map(w => h('option', { value: w })))
   showAssumed()
-  for (const id of ['latents-error', 'network-error', 'run-error', 'apply-error', 'weights-error', 'apply-line', 'edits-line',
-    'calibrate-result', 'search-result', 'calibrate-job', 'search-job', 'run-job']) $(id).replaceChildren()
+  for (const box of document.querySelectorAll('#studio :is(.error, .said, .job), #calibrate-result, #search-result'))
+    box.replaceChildren()
   scrollTo({ top: 0 })
   setEdits(model.weight_edits)
   heat.open()
@@ -218,15 +218,12 @@ function showAssumed() { // what the file doesn't say
 
 // ---------------------------------------------------------------- the autoencoder
 
-function openSae(show) {
-  unfold($('load-sae-open'), $('sae-form'), show)
-  if (!$('sae-form').hidden) $('artifacts-dir').focus()
-}
+const openSae = show => unfold($('load-sae-open'), $('sae-form'), show)
 $('load-sae-open').onclick = () => openSae()
 
 function role(name) {
   if (/obs/i.test(name)) return 'obs'
-  if (/act/i.test(name)) return 'activations'
+  if (/activations|acts/i.test(name)) return 'activations'
   return /sae/i.test(name) ? 'sae' : 'policy'
 }
 
@@ -235,11 +232,10 @@ function uploadSae(files, tap = $('tap-index').value) {
   return attempt('sae-error', $('load-sae'), async () => {
     const form = new FormData()
     for (const f of files) form.append(role(f.name) === 'policy' ? 'sae' : role(f.name), f)
-    if (!form.has('sae')) throw new Error('SAE not found: none of these files is walker_sae.pt; choose it with the others.')
+    if (!form.has('sae')) throw new Error('SAE not found: choose walker_sae.pt, too.')
     if (tap !== '') form.append('tap_index', tap)
     S.artifacts = { files }
     await showSae(await api(`/model/${S.model.model_id}/upload_sae`, form))
-    openSae(false)
   })
 }
 $('sae-files').onchange = e => {
@@ -261,24 +257,25 @@ function loadSae(tap) {
     const body = { artifacts_dir: S.artifacts.dir }
     if (tap !== '') body.tap_index = +tap
     await showSae(await ask('load_sae', body))
-    openSae(false)
   })
 }
 
 async function showSae(sae, perturbation) {
   Object.assign(S, { sae, features: [], j: null, card: null, picked: false, touched: false, typical: null })
   $('load-sae-open').textContent = sae ? 'Load another SAE' : 'Load SAE'
-  $('sae-line').textContent = sae ? saeLine(sae) : 'No autoencoder yet: load one to see and push latents, or edit raw weights.'
+  $('sae-line').textContent = sae ? saeLine(sae) : 'No autoencoder yet: load one to push latents, or edit raw weights.'
   $('reading').hidden = !sae?.has_cached_data
   $('card').hidden = true
   $('latents-error').replaceChildren()
-  $('latent').replaceChildren()
-  if (!sae) openSae(true)
+  options($('latent'), [['', 'load an SAE first']])
+  openSae(!sae)
+  $('sae-error').replaceChildren()
+  $('network-note').textContent = sae?.has_cached_data ? '' : 'Its units glow once an SAE with cached data is loaded.'
   setAlpha(0, false)
   plan()
   if (!sae) return
   if (sae.has_cached_data) await attempt('latents-error', null, readLatents)
-  else complain('latents-error', `Need SAE + cached data: ${sae.why ?? 'all three files'}. Latents can be pushed, but not interpreted.`)
+  else complain('latents-error', `Need SAE + cached data: ${sae.why}. Latents can be pushed, but not interpreted.`)
   if (!S.features.length) options($('latent'), range(Math.min(sae.d_latent, 4096)).map(j => [j, `latent ${j}`]))
   await choose(perturbation?.feature_idx ?? best()?.feature_idx ?? 0)
   if (!perturbation) return
@@ -314,9 +311,10 @@ async function interpret() {
   const interval = r.r2_lo == null ? '' : ` (95 %: ${num(r.r2_lo)} to ${num(r.r2_hi)})`
   $('fit-line').replaceChildren(r.r2 == null ? `Nothing to predict in ${name}.`
     : h('span', `Latents predict ${name} with R² ${num(r.r2)} on held-out walks${interval}.`))
-  const chance = r.placebo?.length ? `Targets that mean nothing reach ${num(Math.max(...r.placebo), 2)}. ` : ''
-  const auc = r.auc == null ? '' : `AUC ${num(r.auc)}. `
-  $('fit-note').textContent = `${chance}${auc}${r.n_rows.toLocaleString('en')} steps, λ ${num(r.lam)}. ${(r.notes ?? []).join(' ')}`
+  const notes = [`${r.n_rows.toLocaleString('en')} steps, λ ${num(r.lam)}`, ...r.notes ?? []]
+  if (r.auc != null) notes.unshift(`AUC ${num(r.auc)}`)
+  if (r.placebo?.length) notes.unshift(`Targets that mean nothing reach ${num(Math.max(...r.placebo), 2)}`)
+  $('fit-note').textContent = `${notes.join('. ')}.`
   showLatents()
 }
 
@@ -328,17 +326,17 @@ function showLatents(n = MORE) {
   if (list.length > n) rows.push(h('button', { type: 'button', class: 'more', onclick: () => showLatents(n + 200) },
     `Show ${Math.min(200, list.length - n)} more of ${list.length}`))
   $('latent-list').replaceChildren(...rows)
-  options($('latent'), list.slice(0, 4096).map(f => [f.feature_idx, `latent ${f.feature_idx}, weight ${signed(f.weight)}`]))
+  const choice = f => [f.feature_idx, `latent ${f.feature_idx}, weight ${signed(f.weight)}`]
+  options($('latent'), list.slice(0, 4096).map(choice))
   markLatent()
 }
 
 function latentRow(f, share) {
-  const active = f.active == null ? '' : `active ${percent(f.active)}`
+  const j = f.feature_idx, often = f.active == null ? '' : percent(f.active)
   const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', '--share': Math.abs(share) })
-  return h('button', { type: 'button', class: 'latent', 'data-j': f.feature_idx, 'data-testid': `latent-${f.feature_idx}`,
-    'aria-label': `Latent ${f.feature_idx}, weight ${signed(f.weight)}, ${active}`, onclick: () => choose(f.feature_idx, true) },
-  h('span.id', f.feature_idx), h('span.bars', bar), h('span.value', signed(f.weight)),
-  h('span.active', active.replace('active ', '')))
+  const label = `Latent ${j}, weight ${signed(f.weight)}${often && `, active ${often}`}`
+  const props = { type: 'button', 'data-j': j, 'data-testid': `latent-${j}`, 'aria-label': label, onclick: () => choose(j, true) }
+  return h('button.latent', props, h('span.id', j), h('span.bars', bar), h('span.value', signed(f.weight)), h('span.active', often))
 }
 
 const best = () => S.features.find(f => f.active >= .01) ?? S.features[0] // a direction that is really in use
@@ -388,8 +386,9 @@ async function choose(j, picked = false) {
 function showCard(c) {
   $('card').hidden = false
   $('card-title').textContent = `Latent ${c.feature_idx}`
-  const mean = c.mean_active == null ? 'never active in these walks' : `active in ${percent(c.active)} of the steps, ${num(c.mean_active)} on average then`
-  $('card-facts').textContent = `${mean}. Decoder length ${num(c.decoder_norm)}.`
+  const often = c.mean_active == null ? 'never active in these walks'
+    : `active in ${percent(c.active)} of the steps, ${num(c.mean_active)} on average then`
+  $('card-facts').textContent = `${often}. Decoder length ${num(c.decoder_norm)}.`
   const parts = [tracePart(c), eventsPart(c), drivesPart(c), kinPart(c), momentsPart(c)]
   $('card-body').replaceChildren(...parts.filter(Boolean))
 }
@@ -398,15 +397,20 @@ function tracePart({ trace, firings }) {
   if (!trace?.values?.length) return
   const { values, events = [] } = trace, n = values.length, most = Math.max(...values, 1e-9)
   const points = values.map((v, i) => `${i},${(58 - 54 * v / most).toFixed(1)}`).join(' ')
-  const line = s('svg', { viewBox: `0 0 ${n} 60`, preserveAspectRatio: 'none', class: 'spark', role: 'img',
-    'aria-label': `Activation over ${n} steps, at most ${num(most)}` }, s('polyline', { points: `0,58 ${points} ${n},58` }))
+  const label = `Activation over ${n} steps, at most ${num(most)}`
+  const line = stretched('spark', n, 60, label, s('polyline', { points: `0,58 ${points} ${n},58` }))
   const kinds = [...new Set(events)].sort()
-  const strip = s('svg', { viewBox: `0 0 ${n} 1`, preserveAspectRatio: 'none', class: 'strip', 'aria-hidden': 'true' },
-    ...spans(events).map(([e, a, b]) => s('rect', { x: a, width: b - a, y: 0, height: 1, class: `e${kinds.indexOf(e) % 4}` })))
+  const part = ([e, a, b]) => s('rect', { x: a, width: b - a, y: 0, height: 1, class: `e${kinds.indexOf(e) % 4}` })
+  const strip = stretched('strip', n, 1, 'What happens in each step', ...spans(events).map(part))
   const key = kinds.map((k, i) => h('span', { class: `key e${i % 4}` }, readable(k)))
-  const title = firings == null ? 'Its activation over a walk' : `It fires ${plural(firings, 'time')} in all walks; here the one where it peaks`
+  const title = `It fires ${plural(firings, 'time')} in all walks; here the one where it peaks`
   return h('figure.wide', { 'data-testid': 'trace' }, h('figcaption', title), line, kinds.length ? strip : null,
     h('p.axis', h('span', 'step 0'), h('span', n)), h('p.axis', h('span.keys', key)))
+}
+
+function stretched(name, w, height, label, ...children) { // an SVG as wide as its place
+  const props = { class: name, viewBox: `0 0 ${w} ${height}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': label }
+  return s('svg', props, ...children)
 }
 
 function spans(values) { // stretches of equal values: [value, first, end]
@@ -424,8 +428,10 @@ function row(name, track, value, more = '') { // a name, bars from the middle, a
 function eventsPart({ events }) {
   if (!events?.length) return
   const [first] = events, most = Math.max(...events.map(e => e.active)) || 1
-  const title = first.lift > 1.05 ? `${num(first.lift, 2)} × as often active in ${readable(first.event)}` : 'Active alike in all phases'
-  const rows = events.map(e => row(readable(e.event), [fill(e.active / most), mark(e.base / most)], percent(e.active), 'from-left'))
+  const more = `${num(first.lift, 2)} × as often active in ${readable(first.event)}`
+  const title = first.lift > 1.05 ? more : 'Active alike in all phases'
+  const track = e => [fill(e.active / most), mark(e.base / most)]
+  const rows = events.map(e => row(readable(e.event), track(e), percent(e.active), 'from-left'))
   return h('figure', { 'data-testid': 'events' }, h('figcaption', title), rows,
     h('p.note', 'Share of steps; the line is its share in all steps.'))
 }
@@ -433,39 +439,42 @@ function eventsPart({ events }) {
 function drivesPart(c) {
   const effect = c.drives?.effect ?? c.drives
   if (!effect?.length) return
-  const chance = c.drives.placebo ?? effect.map(() => 0), names = S.targets?.action ?? effect.map((_, i) => `action ${i}`)
+  const chance = c.drives.placebo ?? effect.map(() => 0), names = S.targets.action
   const most = Math.max(...effect.map(Math.abs), ...chance) || 1
   const top = effect.reduce((best, x, i) => Math.abs(x) > Math.abs(effect[best]) ? i : best, 0)
-  const times = Math.abs(effect[top]) / chance[top]
-  const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}, ${num(times, 2)} × as far as a random direction`
+  const times = Math.abs(effect[top]) / chance[top], far = `, ${num(times, 2)} × as far as a random direction`
+  const title = `Pushes ${names[top]} ${effect[top] > 0 ? 'up' : 'down'}${Number.isFinite(times) ? far : ''}`
   const random = x => h('span.chance', { '--share': x / most })
   const rows = effect.slice(0, 24).map((x, i) => row(names[i], [random(chance[i]), fill(x / most)], signed(x, 2)))
-  return h('figure', { 'data-testid': 'drives' }, h('figcaption', Number.isFinite(times) ? title : title.split(',')[0]), rows,
+  return h('figure', { 'data-testid': 'drives' }, h('figcaption', title), rows,
     h('p.note', 'Change of each action for α = 1, in one step; dashed: random directions.'))
 }
 
-function kinPart(c) {
-  const near = (c.neighbours ?? []).map(n => h('button', { type: 'button', class: 'chip', onclick: () => choose(n.feature_idx, true) },
-    `${n.feature_idx} `, h('small', num(n.cosine, 2))))
-  if (!near.length) return
-  const alike = c.neighbours.filter(n => n.beyond)
-  const title = c.neighbours[0].beyond === undefined ? 'Nearest by decoder direction'
-    : alike.length ? `${plural(alike.length, 'latent')} point${alike.length === 1 ? 's' : ''} the same way, beyond chance` : 'Points its own way: no neighbour beyond chance'
+function kinPart({ neighbours = [], cluster }) {
+  if (!neighbours.length) return
+  const near = neighbours.map(({ feature_idx: j, cosine }) =>
+    h('button.chip', { type: 'button', onclick: () => choose(j, true) }, `${j} `, h('small', num(cosine, 2))))
+  const alike = neighbours.filter(n => n.beyond).length
+  const title = alike ? `${plural(alike, 'neighbour')} beyond chance` : 'Points its own way: no neighbour beyond chance'
   return h('figure', { 'data-testid': 'neighbours' }, h('figcaption', title), h('div.chips', near),
-    h('p.note', `Cosine of decoder directions${c.cluster >= 0 ? `; cluster ${c.cluster}` : ''}.`))
+    h('p.note', `Cosine of decoder directions${cluster >= 0 ? `; cluster ${cluster}` : ''}.`))
 }
 
 function momentsPart({ top = [] }) { // pictures are made when they are asked for, each by walking again
   const some = top.filter(t => t.frame?.startsWith('/')).slice(0, 4)
   if (!some.length) return
   const note = h('p.note'), box = h('div.frames')
-  const fails = img => () => { img.remove(); note.textContent = 'Some of these walks were not recorded here and can’t be shown.' }
+  const fails = img => () => {
+    img.remove()
+    note.textContent = 'Walks that were not recorded here can’t be shown.'
+  }
   const show = ({ target }) => target.open && !box.firstChild && box.append(...some.map(t => {
     const img = h('img', { src: t.frame, width: 400, height: 200, alt: `Row ${t.row}, activation ${num(t.value)}` })
     img.onerror = fails(img)
     return img
   }))
-  return h('details.wide', { 'data-testid': 'moments', ontoggle: show }, h('summary', 'Show the moments where it is most active'), box, note)
+  const summary = h('summary', 'Show the moments where it is most active')
+  return h('details.wide', { 'data-testid': 'moments', ontoggle: show }, summary, box, note)
 }
 
 // ---------------------------------------------------------------- alpha
@@ -476,7 +485,7 @@ const toPlace = a => Math.cbrt(clamp(a, -MOST, MOST) / MOST)
 
 for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { '--at': (toPlace(a) + 1) / 2 }, num(a)))
 
-function nudge() { // 1 % of a typical activation's length, rounded up: felt, and mostly survived; 0.1 where that isn't known
+function nudge() { // 1 % of a typical activation's length, rounded up: felt, and mostly survived; or 0.1
   const length = S.typical ? .01 * S.typical / (S.card?.decoder_norm || 1) : .1
   return clamp(Math.ceil(100 * length) / 100, .01, MOST)
 }
@@ -501,7 +510,8 @@ function noteAlpha() {
   const parts = []
   if (S.typical) parts.push(`As long as ${percent(length / S.typical)} of a typical activation here`)
   if (S.card?.mean_active) parts.push(`this latent by itself writes ${num(S.card.mean_active, 2)} when active`)
-  $('alpha-note').textContent = S.alpha === 0 ? 'Nothing is added: a run shows the policy as it is.' : parts.join('; ') + (parts.length ? '.' : '')
+  const told = parts.length ? `${parts.join('; ')}.` : ''
+  $('alpha-note').textContent = S.alpha ? told : 'Nothing is added: a run shows the policy as it is.'
 }
 
 let later
@@ -530,7 +540,7 @@ function gate() {
   const [from, to] = [$('gate-from').value, $('gate-to').value]
   if (from === '' && to === '') return
   const steps = [+from, to === '' ? +$('steps').value : +to]
-  if (!(steps[0] < steps[1])) throw new Error(`Only in steps ${steps[0]} to ${steps[1]}: the first must come before the end.`)
+  if (steps[0] >= steps[1]) throw new Error(`Steps ${steps.join(' to ')}: the first must come before the end.`)
   return steps
 }
 
@@ -546,7 +556,7 @@ async function apply() {
   $('apply-line').replaceChildren(h('b', 'Applied: '), r.message)
   if (!S.alpha) return
   const why = await ask('diagnose', {}).catch(() => ({ reasons: [] })) // a comment; the run itself tells, too
-  if (mine() && why.reasons.length) $('apply-line').append(`. ${why.reasons.map(x => x.words).join('; ')}`)
+  if (mine() && why.reasons.length) $('apply-line').append(`. ${capital(why.reasons.map(x => x.words).join('; '))}.`)
 }
 $('apply').onclick = () => attempt('apply-error', $('apply'), apply)
 
@@ -572,13 +582,12 @@ document.querySelector('.tabs').onkeydown = e => {
 
 function plan() { // what a run would do, in words
   if (!S.model) return
-  const edits = S.edits?.length ?? 0, seeds = plural(+$('n-seeds').value, 'seed')
-  const where = `${$('env').value || 'a world that you name'}, ${seeds}, up to ${$('steps').value} steps.`
-  const pushed = S.sae && S.alpha && S.j != null
-  const what = S.mode === 'weights' ? (edits ? `Baseline beside ${plural(edits, 'weight edit')}` : 'No weight is edited: the baseline alone')
-    : !pushed ? 'Nothing is pushed: the baseline alone'
-      : `Latent ${S.j} at ${signed(-Math.abs(S.alpha))}, baseline, ${signed(Math.abs(S.alpha))}, and a random direction${edits ? `, all with ${plural(edits, 'weight edit')}` : ''}`
-  $('run-plan').textContent = `${what}; ${where}`
+  const edits = S.edits?.length ? plural(S.edits.length, 'weight edit') : '', a = Math.abs(S.alpha)
+  const push = `Latent ${S.j} at ${signed(-a)}, baseline, ${signed(a)}, and a random direction${edits && `, all with ${edits}`}`
+  const what = S.mode === 'weights' ? (edits ? `Baseline beside ${edits}` : 'No weight is edited: the baseline alone')
+    : S.sae && S.j != null && a ? push : 'Nothing is pushed: the baseline alone'
+  const seeds = plural(+$('n-seeds').value, 'seed')
+  $('run-plan').textContent = `${what}; ${$('env').value || 'name a world in the settings'}, ${seeds}, up to ${$('steps').value} steps.`
 }
 for (const id of ['env', 'n-seeds', 'steps']) $(id).addEventListener('input', plan)
 
@@ -608,9 +617,9 @@ function follow(run_id, box) { // progress until it is done: its result, or null
       else { say(run.state === 'done' ? 'Done' : 'Cancelled'); resolve(run.result) }
     }
     function show() {
-      const run = S.jobState, seconds = Math.round((performance.now() - began) / 1000)
-      words.textContent = run?.state === 'queued' ? `Queued behind another run, ${seconds} s`
-        : `${run?.message || (run?.progress >= 1 ? 'Making the films' : `${Math.round(100 * (run?.progress ?? 0))} %`)}, ${seconds} s`
+      const { state = 'queued', progress = 0 } = S.jobState ?? {}, seconds = Math.round((performance.now() - began) / 1000)
+      const doing = state === 'queued' ? 'Waiting for its turn' : progress < 1 ? `${Math.round(100 * progress)} %` : 'Finishing'
+      words.textContent = `${doing}, ${seconds} s`
     }
     async function poll() { // where events don't come through
       try { told(await api(`/run/${run_id}`)) } catch (e) { close(); return reject(e) }
@@ -629,8 +638,8 @@ $('run').onclick = () => attempt('run-error', $('run'), async () => {
   if (S.mode === 'latent' && S.sae) await apply()
   else if (S.sae) await ask('sae_perturb', { feature_idx: 0, alpha: 0 })
   const number = id => $(id).value === '' ? null : +$(id).value
-  const body = { n_seeds: number('n-seeds'), first_seed: number('first-seed'), steps: number('steps'), video: $('video').checked }
-  if ($('env').value.trim()) body.env_id = $('env').value.trim()
+  const body = { ...where(), n_seeds: number('n-seeds'), first_seed: number('first-seed'), steps: number('steps') }
+  body.video = $('video').checked
   const model = S.model.model_id
   const { run_id } = await ask('save_and_run', body)
   const result = await follow(run_id, $('run-job'))
@@ -670,8 +679,9 @@ function calibrated(r) {
   const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0).map(inPercent)
   const side = x => `${readable(x.measure)} ${signed(x.difference, 2)} ${x.unit ?? ''} (${num(x.lo, 2)} to ${num(x.hi, 2)})`
   const missed = o.beyond_placebo === false ? ' Not beyond random directions of that length.' : ''
+  const track = e => [fill(e.effect / most), mark((r.target / most + 1) / 2)]
   const tried = r.evaluations.sort((a, b) => a.alpha - b.alpha).map(e =>
-    row(`α ${signed(e.alpha, 2)}`, [fill(e.effect / most), mark((r.target / most + 1) / 2)], signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
+    row(`α ${signed(e.alpha, 2)}`, track(e), signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
   return [
     h('p.answer', `α = ${signed(r.alpha)} moves ${readable(r.measure)} by ${signed(o.effect, 2)} SD in ${o.n} fresh walks `
       + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); ${signed(r.target)} was wanted.${missed}`),
@@ -694,21 +704,24 @@ function searched(r) {
   const n = new Set(r.found.map(f => f.feature_idx)).size
   const title = n ? `${plural(n, 'latent')} move${n === 1 ? 's' : ''} a measure both ways, beyond the placebo`
     : 'No latent moves a measure both ways beyond the placebo'
-  const note = `${r.tried} pairs of latent and measure, those found judged on ${r.n} fresh seeds; q is the false discovery rate.`
+  const note = h('p.note', `${r.tried} pairs of latent and measure; judged on ${r.n} fresh seeds; q is the false discovery rate.`)
   const take = f => async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(2))) }
-  const cell = x => h('td', signed(x.difference, 2), h('small', `${num(x.lo, 2)} to ${num(x.hi, 2)}`), x.fell > 0 && h('small', `${percent(x.fell)} fell`))
-  const rows = r.found.map(f => h('tr',
-    h('td', h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) }, `Take ${f.feature_idx}`)),
-    h('td', readable(f.measure), h('small', f.unit)), h('td', signed(f.alpha, 2)),
-    [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1))))
+  const button = f => h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) },
+    `Take ${f.feature_idx}`)
+  const cell = x => h('td', signed(x.difference, 2), h('small', `${num(x.lo, 2)} to ${num(x.hi, 2)}`),
+    x.fell > 0 && h('small', `${percent(x.fell)} fell`))
+  const rows = r.found.map(f => h('tr', h('td', button(f)), h('td', readable(f.measure), h('small', f.unit)),
+    h('td', signed(f.alpha, 2)), [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1))))
   const head = ['Latent', 'Measure', 'α', '−α', '+α', 'placebo', 'q'].map(x => h('th', { scope: 'col' }, x))
-  return [h('p.answer', title), h('p.note', note), n ? h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, h('table', h('thead', h('tr', head)), h('tbody', rows))) : null].filter(Boolean)
+  const table = h('table', h('thead', h('tr', head)), h('tbody', rows))
+  return [h('p.answer', title), note, n ? h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, table) : '']
 }
 
 // ---------------------------------------------------------------- the answer of a run
 
-const ARMS = { minus: '−α', baseline: 'baseline', plus: '+α', placebo: 'placebo', edited: 'edited weights' }
-const CAPTION = { baseline: 'as it is', placebo: 'a random direction, as long', edited: 'as you left them' }
+const ARMS = { minus: '−α', baseline: 'baseline', plus: '+α', placebo: 'placebo', edited: 'edited' }
+const CAPTION = { baseline: 'as it is', placebo: 'a random direction, as long', edited: 'with your weights' }
+const named = arm => arm === 'edited' ? 'the edited policy' : ARMS[arm] ?? arm
 const armsIn = has => Object.keys(ARMS).filter(has)
 
 const WORDS = { // measure -> what a walk with more or less of it does
@@ -719,7 +732,7 @@ const WORDS = { // measure -> what a walk with more or less of it does
 
 function phrase({ arm, measure, unit, difference: d }) {
   const [does, more, less] = WORDS[measure] ?? [`has ${readable(measure)}`, 'higher', 'lower']
-  return `${ARMS[arm] ?? arm} ${does} ${num(Math.abs(d), 2)} ${unit[0] === '%' ? 'points' : unit} ${d > 0 ? more : less}`
+  return `${named(arm)} ${does} ${num(Math.abs(d), 2)} ${unit[0] === '%' ? 'points' : unit} ${d > 0 ? more : less}`
 }
 
 const pushed = r => !['baseline', 'placebo'].includes(r.arm) && r.difference != null
@@ -727,18 +740,20 @@ const clear = r => r.difference_lo > 0 || r.difference_hi < 0
 const strong = r => pushed(r) && (r.arm === 'edited' ? clear(r) : r.beyond_placebo)
 
 function answer(rows) { // of one measure, from its arms
-  const [{ measure, unit, n, mean }] = rows, name = capital(readable(measure)), said = list => list.map(phrase).join(', ')
+  const [{ measure, unit, n, mean }] = rows, name = capital(readable(measure))
+  const said = list => `${capital(list.map(phrase).join(', '))} than baseline`
   const found = rows.filter(strong), weak = rows.filter(r => pushed(r) && clear(r))
   const beyond = found.some(r => r.beyond_placebo) ? `, ${found.length > 1 ? 'both ' : ''}beyond the placebo` : ''
   if (!rows.some(pushed)) return `${name}: ${num(mean)} ${unit}`
   if (n < 2) return `${name}: a single seed has no interval`
-  if (found.length) return `${said(found)} than baseline${beyond}`
-  return weak.length ? `${said(weak)} than baseline, but not beyond the placebo` : `${name}: no clear difference`
+  if (found.length) return said(found) + beyond
+  return weak.length ? `${said(weak)}, but not beyond the placebo` : `${name}: no clear difference`
 }
 
 function headline(measures) {
-  const fell = measures.find(rows => rows[0].measure === 'fell') ?? [], down = fell.filter(r => pushed(r) && r.difference >= 50)
-  const often = r => `${ARMS[r.arm]} falls in ${num(r.mean, 2)} % of the walks`
+  const fell = measures.find(rows => rows[0].measure === 'fell') ?? []
+  const down = fell.filter(r => pushed(r) && r.difference >= 50)
+  const often = r => `${named(r.arm)} falls in ${num(r.mean, 2)} % of the walks`
   const rest = fell.filter(r => !pushed(r)).map(r => `${ARMS[r.arm]} in ${num(r.mean, 2)} %`)
   if (down.length) return `Too much: ${[...down.map(often), ...rest].join(', ')}`
   const weight = r => Math.abs(r.difference) / (r.difference_hi - r.difference_lo || 1)
@@ -746,7 +761,7 @@ function headline(measures) {
   const [first] = [...measures].sort((a, b) => weighs(b) - weighs(a)), n = first[0].n
   if (weighs(first)) return answer(first)
   if (!first.some(pushed)) return `The policy as it is, in ${plural(n, 'walk')}`
-  return n < 2 ? 'A single seed shows no interval: run more of them' : `No measure differs from baseline beyond the placebo in ${n} seeds`
+  return n < 2 ? 'A single seed has no interval: run more of them' : `No clear difference from baseline in ${n} seeds`
 }
 
 function appliedLine({ applied, env_id, seeds, edited_steps }) {
@@ -757,31 +772,32 @@ function appliedLine({ applied, env_id, seeds, edited_steps }) {
   const n = p && edited_steps ? Math.max(...Object.values(edited_steps)) : 0
   const had = parts.length ? `This run really had ${parts.join(', ')}` : 'This run had no edit at all'
   const where = `${env_id}, seed${seeds.length > 1 ? `s ${seeds[0]} to ${seeds.at(-1)}` : ` ${seeds[0]}`}`
-  return `${had}${n ? `, applied in up to ${n.toLocaleString('en')} steps of an arm` : ''}; ${where}.`
+  return `${had}${n ? `, applied in up to ${n.toLocaleString('en')} steps an arm` : ''}; ${where}.`
 }
 
 function inPercent(r) { // a share reads better so
   if (!r.unit.startsWith('share')) return r
-  const all = ['mean', 'lo', 'hi', 'difference', 'difference_lo', 'difference_hi'].map(k => [k, r[k] == null ? null : 100 * r[k]])
-  return { ...r, unit: r.unit.replace('share', '%'), ...Object.fromEntries(all) }
+  const shares = ['mean', 'lo', 'hi', 'difference', 'difference_lo', 'difference_hi'].filter(k => r[k] != null)
+  return { ...r, unit: r.unit.replace('share', '%'), ...Object.fromEntries(shares.map(k => [k, 100 * r[k]])) }
 }
 
 function showResult(r, run_id) {
-  const measures = [...new Set(r.table.map(x => x.measure))].map(m => r.table.filter(x => x.measure === m).map(inPercent))
-  S.measures = measures.map(rows => rows[0].measure)
+  const names = [...new Set(r.table.map(x => x.measure))]
+  const measures = names.map(m => r.table.filter(x => x.measure === m).map(inPercent))
+  S.measures = names
   fillMeasures()
   $('result').hidden = false
   $('applied').textContent = appliedLine(r)
   $('result-title').textContent = headline(measures)
   showHints(r)
   films.open(r, run_id)
-  $('measures').replaceChildren(...measures.map(measureBlock))
+  $('measures').replaceChildren(...measures.filter(rows => rows.some(pushed)).map(measureBlock))
   showTable(r, measures)
   $('result').scrollIntoView({ block: 'start' })
 }
 
 function showHints(r) {
-  const hints = (r.no_effect ?? []).map(x => h('p.warn', x.words))
+  const hints = (r.no_effect ?? []).map(x => h('p.warn', `${capital(x.words)}.`))
   const a = r.applied?.sae?.alpha, half = Number((a / 2).toPrecision(2))
   const fell = r.table.some(x => x.measure === 'fell' && pushed(x) && x.difference >= .5)
   const again = () => { moved(half); $('run').click() }
@@ -796,20 +812,14 @@ const films = { // all videos, one clock, and the charts that follow it
     this.series = r.series ?? {}
     this.fps = r.fps
     const arms = armsIn(a => r.videos?.includes(a))
-    const sign = Math.sign(r.applied?.sae?.alpha ?? 0)
-    const name = { plus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(Math.abs(r.applied.sae.alpha))}`,
-      minus: sign && `latent ${r.applied.sae.feature_idx} at ${signed(-Math.abs(r.applied.sae.alpha))}` }
-    const yours = { 1: 'plus', '-1': 'minus' }[sign]
-    this.videos = arms.map(a => h('video', { src: `/run/${run_id}/video/${a}.mp4`, playsinline: true, preload: 'auto', tabindex: -1,
-      'data-testid': `video-${a}`, 'aria-label': `${ARMS[a]}: ${name[a] || CAPTION[a]}` }))
-    for (const v of this.videos) {
-      v.muted = true
-      v.onerror = () => complain('video-error', 'A video can’t be played: the run was deleted, or this browser has no H.264. Run again, or download the mp4.')
-      v.onloadedmetadata = () => { this.length = Math.max(...this.videos.map(x => x.duration || 0)); $('scrub').max = this.length; this.tell() }
-    }
+    const p = r.applied?.sae, yours = p && (p.alpha > 0 ? 'plus' : 'minus')
+    const pushes = p ? { plus: Math.abs(p.alpha), minus: -Math.abs(p.alpha) } : {}
+    const words = a => pushes[a] ? `latent ${p.feature_idx} at ${signed(pushes[a])}` : CAPTION[a]
+    this.videos = arms.map(a => this.video(`/run/${run_id}/video/${a}.mp4`, a, words(a)))
+    const film = (v, a) => h('figure', { class: `film ${a} ${a === yours ? 'yours' : ''}` }, v,
+      h('figcaption', h('b', ARMS[a]), h('span', words(a))))
     $('video-error').replaceChildren()
-    $('videos').replaceChildren(...this.videos.map((v, i) => h('figure', { class: `film ${arms[i]}${arms[i] === yours ? ' yours' : ''}` }, v,
-      h('figcaption', h('b', ARMS[arms[i]]), h('span', name[arms[i]] || CAPTION[arms[i]])))))
+    $('videos').replaceChildren(...arms.map((a, i) => film(this.videos[i], a)))
     $('videos').hidden = $('video-transport').hidden = !arms.length
     $('side-by-side').href = `/run/${run_id}/video/side_by_side.mp4`
     this.steps = Math.max(1, ...Object.values(this.series).flatMap(m => Object.values(m).map(x => x.length)))
@@ -817,8 +827,20 @@ const films = { // all videos, one clock, and the charts that follow it
     this.charts = showSeries(r)
     if (!still() && arms.length) this.play()
   },
+  video(src, arm, words) {
+    const label = `${ARMS[arm]}: ${words}`
+    const v = h('video', { src, playsinline: true, preload: 'auto', tabindex: -1, 'data-testid': `video-${arm}`, 'aria-label': label })
+    v.muted = true
+    v.onerror = () => complain('video-error', 'A video can’t be played: its run is gone, or this browser has no H.264. Run again.')
+    v.onloadedmetadata = () => {
+      this.length = Math.max(...this.videos.map(x => x.duration || 0))
+      $('scrub').max = this.length
+      this.tell()
+    }
+    return v
+  },
   get time() { return this.videos?.[0]?.currentTime ?? 0 },
-  get rate() { return this.fps || this.steps / Math.max(.1, this.length - 1.08) }, // films hold their last picture for a second
+  get rate() { return this.fps || this.steps / Math.max(.1, this.length - 1.08) }, // films end with a second's rest
   get step() { return clamp(Math.round(this.time * this.rate), 0, this.steps - 1) },
   async play() {
     if (!this.videos?.length) return
@@ -826,14 +848,16 @@ const films = { // all videos, one clock, and the charts that follow it
     this.playing = true
     this.show()
     if (this.length && this.time >= this.length - .05) this.seek(0)
-    await Promise.all(this.videos.map(v => v.readyState > 2 || v.error || new Promise(done => { v.oncanplay = v.onabort = done; setTimeout(done, 4000) })))
+    const ready = v => v.readyState > 2 || v.error || new Promise(done => { v.oncanplay = done; setTimeout(done, 4000) })
+    await Promise.all(this.videos.map(ready))
     if (!mine()) return
     this.videos.forEach(v => v.play().catch(() => {}))
     const frame = () => {
       if (!this.playing || !mine()) return
       const [first, ...others] = this.videos
       if (first.ended) { this.seek(0); this.videos.forEach(v => v.play().catch(() => {})) }
-      for (const v of others) if (Math.abs(v.currentTime - first.currentTime) > .12 && !v.seeking) v.currentTime = first.currentTime
+      const apart = v => !v.seeking && Math.abs(v.currentTime - first.currentTime) > .12
+      for (const v of others.filter(apart)) v.currentTime = first.currentTime
       this.tell()
       requestAnimationFrame(frame)
     }
@@ -872,29 +896,35 @@ function seriesChart(measure, unit, lines) {
   const lo = Math.min(...all), hi = Math.max(...all), bars = is01(all), tall = 96 / lines.length
   const y = v => (96 - 92 * (v - lo) / (hi - lo || 1)).toFixed(1)
   const cursor = s('line', { y1: 0, y2: 100, class: 'cursor' })
-  const bar = (a, i) => ([on, from, to]) => on ? s('rect', { x: from, width: to - from, y: 2 + i * tall, height: .8 * tall, class: a }) : ''
-  const drawn = bars ? lines.flatMap(([a, x], i) => spans(x).map(bar(a, i)))
+  const bar = (a, i) => ([, x, end]) => s('rect', { x, width: end - x, y: 2 + i * tall, height: .8 * tall, class: a })
+  const drawn = bars ? lines.flatMap(([a, x], i) => spans(x).filter(([on]) => on).map(bar(a, i)))
     : lines.map(([a, x]) => s('polyline', { points: x.map((v, i) => `${i},${y(v)}`).join(' '), class: a }))
   const average = x => bars ? percent(mean(x)) : num(mean(x), 2)
   const averages = lines.map(([a, x]) => `${ARMS[a]} ${average(x)}`)
   const now = lines.map(() => h('output'))
   const key = lines.map(([a], i) => h('span', { class: `arm-key ${a}` }, ARMS[a], now[i]))
-  const chart = s('svg', { viewBox: `0 0 ${n} 100`, preserveAspectRatio: 'none', role: 'img', 'aria-label': averages.join(', ') }, ...drawn, cursor)
+  const chart = stretched('chart', n, 100, averages.join(', '), ...drawn, cursor)
   chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.rate) }
+  const at = (x, step) => step >= x.length ? 'over' : bars ? ['no', 'yes'][x[step]] : num(x[step], 2)
   function follow(step) {
     for (const end of ['x1', 'x2']) cursor.setAttribute(end, step)
-    lines.forEach(([, x], i) => { now[i].textContent = step >= x.length ? 'over' : bars ? ['no', 'yes'][x[step]] : num(x[step], 2) })
+    lines.forEach(([, x], i) => { now[i].textContent = at(x, step) })
   }
   const ends = bars ? [] : [h('span.top', num(hi, 2)), h('span.bottom', num(lo, 2))]
-  const title = `${capital(readable(measure))}: ${averages.filter((_, i) => lines[i][0] !== 'placebo').join(', ')}${bars ? '' : ` ${unit}`}`
+  const own = averages.filter((_, i) => lines[i][0] !== 'placebo')
+  const title = `${capital(readable(measure))}: ${own.join(', ')}${bars ? '' : ` ${unit}`}`
   return [h('figure', { 'data-testid': `series-${measure}` }, h('figcaption', title), h('div.keys', key),
     h('div.plot', chart, ends), h('p.axis', h('span', 'step 0'), h('span', n))), follow]
 }
 
-const reachOf = rows => 1.08 * Math.max(1e-9, ...rows.flatMap(r => [r.difference, r.difference_lo, r.difference_hi]).map(x => Math.abs(x ?? 0)))
+const ends = r => [r.difference, r.difference_lo, r.difference_hi]
+const reachOf = rows => 1.08 * Math.max(1e-9, ...rows.flatMap(ends).map(x => Math.abs(x ?? 0)))
 function rounder(reach) { // as many decimals for all numbers of a chart
-  const places = clamp(1 - Math.floor(Math.log10(reach)), 0, 5)
-  return (x, plus = '') => x == null ? '' : minus((x > 0 ? plus : '') + x.toFixed(places))
+  const places = reach < 1e-8 ? 0 : clamp(1 - Math.floor(Math.log10(reach)), 0, 5)
+  return (x, plus = '') => {
+    const text = x.toFixed(places)
+    return Number(text) ? minus((x > 0 ? plus : '') + text) : '0'
+  }
 }
 
 function measureBlock(rows) {
@@ -916,9 +946,9 @@ function showTable(r, measures) {
   const th = (scope, text, cls) => h('th', { scope, class: cls }, text)
   const body = measures.map(rows => {
     const fix = rounder(reachOf(rows))
-    const cells = arms.map(a => rows.find(x => x.arm === a)).map(x => h('td', { class: x.beyond_placebo && 'strong' }, num(x.mean),
-      x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
-      x.difference != null && h('small', `${fix(x.difference, '+') || 0} from baseline${x.beyond_placebo ? ' *' : ''}`)))
+    const found = arms.map(a => rows.find(x => x.arm === a))
+    const cells = found.map(x => h('td', { class: x.beyond_placebo && 'strong' }, num(x.mean), x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
+      x.difference != null && h('small', `${fix(x.difference, '+')} from baseline${x.beyond_placebo ? ' *' : ''}`)))
     return h('tr', h('th', { scope: 'row' }, readable(rows[0].measure), h('small', rows[0].unit)), cells)
   })
   const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all`
@@ -934,7 +964,6 @@ const net = {
   async open() {
     this.stop()
     Object.assign(this, { steps: [], at: 0, n: 0, weights: null, most: null })
-    $('network-note').textContent = ''
     $('net-transport').hidden = true
     this.draw()
     await this.edges()
@@ -1012,7 +1041,8 @@ const net = {
       this.draw()
     }
     const ahead = (step + this.chunk / 2) % this.n
-    for (const x of [step, ahead]) if (!this.steps[x] && this.loading == null && S.sae) attempt('network-error', null, () => this.load(x))
+    const missing = [step, ahead].find(x => !this.steps[x])
+    if (missing != null && this.loading == null) attempt('network-error', null, () => this.load(missing))
   },
 
   place(w, hgt) { // a block of units for each layer
@@ -1031,7 +1061,8 @@ const net = {
     } while (gap < (w > 560 ? 46 : 16) && pitch > 1.2)
     let x = 9
     for (const b of blocks) {
-      Object.assign(b, { x, y: top + (room - b.rows * b.tall) / 2, w: b.cols * b.pitch, r: Math.max(.8, Math.min(b.pitch, b.tall) * .36) })
+      const r = Math.max(.8, .36 * Math.min(b.pitch, b.tall))
+      Object.assign(b, { x, y: top + (room - b.rows * b.tall) / 2, w: b.cols * b.pitch, r })
       x += b.w + gap
     }
     return blocks
@@ -1042,7 +1073,8 @@ const net = {
     const c = this.canvas
     if (!S.model || !c.clientWidth) return
     const ratio = devicePixelRatio || 1, w = c.clientWidth, hgt = c.clientHeight, now = this.steps[this.at]
-    if (c.width !== Math.round(w * ratio) || c.height !== Math.round(hgt * ratio)) { c.width = Math.round(w * ratio); c.height = Math.round(hgt * ratio) }
+    const size = [w, hgt].map(x => Math.round(x * ratio))
+    if (c.width !== size[0] || c.height !== size[1]) [c.width, c.height] = size
     const g = c.getContext('2d')
     g.setTransform(ratio, 0, 0, ratio, 0, 0)
     g.clearRect(0, 0, w, hgt)
@@ -1138,12 +1170,13 @@ const net = {
     g.fillStyle = ink('soft')
     g.textBaseline = 'alphabetic'
     const last = blocks.length - 1, tapped = tapLayer(), wide = w > 560
+    const unit = k => k === 0 ? (wide ? ' observations' : ' obs.') : k === last ? ' actions' : wide ? ' units' : ''
+    const title = (n, k) => k !== tapped ? n + unit(k) : `${wide ? `${n} units, ` : ''}tap ${S.sae.tap_index}`
     blocks.forEach((b, k) => {
-      g.textAlign = k === 0 ? 'left' : k === last && !wide ? 'right' : 'center'
-      const x = k === 0 ? 2 : k === last && !wide ? w - 2 : b.x + b.w / 2
+      const edge = k === 0 ? 'left' : k === last && !wide ? 'right' : 'center'
+      g.textAlign = edge
       g.fillStyle = ink(k === tapped ? 'accent' : 'soft')
-      const what = k === tapped ? `${wide ? `${b.n} units, ` : ''}tap ${S.sae.tap_index}` : k === 0 ? `${b.n} ${wide ? 'observations' : 'obs.'}` : k === last ? `${b.n} actions` : wide ? `${b.n} units` : b.n
-      g.fillText(what, x, 14)
+      g.fillText(title(b.n, k), { left: 2, right: w - 2, center: b.x + b.w / 2 }[edge], 14)
     })
     const b = blocks[last], names = S.targets?.action ?? []
     if (b.n > 12 || !names.length) return
@@ -1170,7 +1203,7 @@ const net = {
     $('net-tip').hidden = !near
     if (!near) return
     const { k, i } = near, last = this.blocks.length - 1, v = this.steps[this.at]?.layers[k][i]
-    const name = (k === 0 ? S.targets?.observation?.[i] : k === last ? S.targets?.action?.[i] : null) ?? `layer ${k}, unit ${i}`
+    const names = { 0: S.targets?.observation, [last]: S.targets?.action }[k], name = names?.[i] ?? `layer ${k}, unit ${i}`
     $('net-tip').textContent = v == null ? name : `${name}: ${num(v, 2)}`
     $('net-tip').style.left = `${clamp(near.cx, 60, box.width - 60)}px`
     $('net-tip').style.top = `${near.cy}px`
@@ -1219,9 +1252,12 @@ const heat = {
     return at.length && at.every((x, d) => Number.isInteger(x) && x >= 0 && x < this.shape[d]) ? at : null
   },
 
+  cell(at) { return !at ? [] : this.shape.length > 1 ? at : [0, at[0]] }, // a bias is drawn as a row
+
   now() {
     const at = this.index
-    $('edit-now').textContent = at ? num(this.shape.length > 1 ? this.rows[at[0]][at[1]] : this.rows[0][at[0]], 4) : '–'
+    const [i, j] = this.cell(at)
+    $('edit-now').textContent = at ? num(this.rows[i][j], 4) : '–'
   },
 
   draw() {
@@ -1241,12 +1277,13 @@ const heat = {
     g.putImageData(image, 0, 0)
     const at = this.index
     if (at) {
-      const [i, j] = this.shape.length > 1 ? at : [0, at[0]]
+      const [i, j] = this.cell(at)
       g.fillStyle = ink('text')
       g.fillRect(j, i, 1, 1)
     }
-    const flat = this.rows.flat(), lo = flat.reduce((a, b) => Math.min(a, b)), hi = flat.reduce((a, b) => Math.max(a, b))
-    $('heat-note').textContent = `${this.shape.join(' × ')}${this.shape.length > 1 ? ', rows are outputs' : ''}; ${num(lo)} to ${num(hi)}, blue above zero, orange below. Choose a cell.`
+    const [lo, hi] = this.rows.flat().reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity])
+    const shape = this.shape.join(' × ') + (this.shape.length > 1 ? ', rows are outputs' : '')
+    $('heat-note').textContent = `${shape}; ${num(lo)} to ${num(hi)}, blue above zero, orange below. Choose a cell.`
     c.setAttribute('aria-label', `Weights ${$('key').value}, ${this.shape.join(' by ')}; arrow keys move the chosen cell`)
   },
 
@@ -1261,8 +1298,8 @@ const heat = {
 
 $('key').onchange = () => heat.load()
 $('heat').onclick = e => {
-  const box = $('heat').getBoundingClientRect()
-  heat.choose(Math.floor((e.clientY - box.top) / box.height * heat.rows.length), Math.floor((e.clientX - box.left) / box.width * heat.rows[0].length))
+  const place = (at, size, n) => Math.floor(at / size * n), c = $('heat')
+  heat.choose(place(e.offsetY, c.clientHeight, heat.rows.length), place(e.offsetX, c.clientWidth, heat.rows[0].length))
 }
 $('heat').onkeydown = e => {
   const way = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[e.key]
@@ -1285,7 +1322,7 @@ $('edit-one').onsubmit = e => {
   e.preventDefault()
   attempt('weights-error', $('edit-apply'), async () => {
     const key = $('key').value, index = heat.index
-    if (!index) throw new Error(`There is no such weight in ${key}: rows 0 to ${heat.shape[0] - 1}${heat.shape[1] ? `, columns 0 to ${heat.shape[1] - 1}` : ''}.`)
+    if (!index) throw new Error(`There is no such weight: ${key} is ${heat.shape.join(' × ')}, counted from 0.`)
     const r = await ask('edit_at', { key, index, op: $('edit-op').value, value: +$('edit-value').value })
     await edited(`${key}[${index.join(', ')}] was ${num(r.before, 4)}, is ${num(r.after, 4)}.`)
   })
@@ -1295,7 +1332,7 @@ $('edit-all').onsubmit = e => {
   e.preventDefault()
   attempt('weights-error', $('all-apply'), async () => {
     const op = $('all-op').value, key = $('key').value
-    const r = await ask('perturb', { key, op, value: +$('all-value').value, ...(op === 'add_noise' ? { seed: +$('all-seed').value } : {}) })
+    const r = await ask('perturb', { key, op, value: +$('all-value').value, seed: +$('all-seed').value })
     await edited(`${plural(r.changed, 'weight')} of ${key} changed.`)
   })
 }
@@ -1308,8 +1345,9 @@ $('reset').onclick = () => attempt('weights-error', $('reset'), async () => {
 function setEdits(edits = []) {
   S.edits = edits ?? []
   const words = e => `${e.key}${e.index ? `[${e.index.join(', ')}]` : ''}: ${readable(e.op)} ${num(e.value)}`
-  const links = ['safetensors', 'pt'].map(f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`))
-  $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', words(e))), h('li.save', 'Download the policy: ', links[0], ' or ', links[1]))
+  const link = f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`)
+  const save = h('li', 'Download the policy: ', link('safetensors'), ' or ', link('pt'))
+  $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', words(e))), save)
   $('reset').hidden = !S.edits.length
   plan()
 }
@@ -1362,4 +1400,5 @@ let remembered
 try { remembered = localStorage.getItem('theme') } catch { /* private window */ }
 setTheme(remembered)
 listModels()
-if (location.hash.length > 8) attempt('start-error', null, async () => open(await api(`/model/${encodeURIComponent(location.hash.slice(1))}`)))
+const kept = encodeURIComponent(location.hash.slice(1)) // a model's address
+if (kept) attempt('start-error', null, async () => open(await api(`/model/${kept}`)))
