@@ -731,7 +731,7 @@ const WORDS = { // measure -> what a walk with more or less of it does
 }
 
 function phrase({ arm, measure, unit, difference: d }) {
-  const [does, more, less] = WORDS[measure] ?? [`has ${readable(measure)}`, 'higher', 'lower']
+  const [does, more, less] = WORDS[measure] ?? ['has', ...['higher', 'lower'].map(way => `${way} ${readable(measure)}`)]
   return `${named(arm)} ${does} ${num(Math.abs(d), 2)} ${unit[0] === '%' ? 'points' : unit} ${d > 0 ? more : less}`
 }
 

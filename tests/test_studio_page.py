@@ -192,6 +192,15 @@ def test_uploads(page, tmp_path):
     assert page.locator('#sae-form').is_visible() # the next thing to do
 
 
+def test_drop(page, tmp_path):
+    "Files may be dropped anywhere"
+    data = list(policy(tmp_path/'p.pt').read_bytes())
+    dropped = page.evaluate_handle("""data => { const t = new DataTransfer()
+        t.items.add(new File([new Uint8Array(data)], 'dropped.pt')); return t }""", data)
+    page.dispatch_event('#drop', 'drop', dict(dataTransfer=dropped))
+    api.expect(page.locator('#model-line')).to_contain_text('dropped.pt')
+
+
 def test_raw_weights(page):
     walker(page)
     page.click('#tab-weights')
