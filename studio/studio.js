@@ -270,7 +270,7 @@ async function showSae(sae, perturbation) {
   options($('latent'), [['', 'load an SAE first']])
   openSae(!sae)
   $('sae-error').replaceChildren()
-  $('network-note').textContent = sae?.has_cached_data ? '' : 'Its units glow once an SAE with cached data is loaded.'
+  $('network-note').textContent = IDLE
   setAlpha(0, false)
   plan()
   if (!sae) return
@@ -283,6 +283,8 @@ async function showSae(sae, perturbation) {
   $('gate-from').value = perturbation.steps?.[0] ?? ''
   $('gate-to').value = perturbation.steps?.[1] ?? ''
 }
+
+const IDLE = 'Its units glow once an SAE with cached data is loaded.'
 
 function saeLine(sae) {
   const tap = S.model.summary.taps.find(t => t.tap_index === sae.tap_index)
@@ -378,6 +380,7 @@ async function choose(j, picked = false) {
   if (!mine()) return
   if (!S.touched) setAlpha(nudge(), false)
   noteAlpha()
+  $('network-note').textContent = S.card ? `Ringed: the units that latent ${j} writes to.` : IDLE
   net.draw()
 }
 
@@ -840,8 +843,7 @@ const films = { // all videos, one clock, and the charts that follow it
     return v
   },
   get time() { return this.videos?.[0]?.currentTime ?? 0 },
-  get rate() { return this.fps || this.steps / Math.max(.1, this.length - 1.08) }, // films end with a second's rest
-  get step() { return clamp(Math.round(this.time * this.rate), 0, this.steps - 1) },
+  get step() { return clamp(Math.round(this.time * this.fps), 0, this.steps - 1) },
   async play() {
     if (!this.videos?.length) return
     const mine = newest('play')
@@ -904,7 +906,7 @@ function seriesChart(measure, unit, lines) {
   const now = lines.map(() => h('output'))
   const key = lines.map(([a], i) => h('span', { class: `arm-key ${a}` }, ARMS[a], now[i]))
   const chart = stretched('chart', n, 100, averages.join(', '), ...drawn, cursor)
-  chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.rate) }
+  chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.fps) }
   const at = (x, step) => step >= x.length ? 'over' : bars ? ['no', 'yes'][x[step]] : num(x[step], 2)
   function follow(step) {
     for (const end of ['x1', 'x2']) cursor.setAttribute(end, step)
