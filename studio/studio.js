@@ -177,6 +177,7 @@ function start() {
 $('home').onclick = $('new-model').onclick = e => { e.preventDefault(); $('models-menu').open = false; start() }
 
 async function open(model, file) {
+  for (const id of running) api(`/run/${id}/cancel`, {}).catch(() => {}) // of the model before
   Object.assign(S, { model, file, sae: null, targets: null, features: [], j: null, card: null, picked: false,
     alpha: 0, touched: false, typical: null, artifacts: null })
   history.replaceState(null, '', `#${model.model_id}`)
@@ -598,7 +599,7 @@ for (const id of ['env', 'n-seeds', 'steps']) $(id).addEventListener('input', pl
 
 // ---------------------------------------------------------------- what takes seconds
 
-const DONE = ['done', 'failed', 'cancelled']
+const DONE = ['done', 'failed', 'cancelled'], running = new Set()
 
 function follow(run_id, box) { // progress until it is done: its result, or null if it was cancelled
   const bar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress' })
@@ -607,13 +608,20 @@ function follow(run_id, box) { // progress until it is done: its result, or null
   cancel.onclick = () => attempt('run-error', cancel, () => api(`/run/${run_id}/cancel`, {}))
   box.replaceChildren(bar, words, cancel)
   const began = performance.now()
-  let quarter = 0, source, timer, tick
+  let state = { state: 'queued', progress: 0 }, quarter = 0, source, timer, tick
+  running.add(run_id)
   return new Promise((resolve, reject) => {
-    function close() { source?.close(); clearTimeout(timer); clearInterval(tick); box.replaceChildren() }
+    function close() {
+      source?.close()
+      clearTimeout(timer)
+      clearInterval(tick)
+      running.delete(run_id)
+      box.replaceChildren()
+    }
     function told(run) {
       bar.value = run.progress
       words.dataset.state = run.state
-      S.jobState = run
+      state = run
       show()
       if (Math.floor(run.progress * 4) > quarter) say(`${percent(quarter = Math.floor(run.progress * 4) / 4)} done`)
       if (!DONE.includes(run.state)) return
@@ -622,16 +630,15 @@ function follow(run_id, box) { // progress until it is done: its result, or null
       else { say(run.state === 'done' ? 'Done' : 'Cancelled'); resolve(run.result) }
     }
     function show() {
-      const { state = 'queued', progress = 0 } = S.jobState ?? {}
+      const { progress } = state
       const share = progress < 1 ? `${Math.round(100 * progress)} %` : 'Finishing'
       const seconds = Math.round((performance.now() - began) / 1000)
-      words.textContent = `${state === 'queued' ? 'Waiting for its turn' : share}, ${seconds} s`
+      words.textContent = `${state.state === 'queued' ? 'Waiting for its turn' : share}, ${seconds} s`
     }
     async function poll() { // where events don't come through
       try { told(await api(`/run/${run_id}`)) } catch (e) { close(); return reject(e) }
       timer = setTimeout(poll, 1000)
     }
-    S.jobState = null
     tick = setInterval(show, 1000)
     source = new EventSource(`/run/${run_id}/events`)
     source.onmessage = e => told(JSON.parse(e.data))
@@ -938,11 +945,12 @@ function rounder(reach) { // as many decimals for all numbers of a chart
 function measureBlock(rows) {
   const others = rows.filter(r => r.difference != null), base = rows.find(r => r.arm === 'baseline')
   const reach = reachOf(others), fix = rounder(reach), at = x => (x / reach + 1) / 2
+  const within = r => ` ${fix(r.difference_lo)} to ${fix(r.difference_hi)}`
   const lines = others.map(r => h('div', { class: `forest ${r.arm}` }, h('span', ARMS[r.arm] ?? r.arm),
     h('span.lane',
       r.difference_lo != null && h('i.interval', { '--from': at(r.difference_lo), '--to': at(r.difference_hi) }),
       h('i.dot', { '--at': at(r.difference) })),
-    h('span', fix(r.difference, '+'), r.difference_lo != null && h('small', ` ${fix(r.difference_lo)} to ${fix(r.difference_hi)}`))))
+    h('span', fix(r.difference, '+'), h('small', r.difference_lo == null ? '' : within(r)))))
   const [{ measure, unit, n }] = rows
   return h('figure', { class: rows.some(strong) ? 'measure strong' : 'measure', 'data-testid': `measure-${measure}` },
     h('figcaption', answer(rows)), lines, h('p.axis',
@@ -956,7 +964,8 @@ function showTable(r, measures) {
     const fix = rounder(reachOf(rows))
     const told = x => [num(x.mean), x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
       x.difference != null && h('small', `${fix(x.difference, '+')} from baseline${x.beyond_placebo ? ' *' : ''}`)]
-    const cells = arms.map(a => rows.find(x => x.arm === a)).map(x => h('td', { class: x.beyond_placebo && 'strong' }, told(x)))
+    const cell = x => h('td', { class: x.beyond_placebo && 'strong' }, told(x))
+    const cells = arms.map(a => cell(rows.find(x => x.arm === a)))
     return h('tr', h('th', { scope: 'row' }, readable(rows[0].measure), h('small', rows[0].unit)), cells)
   })
   const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all`
