@@ -161,8 +161,9 @@ def diagnose(
     found = [
         (left[tap_index] > max(.05, 4*min(left.values())), left[tap_index], _misfit(left, tap_index)),
         (active < .001, active, f'latent {latent} is active in {active:.2%} of the steps: its direction means little'),
-        (length < .01, length, f'alpha is too small: the push is {length:.2%} as long as a typical activation'),
-        (moved < .01, moved, f'{change}: what comes after the tap swallows the push'),
+        (moved < .01 and length < .01, length, f'alpha is too small: the push is {length:.2g} as long as a typical '
+         f'activation, and {change}'),
+        (moved < .01 <= length, moved, f'{change}: what comes after the tap swallows the push'),
         (bound > .5, bound, f'{bound:.0%} of the actions are at a bound, where a push changes nothing')]
     reasons = [dict(words=words, number=float(number)) for true,number,words in found if true]
     return reasons or [dict(words=f'nothing is in the way: {change}', number=moved)]
