@@ -815,7 +815,7 @@ function showResult(r, run_id) {
 function showHints(r) {
   const hints = (r.no_effect ?? []).map(x => h('p.warn', `${capital(x.words)}.`))
   const a = r.applied?.sae?.alpha, half = Number((a / 2).toPrecision(2))
-  const fell = r.table.some(x => x.measure === 'fell' && pushed(x) && x.difference >= .5)
+  const fell = r.table.some(x => x.measure === 'fell' && pushed(x) && x.difference >= .25)
   const again = () => { moved(half); $('run').click() }
   if (fell && a) hints.push(h('p.warn', 'Measures of a walk that ends early say little about gait.',
     h('button', { type: 'button', id: 'half-alpha', class: 'fix', onclick: again }, `Run again at α ${signed(half)}`)))
