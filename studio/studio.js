@@ -177,6 +177,7 @@ function start() {
 $('home').onclick = $('new-model').onclick = e => { e.preventDefault(); $('models-menu').open = false; start() }
 
 async function open(model, file) {
+  for (const id of running) api(`/run/${id}/cancel`, {}).catch(() => {}) // of the model before
   Object.assign(S, { model, file, sae: null, targets: null, features: [], j: null, card: null, picked: false,
     alpha: 0, touched: false, typical: null, artifacts: null })
   history.replaceState(null, '', `#${model.model_id}`)
@@ -270,7 +271,7 @@ async function showSae(sae, perturbation) {
   options($('latent'), [['', 'load an SAE first']])
   openSae(!sae)
   $('sae-error').replaceChildren()
-  $('network-note').textContent = sae?.has_cached_data ? '' : 'Its units glow once an SAE with cached data is loaded.'
+  $('network-note').textContent = IDLE
   setAlpha(0, false)
   plan()
   if (!sae) return
@@ -283,6 +284,8 @@ async function showSae(sae, perturbation) {
   $('gate-from').value = perturbation.steps?.[0] ?? ''
   $('gate-to').value = perturbation.steps?.[1] ?? ''
 }
+
+const IDLE = 'Its units glow once an SAE with cached data is loaded.'
 
 function saeLine(sae) {
   const tap = S.model.summary.taps.find(t => t.tap_index === sae.tap_index)
@@ -335,8 +338,9 @@ function latentRow(f, share) {
   const j = f.feature_idx, often = f.active == null ? '' : percent(f.active)
   const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', '--share': Math.abs(share) })
   const label = `Latent ${j}, weight ${signed(f.weight)}${often && `, active ${often}`}`
-  const props = { type: 'button', 'data-j': j, 'data-testid': `latent-${j}`, 'aria-label': label, onclick: () => choose(j, true) }
-  return h('button.latent', props, h('span.id', j), h('span.bars', bar), h('span.value', signed(f.weight)), h('span.active', often))
+  const cells = [h('span.id', j), h('span.bars', bar), h('span.value', signed(f.weight)), h('span.active', often)]
+  const props = { type: 'button', 'data-j': j, 'data-testid': `latent-${j}`, 'aria-label': label }
+  return h('button.latent', { ...props, onclick: () => choose(j, true) }, cells)
 }
 
 const best = () => S.features.find(f => f.active >= .01) ?? S.features[0] // a direction that is really in use
@@ -378,6 +382,7 @@ async function choose(j, picked = false) {
   if (!mine()) return
   if (!S.touched) setAlpha(nudge(), false)
   noteAlpha()
+  $('network-note').textContent = S.card ? `Ringed: the units that latent ${j} writes to.` : IDLE
   net.draw()
 }
 
@@ -409,8 +414,8 @@ function tracePart({ trace, firings }) {
 }
 
 function stretched(name, w, height, label, ...children) { // an SVG as wide as its place
-  const props = { class: name, viewBox: `0 0 ${w} ${height}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': label }
-  return s('svg', props, ...children)
+  const box = { viewBox: `0 0 ${w} ${height}`, preserveAspectRatio: 'none' }
+  return s('svg', { ...box, class: name, role: 'img', 'aria-label': label }, ...children)
 }
 
 function spans(values) { // stretches of equal values: [value, first, end]
@@ -583,17 +588,18 @@ document.querySelector('.tabs').onkeydown = e => {
 function plan() { // what a run would do, in words
   if (!S.model) return
   const edits = S.edits?.length ? plural(S.edits.length, 'weight edit') : '', a = Math.abs(S.alpha)
-  const push = `Latent ${S.j} at ${signed(-a)}, baseline, ${signed(a)}, and a random direction${edits && `, all with ${edits}`}`
+  const also = edits && `, all with ${edits}`
+  const push = `Latent ${S.j} at ${signed(-a)}, baseline, ${signed(a)}, and a random direction${also}`
   const what = S.mode === 'weights' ? (edits ? `Baseline beside ${edits}` : 'No weight is edited: the baseline alone')
     : S.sae && S.j != null && a ? push : 'Nothing is pushed: the baseline alone'
-  const seeds = plural(+$('n-seeds').value, 'seed')
-  $('run-plan').textContent = `${what}; ${$('env').value || 'name a world in the settings'}, ${seeds}, up to ${$('steps').value} steps.`
+  const where = $('env').value || 'name a world in the settings', seeds = plural(+$('n-seeds').value, 'seed')
+  $('run-plan').textContent = `${what}; ${where}, ${seeds}, up to ${$('steps').value} steps.`
 }
 for (const id of ['env', 'n-seeds', 'steps']) $(id).addEventListener('input', plan)
 
 // ---------------------------------------------------------------- what takes seconds
 
-const DONE = ['done', 'failed', 'cancelled']
+const DONE = ['done', 'failed', 'cancelled'], running = new Set()
 
 function follow(run_id, box) { // progress until it is done: its result, or null if it was cancelled
   const bar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress' })
@@ -602,13 +608,20 @@ function follow(run_id, box) { // progress until it is done: its result, or null
   cancel.onclick = () => attempt('run-error', cancel, () => api(`/run/${run_id}/cancel`, {}))
   box.replaceChildren(bar, words, cancel)
   const began = performance.now()
-  let quarter = 0, source, timer, tick
+  let state = { state: 'queued', progress: 0 }, quarter = 0, source, timer, tick
+  running.add(run_id)
   return new Promise((resolve, reject) => {
-    function close() { source?.close(); clearTimeout(timer); clearInterval(tick); box.replaceChildren() }
+    function close() {
+      source?.close()
+      clearTimeout(timer)
+      clearInterval(tick)
+      running.delete(run_id)
+      box.replaceChildren()
+    }
     function told(run) {
       bar.value = run.progress
       words.dataset.state = run.state
-      S.jobState = run
+      state = run
       show()
       if (Math.floor(run.progress * 4) > quarter) say(`${percent(quarter = Math.floor(run.progress * 4) / 4)} done`)
       if (!DONE.includes(run.state)) return
@@ -617,15 +630,15 @@ function follow(run_id, box) { // progress until it is done: its result, or null
       else { say(run.state === 'done' ? 'Done' : 'Cancelled'); resolve(run.result) }
     }
     function show() {
-      const { state = 'queued', progress = 0 } = S.jobState ?? {}, seconds = Math.round((performance.now() - began) / 1000)
-      const doing = state === 'queued' ? 'Waiting for its turn' : progress < 1 ? `${Math.round(100 * progress)} %` : 'Finishing'
-      words.textContent = `${doing}, ${seconds} s`
+      const { progress } = state
+      const share = progress < 1 ? `${Math.round(100 * progress)} %` : 'Finishing'
+      const seconds = Math.round((performance.now() - began) / 1000)
+      words.textContent = `${state.state === 'queued' ? 'Waiting for its turn' : share}, ${seconds} s`
     }
     async function poll() { // where events don't come through
       try { told(await api(`/run/${run_id}`)) } catch (e) { close(); return reject(e) }
       timer = setTimeout(poll, 1000)
     }
-    S.jobState = null
     tick = setInterval(show, 1000)
     source = new EventSource(`/run/${run_id}/events`)
     source.onmessage = e => told(JSON.parse(e.data))
@@ -677,16 +690,17 @@ $('find-alpha-form').onsubmit = e => {
 function calibrated(r) {
   const o = r.held_out, most = Math.max(...r.evaluations.map(e => Math.abs(e.effect)), Math.abs(r.target)) || 1
   const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0).map(inPercent)
-  const side = x => `${readable(x.measure)} ${signed(x.difference, 2)} ${x.unit ?? ''} (${num(x.lo, 2)} to ${num(x.hi, 2)})`
+  const within = x => `${num(x.lo, 2)} to ${num(x.hi, 2)}`
+  const side = x => `${readable(x.measure)} ${signed(x.difference, 2)} ${x.unit} (${within(x)})`
   const missed = o.beyond_placebo === false ? ' Not beyond random directions of that length.' : ''
   const track = e => [fill(e.effect / most), mark((r.target / most + 1) / 2)]
   const tried = r.evaluations.sort((a, b) => a.alpha - b.alpha).map(e =>
     row(`α ${signed(e.alpha, 2)}`, track(e), signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
   return [
-    h('p.answer', `α = ${signed(r.alpha)} moves ${readable(r.measure)} by ${signed(o.effect, 2)} SD in ${o.n} fresh walks `
-      + `(95 %: ${num(o.lo, 2)} to ${num(o.hi, 2)}); ${signed(r.target)} was wanted.${missed}`),
+    h('p.answer', `α = ${signed(r.alpha)} moves ${readable(r.measure)} by ${signed(o.effect, 2)} SD `
+      + `in ${o.n} fresh walks (95 %: ${within(o)}); ${signed(r.target)} was wanted.${missed}`),
     ...tried, h('p.note', 'Effect of each α that was tried, in SD; the line is the target.'),
-    h('p', sides.length ? `Side effects: ${sides.map(side).join('; ')}.` : 'No side effect whose interval leaves zero out.')]
+    h('p', `Side effects: ${sides.map(side).join('; ') || 'none whose interval leaves zero out'}.`)]
 }
 
 $('find-latents-form').onsubmit = e => {
@@ -704,7 +718,8 @@ function searched(r) {
   const n = new Set(r.found.map(f => f.feature_idx)).size
   const title = n ? `${plural(n, 'latent')} move${n === 1 ? 's' : ''} a measure both ways, beyond the placebo`
     : 'No latent moves a measure both ways beyond the placebo'
-  const note = h('p.note', `${r.tried} pairs of latent and measure; judged on ${r.n} fresh seeds; q is the false discovery rate.`)
+  const pairs = `${r.tried} pairs of latent and measure`
+  const note = h('p.note', `${pairs}; judged on ${r.n} fresh seeds; q is the false discovery rate.`)
   const take = f => async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(2))) }
   const button = f => h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) },
     `Take ${f.feature_idx}`)
@@ -714,7 +729,8 @@ function searched(r) {
     h('td', signed(f.alpha, 2)), [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1))))
   const head = ['Latent', 'Measure', 'α', '−α', '+α', 'placebo', 'q'].map(x => h('th', { scope: 'col' }, x))
   const table = h('table', h('thead', h('tr', head)), h('tbody', rows))
-  return [h('p.answer', title), note, n ? h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, table) : '']
+  const box = h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, table)
+  return [h('p.answer', title), note, n ? box : '']
 }
 
 // ---------------------------------------------------------------- the answer of a run
@@ -828,10 +844,10 @@ const films = { // all videos, one clock, and the charts that follow it
     if (!still() && arms.length) this.play()
   },
   video(src, arm, words) {
-    const label = `${ARMS[arm]}: ${words}`
-    const v = h('video', { src, playsinline: true, preload: 'auto', tabindex: -1, 'data-testid': `video-${arm}`, 'aria-label': label })
+    const named = { 'data-testid': `video-${arm}`, 'aria-label': `${ARMS[arm]}: ${words}` }
+    const v = h('video', { src, playsinline: true, preload: 'auto', tabindex: -1, ...named })
     v.muted = true
-    v.onerror = () => complain('video-error', 'A video can’t be played: its run is gone, or this browser has no H.264. Run again.')
+    v.onerror = () => complain('video-error', 'No video: its run is gone, or this browser has no H.264. Run again.')
     v.onloadedmetadata = () => {
       this.length = Math.max(...this.videos.map(x => x.duration || 0))
       $('scrub').max = this.length
@@ -840,16 +856,15 @@ const films = { // all videos, one clock, and the charts that follow it
     return v
   },
   get time() { return this.videos?.[0]?.currentTime ?? 0 },
-  get rate() { return this.fps || this.steps / Math.max(.1, this.length - 1.08) }, // films end with a second's rest
-  get step() { return clamp(Math.round(this.time * this.rate), 0, this.steps - 1) },
+  get step() { return clamp(Math.round(this.time * this.fps), 0, this.steps - 1) },
   async play() {
     if (!this.videos?.length) return
     const mine = newest('play')
     this.playing = true
     this.show()
     if (this.length && this.time >= this.length - .05) this.seek(0)
-    const ready = v => v.readyState > 2 || v.error || new Promise(done => { v.oncanplay = done; setTimeout(done, 4000) })
-    await Promise.all(this.videos.map(ready))
+    const loads = v => new Promise(done => { v.oncanplay = done; setTimeout(done, 4000) })
+    await Promise.all(this.videos.map(v => v.readyState > 2 || v.error || loads(v)))
     if (!mine()) return
     this.videos.forEach(v => v.play().catch(() => {}))
     const frame = () => {
@@ -904,7 +919,7 @@ function seriesChart(measure, unit, lines) {
   const now = lines.map(() => h('output'))
   const key = lines.map(([a], i) => h('span', { class: `arm-key ${a}` }, ARMS[a], now[i]))
   const chart = stretched('chart', n, 100, averages.join(', '), ...drawn, cursor)
-  chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.rate) }
+  chart.onclick = e => { films.pause(); films.seek(e.offsetX / chart.clientWidth * n / films.fps) }
   const at = (x, step) => step >= x.length ? 'over' : bars ? ['no', 'yes'][x[step]] : num(x[step], 2)
   function follow(step) {
     for (const end of ['x1', 'x2']) cursor.setAttribute(end, step)
@@ -930,11 +945,12 @@ function rounder(reach) { // as many decimals for all numbers of a chart
 function measureBlock(rows) {
   const others = rows.filter(r => r.difference != null), base = rows.find(r => r.arm === 'baseline')
   const reach = reachOf(others), fix = rounder(reach), at = x => (x / reach + 1) / 2
+  const within = r => ` ${fix(r.difference_lo)} to ${fix(r.difference_hi)}`
   const lines = others.map(r => h('div', { class: `forest ${r.arm}` }, h('span', ARMS[r.arm] ?? r.arm),
     h('span.lane',
       r.difference_lo != null && h('i.interval', { '--from': at(r.difference_lo), '--to': at(r.difference_hi) }),
       h('i.dot', { '--at': at(r.difference) })),
-    h('span', fix(r.difference, '+'), h('small', r.difference_lo == null ? '' : ` ${fix(r.difference_lo)} to ${fix(r.difference_hi)}`))))
+    h('span', fix(r.difference, '+'), h('small', r.difference_lo == null ? '' : within(r)))))
   const [{ measure, unit, n }] = rows
   return h('figure', { class: rows.some(strong) ? 'measure strong' : 'measure', 'data-testid': `measure-${measure}` },
     h('figcaption', answer(rows)), lines, h('p.axis',
@@ -946,9 +962,10 @@ function showTable(r, measures) {
   const th = (scope, text, cls) => h('th', { scope, class: cls }, text)
   const body = measures.map(rows => {
     const fix = rounder(reachOf(rows))
-    const found = arms.map(a => rows.find(x => x.arm === a))
-    const cells = found.map(x => h('td', { class: x.beyond_placebo && 'strong' }, num(x.mean), x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
-      x.difference != null && h('small', `${fix(x.difference, '+')} from baseline${x.beyond_placebo ? ' *' : ''}`)))
+    const told = x => [num(x.mean), x.lo != null && h('small', `${num(x.lo)} to ${num(x.hi)}`),
+      x.difference != null && h('small', `${fix(x.difference, '+')} from baseline${x.beyond_placebo ? ' *' : ''}`)]
+    const cell = x => h('td', { class: x.beyond_placebo && 'strong' }, told(x))
+    const cells = arms.map(a => cell(rows.find(x => x.arm === a)))
     return h('tr', h('th', { scope: 'row' }, readable(rows[0].measure), h('small', rows[0].unit)), cells)
   })
   const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all`
@@ -1203,7 +1220,8 @@ const net = {
     $('net-tip').hidden = !near
     if (!near) return
     const { k, i } = near, last = this.blocks.length - 1, v = this.steps[this.at]?.layers[k][i]
-    const names = { 0: S.targets?.observation, [last]: S.targets?.action }[k], name = names?.[i] ?? `layer ${k}, unit ${i}`
+    const names = { 0: S.targets?.observation, [last]: S.targets?.action }[k]
+    const name = names?.[i] ?? `layer ${k}, unit ${i}`
     $('net-tip').textContent = v == null ? name : `${name}: ${num(v, 2)}`
     $('net-tip').style.left = `${clamp(near.cx, 60, box.width - 60)}px`
     $('net-tip').style.top = `${near.cy}px`
@@ -1284,7 +1302,8 @@ const heat = {
     const [lo, hi] = this.rows.flat().reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [Infinity, -Infinity])
     const shape = this.shape.join(' × ') + (this.shape.length > 1 ? ', rows are outputs' : '')
     $('heat-note').textContent = `${shape}; ${num(lo)} to ${num(hi)}, blue above zero, orange below. Choose a cell.`
-    c.setAttribute('aria-label', `Weights ${$('key').value}, ${this.shape.join(' by ')}; arrow keys move the chosen cell`)
+    const label = `Weights ${$('key').value}, ${this.shape.join(' by ')}; arrow keys move the chosen cell`
+    c.setAttribute('aria-label', label)
   },
 
   choose(i, j) {
@@ -1345,7 +1364,8 @@ $('reset').onclick = () => attempt('weights-error', $('reset'), async () => {
 function setEdits(edits = []) {
   S.edits = edits ?? []
   const words = e => `${e.key}${e.index ? `[${e.index.join(', ')}]` : ''}: ${readable(e.op)} ${num(e.value)}`
-  const link = f => h('a', { id: `download-${f}`, download: true, href: `/model/${S.model.model_id}/save?format=${f}` }, `.${f}`)
+  const file = f => `/model/${S.model.model_id}/save?format=${f}`
+  const link = f => h('a', { id: `download-${f}`, download: true, href: file(f) }, `.${f}`)
   const save = h('li', 'Download the policy: ', link('safetensors'), ' or ', link('pt'))
   $('edits-list').replaceChildren(...S.edits.slice(-6).map(e => h('li', words(e))), save)
   $('reset').hidden = !S.edits.length
@@ -1364,7 +1384,7 @@ async function listModels() {
       h('span', m.name, h('small', ` ${when(m)}${m.model_id === current ? ', open' : ''}`)),
       m.model_id === current ? null : h('button', { type: 'button', onclick: () => revisit(m.model_id) }, 'Open'),
       h('a', { href: `/model/${m.model_id}/save?format=safetensors`, download: true, class: 'button' }, 'Download'),
-      h('button', { type: 'button', 'aria-label': `Delete ${m.name}`, onclick: e => forget(m.model_id, e.currentTarget) }, 'Delete'))))
+      h('button', { type: 'button', onclick: e => forget(m.model_id, e.currentTarget) }, 'Delete'))))
     if (!models.length) $('models').replaceChildren(h('li.note', 'None yet.'))
   })
 }

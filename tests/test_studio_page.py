@@ -334,3 +334,16 @@ def test_a_server_that_is_gone(page):
     page.route('**/embedded', lambda r: r.abort())
     page.click('#take-walker')
     api.expect(page.locator('#start-error')).to_contain_text('does not answer')
+
+
+def test_another_model_ends_a_run(page):
+    walker(page)
+    short(page, 200, 2000)
+    page.click('#run')
+    page.wait_for_selector('[data-testid=cancel]')
+    page.click('#home')
+    walker(page)
+    page.fill('#n-seeds', '2')
+    page.fill('#steps', '40')
+    run(page)
+    assert 'seeds 0 to 1' in text(page, '#applied')

@@ -83,7 +83,7 @@ def run(
     sae=None,        # Whose latent is perturbed, as `packed`
     steps:int=500,   # At most
     video:bool=True  # Film the first seed?
-)->dict: # env_id, applied, seeds, measures, table, series, videos, edited_steps, no_effect
+)->dict: # env_id, fps, applied, seeds, measures, table, series, videos, edited_steps, no_effect
     "Arms of one and the same edit"
     p,kind,n = applied['sae'], kind_of(world), len(seeds)
     how = dict(steps=steps, film=0 if video else None, tell=tell)
@@ -93,8 +93,8 @@ def run(
         c = compare(original, kind, both, seeds, policies=dict(edited=policy), **how)
     else: c = compare(policy, kind, dict(baseline=[None]*n), seeds, **how)
     if video: films(c, folder, _captions(p))
-    return dict(env_id=world, applied=applied, seeds=seeds, table=c.table(), series=c.series(), videos=[*c.walks]*video,
-                measures=[dict(measure=m, unit=u) for m,u in kind.units.items()],
+    return dict(env_id=world, fps=kind.fps, applied=applied, seeds=seeds, table=c.table(), series=c.series(),
+                videos=[*c.walks]*video, measures=[dict(measure=m, unit=u) for m,u in kind.units.items()],
                 edited_steps={a: sum(w.edited for w in ws) for a,ws in c.walks.items()},
                 no_effect=why_nothing(c, policy, sae, p) if p else [])
 

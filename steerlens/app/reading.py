@@ -82,7 +82,7 @@ def _interpret(self:Reading,
 @patch
 def _card(self:Reading,
     j:int # Latent
-)->dict: # feature_idx, active, mean_active, firings, top, decoder_norm, cluster, neighbours, trace, events, drives
+)->dict: # feature_idx, active, mean_active, firings, top, decoder_norm, direction, cluster, trace, events, drives, ...
     "Everything about one latent"
     need(0<=j<self.z.shape[1], 'latent', j, f'0 to {self.z.shape[1]-1}')
     z,w = self.z[:,[j]].toarray()[:,0], self.t.sae.W_dec[j].detach()
@@ -93,8 +93,8 @@ def _card(self:Reading,
                  events=[] if self.events is None else self.events[at].tolist())
     acts = self.t.acts[::max(1, len(z)//2048)]
     written = drives(lambda x: self.policy.onward(self.t.tap_index, x), acts, w) if w.norm()>0 else None
-    return found | dict(feature_idx=j, decoder_norm=float(w.norm()), cluster=int(self.grouped.label_F[j]), trace=trace,
-                        neighbours=self.grouped.neighbours(j), drives=written,
+    return found | dict(feature_idx=j, decoder_norm=float(w.norm()), direction=w.tolist(), trace=trace,
+                        cluster=int(self.grouped.label_F[j]), neighbours=self.grouped.neighbours(j), drives=written,
                         events=[] if self.events is None else fires_in(z, self.events, self.episode))
 
 # %% ../../nbs/89_app.reading.ipynb #0eb43d55
