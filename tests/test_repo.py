@@ -71,7 +71,7 @@ def test_readme_is_fresh():
 
 
 def test_snakemake_plans_every_phase(tmp_path):
-    config = ['--config', f'out={tmp_path}', 'params=params/smoke.yaml']
+    config = ['--config', f'out={tmp_path}', 'params=params/smoke.yaml', 'everything=yes']
     said = sh('snakemake', '-n', '--nolock', '--profile', 'profiles/local', *config)
     assert said.rc==0, said.out+said.err
     for nb in PHASES: assert f'phase_{nb.stem}' in said.out+said.err
