@@ -210,17 +210,26 @@ def test_users_at_once_get_their_own_results(server):
     assert not wrong
 
 
-def test_no_request_of_any_shape_breaks_it(server, walker, page):
-    "Property-based: whatever fits the server's own schema is answered, and not with a 5xx"
+def test_no_request_of_any_shape_breaks_it(server, page):
+    "Property-based: whatever fits the server's own schema, on a model that is there, is answered, and not with a 5xx"
     schemathesis = pytest.importorskip('schemathesis')
     from hypothesis import HealthCheck, given, settings
-    schema = schemathesis.openapi.from_url(f'{server}/openapi.json')
-    @given(case=schema.as_strategy() if hasattr(schema, 'as_strategy') else schema.get_strategy())
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    def asked(case):
-        if 'model_id' in (case.path_parameters or {}): case.path_parameters['model_id'] = walker
-        if case.operation.path=='/run/{run_id}/events': return
-        runs = case.operation.path.endswith('save_and_run') and isinstance(case.body, dict)
-        if runs: case.body |= dict(n_seeds=1, steps=10)
-        assert case.call().status_code < 500, case.as_curl_command()
-    asked()
+    schema,walker = schemathesis.openapi.from_url(f'{server}/openapi.json'), page.post('/embedded').json()['model_id']
+    answered = {}
+
+    def ask(operation):
+        @given(case=operation.as_strategy())
+        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+        def asked(case):
+            if 'model_id' in case.path_parameters: case.path_parameters['model_id'] = walker
+            if operation.path.endswith('save_and_run') and isinstance(case.body, dict): case.body |= dict(n_seeds=1, steps=10)
+            status = case.call(timeout=30).status_code
+            answered.setdefault(operation.path, set()).add(status)
+            assert status < 500, case.as_curl_command()
+        asked()
+
+    operations = [o.ok() for o in schema.get_all_operations()]
+    for o in operations:
+        if o.method!='delete' and not o.path.endswith('/events'): ask(o)
+    fine = [path for path,statuses in answered.items() if 200 in statuses]
+    assert len(fine) >= 12, f'only {fine} were ever answered: this test asks for nothing'

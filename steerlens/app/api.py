@@ -10,6 +10,7 @@ import asyncio, json, re, secrets
 from fastcore.basics import patch
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
@@ -168,9 +169,9 @@ def interpret_features(m:Readable, body:Interpret)->dict:
 def targets(m:Readable)->dict: return m.reading.targets
 
 @api.get('/model/{model_id}/clusters')
-def clusters(m:WithSae)->dict:
+def clusters(m:Readable)->dict:
     "Latents whose decoder rows point the same way"
-    return clean(dict(clusters=m.reading.clusters() if m.reading else []))
+    return dict(clusters=[dict(cluster=i, features=js) for i,js in enumerate(m.reading.grouped.groups())])
 
 @api.get('/model/{model_id}/latent/{j}')
 def latent(m:Readable, j:int)->dict:
@@ -445,6 +446,7 @@ def make_app(
     import steerlens
     app = FastAPI(title='steerlens studio', version=steerlens.__version__, docs_url=None, redoc_url=None)
     app.state.studio = studio
+    app.add_middleware(GZipMiddleware, minimum_size=4096) # it leaves event streams alone
     app.add_middleware(Guard, hosts={*hosts})
     app.exception_handler(RequestValidationError)(wrong_input)
     app.exception_handler(Busy)(lambda request, e: one_line(429, e))

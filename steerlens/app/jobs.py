@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
+from contextlib import suppress
 import math, pickle
 import torch
 from ..core import SteerlensError
@@ -66,9 +67,10 @@ def work(
     "A job's process"
     torch.set_num_threads(1)
     def tell(x): share.value = x
-    try: pipe.send(('done', clean(TASKS[name](Path(folder), tell, **pickle.loads(payload)))))
-    except SteerlensError as e: pipe.send(('failed', ' '.join(str(e).split())))
-    except MemoryError: pipe.send(('failed', 'out of memory; ask for fewer seeds or steps'))
+    try: said = 'done', clean(TASKS[name](Path(folder), tell, **pickle.loads(payload)))
+    except SteerlensError as e: said = 'failed', ' '.join(str(e).split())
+    except MemoryError: said = 'failed', 'out of memory; ask for fewer seeds or steps'
+    with suppress(BrokenPipeError): pipe.send(said) # nobody may be listening any more
 
 # %% ../../nbs/90_app.jobs.ipynb #0eb43d55
 @task('run')

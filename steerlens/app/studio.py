@@ -163,7 +163,7 @@ def start(self:Studio,
         n = sum(j.owner==m.owner and j.state not in DONE for j in self.jobs.values())
         if n>=self.pending: raise Busy('studio', f'{n} runs of yours are under way', do='wait for one, or cancel it')
         job = Job(secrets.token_urlsafe(18), kind, m.owner, m.id, self.folder/secrets.token_hex(8),
-                  share=self.ctx.Value('d', 0.))
+                  share=self.ctx.RawValue('d', 0.))
         self.jobs[job.id] = job
         for old in [j for j in self.jobs.values() if j.model_id==m.id and j.state in DONE][:-KEPT]:
             del self.jobs[old.id]
