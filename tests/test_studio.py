@@ -215,11 +215,12 @@ def test_no_request_of_any_shape_breaks_it(server, page):
     schemathesis = pytest.importorskip('schemathesis')
     from hypothesis import HealthCheck, given, settings
     schema,walker = schemathesis.openapi.from_url(f'{server}/openapi.json'), page.post('/embedded').json()['model_id']
+    calm = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
     answered = {}
 
     def ask(operation):
         @given(case=operation.as_strategy())
-        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+        @settings(calm, max_examples=15)
         def asked(case):
             if 'model_id' in case.path_parameters: case.path_parameters['model_id'] = walker
             if operation.path.endswith('save_and_run') and isinstance(case.body, dict): case.body |= dict(n_seeds=1, steps=10)
