@@ -19,7 +19,7 @@ from table import Peak, args, race, run, timed
 ARGS = args(__doc__)
 QUICK = ARGS.quick
 ROWS,LATENTS,ACTIVE,EPISODES = (10_000, 256, 16, 50) if QUICK else (50_000, 1024, 32, 100)
-USERS,SECONDS,THINKS = 8, 15 if QUICK else 120, .3 # THINKS: mean pause of a user between two calls
+USERS,SECONDS,THINKS = 8, 15 if QUICK else 600, .3 # THINKS: mean pause of a user between two calls
 STUDIO = [Path(sys.executable).parent/'steerlens', 'studio']
 BAR = 2. # Seconds from codes to sorted latents, at the full size
 WALKS,STEPS = (16, 100) if QUICK else (64, 400)

@@ -50,6 +50,8 @@ def main():
                     page.evaluate('scrollTo(0, 0)')
                     page.wait_for_timeout(600)
                     small(page.screenshot(full_page=True), a.folder/f'page_{width}_{scheme}.png')
+            page.emulate_media(color_scheme='light', reduced_motion='reduce')
+            small(page.screenshot(), a.folder/'page.png') # the first screen, for the front page
             browser.close()
     finally: server.terminate()
     print(*sorted(p.name for p in a.folder.glob('page_*.png')))
