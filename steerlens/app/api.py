@@ -342,7 +342,7 @@ def diagnose(m:WithSae)->dict:
     "Why might the perturbation do nothing?"
     if not m.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
     p,t = m.perturbation, m.tapped
-    obs = own_obs(m.policy, 1) if t.obs is None else t.obs[:2000]
+    obs = own_obs(m.policy, 1) if t.obs is None else t.obs[::max(1, len(t.obs)//2000)] # from all walks
     kind = kind_of(world_for(m, None))
     return clean(dict(reasons=find_reasons(m.policy, kind, t.sae, t.tap_index, p['feature_idx'], p['alpha'], obs)))
 
