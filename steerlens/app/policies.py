@@ -102,7 +102,7 @@ def onward(self:Policy,
     return self.subject.model.net[tap_index+1:](x_ND)
 
 # %% ../../nbs/86_app.policies.ipynb #0eb43d55
-BESIDE = re.compile(r'value|critic|vf_|qf|log_std|log_alpha', re.I) # Keys of what is trained beside a policy
+BESIDE = re.compile(r'value|critic|vf_|qf|log_?std|log_alpha', re.I) # Keys of what is trained beside a policy
 
 def chain(
     state:dict,       # Key -> tensor
@@ -251,8 +251,7 @@ def read_policy(
     state,beside = read_tensors(file, str(what))
     need(isinstance(state, dict), what, f'holds a {type(state).__name__}', 'a state dict', 'save model.state_dict()')
     said = {k: v for k,v in {**state, **(beside or {})}.items() if isinstance(v, str)}
-    for name in WRAPPED:
-        if isinstance(state.get(name), dict): state = state[name]
+    while inner := next((state[n] for n in WRAPPED if isinstance(state.get(n), dict)), None): state = inner
     state = {k: v for k,v in state.items() if k not in ('activation', 'squash', 'world')}
     need(state and all(isinstance(k, str) for k in state), what, 'no named tensors', 'a state dict')
     told = dict(activation=activation, squash=squash, world=world)
