@@ -251,7 +251,7 @@ def read_policy(
     state,beside = read_tensors(file, str(what))
     need(isinstance(state, dict), what, f'holds a {type(state).__name__}', 'a state dict', 'save model.state_dict()')
     said = {k: v for k,v in {**state, **(beside or {})}.items() if isinstance(v, str)}
-    while inner := next((state[n] for n in WRAPPED if isinstance(state.get(n), dict)), None): state = inner
+    for _ in range(3): state = next((state[n] for n in WRAPPED if isinstance(state.get(n), dict)), state)
     state = {k: v for k,v in state.items() if k not in ('activation', 'squash', 'world')}
     need(state and all(isinstance(k, str) for k in state), what, 'no named tensors', 'a state dict')
     told = dict(activation=activation, squash=squash, world=world)
