@@ -199,7 +199,8 @@ async function open(model, file) {
   heat.open()
   net.open()
   listModels()
-  await showSae(model.sae, model.perturbation)
+  $('run').disabled = true // until there is something to run
+  try { await showSae(model.sae, model.perturbation) } finally { $('run').disabled = false }
   showMode(!model.sae && model.weight_edits?.length ? 'weights' : S.mode ?? 'latent')
 }
 
@@ -646,6 +647,8 @@ function follow(run_id, box) { // progress until it is done: its result, or null
   })
 }
 
+addEventListener('pagehide', () => { for (const id of running) navigator.sendBeacon(`/run/${id}/cancel`) }) // nobody waits any more
+
 $('run').onclick = () => attempt('run-error', $('run'), async () => {
   $('apply-error').replaceChildren()
   if (S.mode === 'latent' && S.sae) await apply()
@@ -777,7 +780,9 @@ function headline(measures) {
   const [first] = [...measures].sort((a, b) => weighs(b) - weighs(a)), n = first[0].n
   if (weighs(first)) return answer(first)
   if (!first.some(pushed)) return `The policy as it is, in ${plural(n, 'walk')}`
-  return n < 2 ? 'A single seed has no interval: run more of them' : `No clear difference from baseline in ${n} seeds`
+  if (n < 2) return 'A single seed has no interval: run more of them'
+  if (measures.flat().some(r => pushed(r) && clear(r))) return 'It differs from baseline, but no more than a random direction does'
+  return `No clear difference from baseline in ${n} seeds`
 }
 
 function appliedLine({ applied, env_id, seeds, edited_steps }) {

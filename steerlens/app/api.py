@@ -6,6 +6,7 @@
 from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from contextlib import asynccontextmanager
 import asyncio, json, re, secrets
 from fastcore.basics import patch
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Query, Request, Response, UploadFile
@@ -92,7 +93,7 @@ def upload(file:UploadFile, studio:Studios, owner:Owner,
 def take_embedded(studio:Studios, owner:Owner)->dict:
     "The shipped walker, with its autoencoder"
     m = studio.add(embedded(), 'embedded walker', owner)
-    keep_sae(m, *studio.embedded)
+    keep_sae(m, *studio.shipped())
     return described(m)
 
 @api.get('/models')
@@ -376,7 +377,9 @@ def video(job:TheJob, arm:str)->FileResponse:
     return FileResponse(job.folder/f'{arm}.mp4', media_type='video/mp4')
 
 # %% ../../nbs/92_app.api.ipynb #d52732c9
-def one_line(status, said): return JSONResponse(dict(detail=' '.join(str(said).split())), status)
+def one_line(status, said):
+    "An error; half a character, which JSON may hold and UTF-8 not, becomes a question mark"
+    return JSONResponse(dict(detail=' '.join(str(said).split()).encode('utf8', 'replace').decode()), status)
 
 def wrong_input(request, e):
     first = e.errors()[0]
@@ -397,15 +400,19 @@ class Guard:
 # %% ../../nbs/92_app.api.ipynb #96a01c9d
 @patch
 def refused(self:Guard, method:str, headers:dict)->tuple|None: # Status and reason, or None
-    host = headers.get('host', '')
-    if urlsplit(f'//{host}').hostname not in self.hosts:
-        return 403, f'this server is not called {host[:80]!r}; start it with --host to name it'
-    origin = headers.get('origin')
-    foreign = origin is not None and urlsplit(origin).netloc!=host or headers.get('sec-fetch-site')=='cross-site'
+    host,origin = headers.get('host', ''), headers.get('origin')
+    if _parts(f'//{host}').hostname not in self.hosts:
+        return 403, f'this server is not called {host[:80]!r}; start it with --name to add one'
+    foreign = origin is not None and _parts(origin).netloc!=host or headers.get('sec-fetch-site')=='cross-site'
     if foreign and method not in ('GET', 'HEAD'): return 403, 'pages of other sites may not call this server'
     size = headers.get('content-length', '0')
     if not size.isdigit(): return 400, 'content-length is no number'
     if int(size) > MOST_BODY: return 413, f'{int(size)>>20} MB; at most {MOST_BODY>>20} MB'
+
+def _parts(address):
+    "Of an address; of an empty one where it is none"
+    try: return urlsplit(address)
+    except ValueError: return urlsplit('')
 
 MOST_BODY = 3*MOST_BYTES + (1<<20) # An autoencoder comes in three files
 
@@ -444,7 +451,12 @@ def make_app(
 )->FastAPI: # To be served
     "The API and its page"
     import steerlens
-    app = FastAPI(title='steerlens studio', version=steerlens.__version__, docs_url=None, redoc_url=None)
+    @asynccontextmanager
+    async def life(app):
+        yield
+        studio.close()
+    shown = dict(title='steerlens studio', version=steerlens.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(**shown, lifespan=life)
     app.state.studio = studio
     app.add_middleware(GZipMiddleware, minimum_size=4096) # it leaves event streams alone
     app.add_middleware(Guard, hosts={*hosts})

@@ -18,9 +18,9 @@ from .policies import (ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, rea
 from .worlds import Kind, fitting, kind_of, rollout
 
 # %% auto #0
-__all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'unexplained', 'check_fit', 'misaligned', 'Tapped',
-           'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae', 'write_artifacts', 'embedded_sae',
-           'opened']
+__all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'read_walks', 'unexplained', 'check_fit', 'misaligned',
+           'Tapped', 'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae', 'write_artifacts',
+           'embedded_sae', 'opened']
 
 # %% ../../nbs/88_app.artifacts.ipynb #3ed617c5
 @torch.no_grad()
@@ -73,17 +73,18 @@ def _turned(w, key, n_in, n_out):
 # %% ../../nbs/88_app.artifacts.ipynb #0eb43d55
 def read_sae(
     file:bytes|Path # A `walker_sae.pt`, or a sae-lens directory
-)->tuple[object,int|None,int|None]: # The autoencoder, its k, and the tap that it says it is for
+)->tuple: # The autoencoder, its k, and the tap and the world that it says it is for, or None
     if isinstance(file, Path) and file.is_dir():
         sae = load_sae(file)
         tap = str(sae.cfg.metadata.hook_name or '').removeprefix('tap.').removesuffix('.out')
-        return sae, getattr(sae.cfg, 'k', None), int(tap) if tap.isdigit() else None
+        return sae, getattr(sae.cfg, 'k', None), int(tap) if tap.isdigit() else None, None
     said,_ = read_tensors(file, FILES['sae'])
     need(isinstance(said, dict) and 'sae_state' in said, FILES['sae'], 'no sae_state',
          'sae_state, d_in, d_latent, k and tap_index')
     k,tap = said.get('k'), said.get('tap_index')
     need(tap is None or type(tap) is int, FILES['sae'], f'tap_index {tap!r}', 'a whole number')
-    return as_sae(said['sae_state'], said.get('d_in'), said.get('d_latent'), k), k, tap
+    world = said.get('world') if isinstance(said.get('world'), str) else None
+    return as_sae(said['sae_state'], said.get('d_in'), said.get('d_latent'), k), k, tap, world
 
 def read_rows(
     file:bytes|Path, # `cached_obs.pt` or `tapped_activations.pt`
@@ -97,6 +98,22 @@ def read_rows(
     x = x.to(torch.float32, copy=True)
     need(x.isfinite().all(), what, 'NaN or infinite numbers', 'finite ones')
     return x
+
+# %% ../../nbs/88_app.artifacts.ipynb #f71a5635
+def read_walks(
+    file:bytes|Path, # `cached_episode.pt`
+    n:int            # Rows
+)->np.ndarray: # The walk of each row, [N]
+    "Which rows belong to one walk"
+    x,_ = read_tensors(file, FILES['episode'])
+    fits = isinstance(x, Tensor) and x.numel()==n and max(x.shape)==n
+    need(fits, FILES['episode'], f'{list(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}', f'[{n}], a number a row')
+    walks = x.reshape(-1).double()
+    need((walks==walks.round()).all(), FILES['episode'], 'numbers that are not whole', 'the number of each row\'s walk')
+    together = len(torch.unique_consecutive(walks))==len(walks.unique())
+    need(together and len(walks.unique())>1, FILES['episode'], 'walks that are mixed, or a single one',
+         'two or more, one after another', 'leave the file out if walks are not known')
+    return walks.long().numpy()
 
 # %% ../../nbs/88_app.artifacts.ipynb #84053967
 @torch.no_grad()
@@ -116,7 +133,8 @@ def unexplained(
 
 def check_fit(
     tap_index:int, # Asked for
-    left:dict      # From `unexplained`
+    left:dict,     # From `unexplained`
+    stored:int|None=None # What the autoencoder's own file says
 ):
     "Raise `SteerlensError` unless the autoencoder belongs to this tap"
     need(left, 'autoencoder', 'no tap of this policy is as wide as it', 'the autoencoder of this policy')
@@ -127,6 +145,8 @@ def check_fit(
     need(tap_index in left, 'tap_index', f'{tap_index}, which is not as wide as the autoencoder', do=do)
     got = f'{tap_index}, where the autoencoder leaves {left[tap_index]:.3g} of the variance unexplained'
     need(some and left[tap_index]<=max(.05, 4*left[best]), 'tap_index', got, do=do)
+    better = stored in left and left[stored]<=max(.05, 4*left[best]) # a file may say wrong
+    need(stored==tap_index or not better, 'tap_index', tap_index, f'{stored}, as its file says', f'tap {stored} fits')
 
 # %% ../../nbs/88_app.artifacts.ipynb #1bbbec7e
 def misaligned(
@@ -142,18 +162,20 @@ def misaligned(
     error = _error(policy, tap_index, obs_NI, acts_ND)
     if error < ALIKE: return ''
     own = policy.passes(obs_NI)[tap_index]
-    if _apart(own.norm(dim=1).sort().values, acts_ND.norm(dim=1).sort().values) < ALIKE:
+    if _apart(*(x.norm(dim=1, keepdim=True).sort(dim=0).values for x in (own, acts_ND))) < ALIKE:
         return 'the same rows in another order than the observations'
     for name in ACTIVATIONS:
         other = as_policy({k: policy.weights(k) for k in policy.keys}, name, policy.squash)
         if _error(other, tap_index, obs_NI, acts_ND) < ALIKE:
             return f"activations computed with '{name}', not '{policy.activation}'; say activation={name} at upload"
-    return f'computed again from the observations, activations differ by {error:.2g} of their spread'
+    return f'computed again from the observations, one row differs by {error:.2g} of what rows usually differ by'
 
-ALIKE = .01 # Half precision is good to a thousandth
+ALIKE = .03 # Half precision is good to a thousandth of the largest number
 
 def _error(policy, tap_index, obs, acts): return _apart(policy.passes(obs)[tap_index], acts)
-def _apart(a, b): return float((a-b).norm()/(b-b.mean(0)).norm().clamp_min(1e-12))
+def _apart(a, b):
+    "The row that differs most, in units of what rows usually differ by"
+    return float((a-b).norm(dim=1).max()/(b-b.mean(0)).norm(dim=1).mean().clamp_min(1e-12))
 
 # %% ../../nbs/88_app.artifacts.ipynb #fa6c6a51
 @dataclass
@@ -168,6 +190,7 @@ class Tapped:
     acts:Tensor|None = None # [N, d_in]
     episode:np.ndarray|None = None # Walk of each row, [N]; None where no file tells
     why:str = ''       # Why there is no cached data, or none that can be used
+    world:str|None = None # Where it was recorded, if the file says so
 
 def tapped(
     policy:Policy,      # Whose tap
@@ -176,18 +199,17 @@ def tapped(
     loaded_from:str='an upload'
 )->Tapped: # Raises `SteerlensError` where the autoencoder belongs to another tap
     "An autoencoder held against its policy"
-    sae,k,stored = read_sae(files['sae'])
-    obs,acts,episode = (read_rows(files[n], FILES[n]) if n in files else None for n in ('obs','acts','episode'))
+    sae,k,stored,world = read_sae(files['sae'])
+    obs,acts = (read_rows(files[n], FILES[n]) if n in files else None for n in ('obs','acts'))
     fits = obs is not None and obs.shape[1]==policy.widths[0]
     left = unexplained(policy, sae, obs if fits else own_obs(policy))
     asked = next((t for t in (tap_index, stored) if t is not None), min(left, key=left.get, default=0))
-    check_fit(asked, left)
+    check_fit(asked, left, stored)
     missing = [FILES[n] for n,x in (('obs',obs),('acts',acts)) if x is None]
     why = f'{" and ".join(missing)} missing' if missing else misaligned(policy, asked, obs, acts)
-    if why: return Tapped(sae, k, asked, left, loaded_from, why=why)
-    told = episode is not None and len(episode)==len(obs)
-    walks = episode[:,0].long().numpy() if told else None
-    return Tapped(sae, k, asked, left, loaded_from, obs, acts, walks)
+    if why: return Tapped(sae, k, asked, left, loaded_from, why=why, world=world)
+    walks = read_walks(files['episode'], len(obs)) if 'episode' in files else None
+    return Tapped(sae, k, asked, left, loaded_from, obs, acts, walks, world=world)
 
 # %% ../../nbs/88_app.artifacts.ipynb #1ac473cd
 def own_obs(
@@ -212,8 +234,8 @@ def inside(
     base = Path(base).resolve()
     try: path = (base/name).resolve()
     except (OSError, RuntimeError, ValueError): path = Path('/') # a circle of links, a zero byte
-    ok = name.strip() and len(name)<1024 and path.is_relative_to(base)
-    need(ok, 'artifacts_dir', repr(name[:80]), 'a folder below the root of this server', 'copy the artifacts there')
+    ok = name.strip() and all(len(p)<128 for p in Path(name).parts) and path.is_relative_to(base)
+    need(ok, 'artifacts_dir', ascii(name[:80]), 'a folder below the root of this server', 'copy the artifacts there')
     return path
 
 def files_in(
@@ -266,7 +288,7 @@ def train_sae(
     facts = dict(d_in=width, d_latent=sae.cfg.d_sae, k=k, tap_index=tap_index)
     made = facts | dict(world=kind.name, walks=walks, batch=batch) | asdict(t)
     save_sae(sae, out/'sae', site_of(tap_index), density, done.log, made, seed=t.seed, **scores)
-    write_artifacts(out, used, obs, acts, walk, facts)
+    write_artifacts(out, used, obs, acts, walk, facts | dict(world=kind.name))
     return facts | dict(rows=len(obs)) | scores
 
 # %% ../../nbs/88_app.artifacts.ipynb #7c3dd600
@@ -277,7 +299,7 @@ def write_artifacts(
     obs:Tensor,      # [N, n_obs]
     acts:Tensor,     # [N, d_in]
     walk:Tensor,     # [N]
-    facts:dict       # d_in, d_latent, k, tap_index
+    facts:dict       # d_in, d_latent, k, tap_index, world
 ):
     "The guide's three files, and the walk of each row"
     norm = sae.W_dec.norm(dim=1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones(len(sae.W_dec))
@@ -298,7 +320,8 @@ def embedded_sae(
     obs,walk = recorded(policy, kind_of('walker'), walks, 600, tell)
     t = tapped(policy, dict(sae=root()/'weights'/'walker'/'sae'))
     acts = policy.passes(obs)[t.tap_index]
-    return replace(t, obs=obs, acts=acts, episode=walk.long().numpy(), why='', loaded_from='weights/walker/sae')
+    known = dict(obs=obs, acts=acts, episode=walk.long().numpy(), world='walker')
+    return replace(t, **known, why='', loaded_from='weights/walker/sae')
 
 # %% ../../nbs/88_app.artifacts.ipynb #e9f357c3
 def opened(

@@ -11,13 +11,14 @@ import numpy as np
 from torch import Tensor
 from fastcore.basics import patch
 from ..core import atomic, need
+from ..stats import fdr
 from ..steer.edits import Add, Gate, Intervention
 from ..steer.film import caption, write_mp4
 from .policies import Policy
 from .worlds import Kind, Walk, rollout
 
 # %% auto #0
-__all__ = ['MOST', 'arms', 'interval', 'side', 'beyond', 'as_far', 'Comparison', 'compare', 'films']
+__all__ = ['MOST', 'arms', 'interval', 'side', 'p_of_none', 'beyond', 'as_far', 'Comparison', 'compare', 'films']
 
 # %% ../../nbs/88_app.compare.ipynb #0d1092a3
 def arms(
@@ -52,6 +53,14 @@ def side(
     return 0 if lo is None else int(lo>0)-int(hi<0)
 
 # %% ../../nbs/88_app.compare.ipynb #b978829f
+def p_of_none(
+    x:np.ndarray # One number a seed
+)->float: # Of a mean of zero; 1 for a single seed
+    "Student's test"
+    from scipy.stats import ttest_1samp
+    if len(x)<2 or not x.any(): return 1.
+    return float(ttest_1samp(x, 0).pvalue) if x.std() else 0.
+
 def beyond(
     arm:np.ndarray,     # Differences of an arm from the baseline, one a seed
     placebo:np.ndarray  # Those of the placebo
@@ -118,19 +127,23 @@ def differences(self:Comparison, arm:str, measure:str)->np.ndarray: # From the b
 @patch
 def table(self:Comparison)->list[dict]: # arm, measure, unit, n, mean, lo, hi, difference..., beyond_placebo, as_far
     "What came of it; the baseline has no difference, and the placebo isn't compared with itself"
-    return [self._row(arm, m, unit) for arm in self.walks for m,unit in self.kind.units.items()]
+    rows = [self._row(arm, m, unit) for arm in self.walks for m,unit in self.kind.units.items()]
+    judged = [r for r in rows if r['p'] is not None]
+    for r,q in zip(judged, fdr([r['p'] for r in judged]) if judged else ()):
+        r['beyond_placebo'] = bool(r['beyond_placebo'] and q<=.05)
+    return rows
 
 @patch
 def _row(self:Comparison, arm, measure, unit):
     mean,lo,hi = interval(self.values(arm, measure))
     row = dict(arm=arm, measure=measure, unit=unit, n=len(self.seeds), mean=mean, lo=lo, hi=hi)
-    row |= dict(difference=None, difference_lo=None, difference_hi=None, beyond_placebo=None, as_far=None)
+    row |= dict(difference=None, difference_lo=None, difference_hi=None, beyond_placebo=None, as_far=None, p=None)
     if arm=='baseline': return row
     d = self.differences(arm, measure)
     row |= dict(zip(('difference', 'difference_lo', 'difference_hi'), interval(d)))
     if arm=='placebo' or 'placebo' not in self.walks: return row
     e = self.differences('placebo', measure)
-    return row | dict(beyond_placebo=beyond(d, e), as_far=as_far(d, e))
+    return row | dict(beyond_placebo=beyond(d, e), as_far=as_far(d, e), p=max(p_of_none(d), p_of_none(d-e)))
 
 @patch
 def series(self:Comparison)->dict: # Arm -> measure -> a number for each step of the filmed seed

@@ -102,7 +102,7 @@ def onward(self:Policy,
     return self.subject.model.net[tap_index+1:](x_ND)
 
 # %% ../../nbs/86_app.policies.ipynb #0eb43d55
-BESIDE = re.compile(r'value|critic|vf_|qf|log_?std|log_alpha', re.I) # Keys of what is trained beside a policy
+BESIDE = re.compile(r'value|critic|vf_|qf|q_net|target|log_?std|log_alpha', re.I) # Keys of what is trained beside a policy
 
 def chain(
     state:dict,       # Key -> tensor
@@ -152,7 +152,7 @@ def as_policy(
     state = {k: _plain(k, v) for k,v in state.items()}
     layers = chain(state, ordered)
     assumed = [name for name,said in (('activation', activation), ('squash', squash)) if said is None]
-    activation = activation or ('tanh' if any('mlp_extractor' in k for k in state) else 'gelu')
+    activation = activation.lower() if activation else _usual(state)
     need(activation in ACTIVATIONS, 'activation', activation[:40], f'one of {", ".join(ACTIVATIONS)}')
     squash = squash or 'none'
     need(squash in SQUASHES, 'squash', squash[:40], f'one of {", ".join(SQUASHES)}')
@@ -165,6 +165,11 @@ def as_policy(
     subject = Subject(model, aliases=dict(tap='net'), facts=dict(widths=widths))
     return Policy(subject, widths, activation, squash, keys, world, assumed, left_out)
 
+def _usual(state):
+    "The nonlinearity that names give away: stable-baselines3's PPO, its SAC; else GELU"
+    if any('mlp_extractor' in k for k in state): return 'tanh'
+    return 'relu' if any('latent_pi' in k for k in state) else 'gelu'
+
 MOST_LAYERS,MOST_WIDE = 32, 4096
 MOST_BYTES = 64<<20 # Of a file, of what it unpacks to, of a tensor
 
@@ -175,6 +180,7 @@ def _plain(key, x):
     need(x.numel()*4 <= MOST_BYTES, f"policy, '{key}'", f'shape {list(x.shape)}', f'at most {MOST_BYTES>>20} MB')
     x = x.detach().to(torch.float32, copy=True).contiguous()
     need(x.isfinite().all(), f"policy, '{key}'", 'NaN or infinite numbers', 'finite ones')
+    need('weight_hh' not in key, f"policy, '{key}'", 'a recurrent layer', 'a plain perceptron')
     return x
 
 # %% ../../nbs/86_app.policies.ipynb #5a0262ab
@@ -251,12 +257,20 @@ def read_policy(
     state,beside = read_tensors(file, str(what))
     need(isinstance(state, dict), what, f'holds a {type(state).__name__}', 'a state dict', 'save model.state_dict()')
     said = {k: v for k,v in {**state, **(beside or {})}.items() if isinstance(v, str)}
-    for _ in range(3): state = next((state[n] for n in WRAPPED if isinstance(state.get(n), dict)), state)
+    for _ in range(3): state = _inside(state, what)
     state = {k: v for k,v in state.items() if k not in ('activation', 'squash', 'world')}
-    need(state and all(isinstance(k, str) for k in state), what, 'no named tensors', 'a state dict')
+    need(state, what, 'no named tensors', 'a state dict')
+    named = all(isinstance(k, str) and k.isprintable() and k for k in state)
+    need(named, what, 'keys that are no plain names', 'a state dict')
     told = dict(activation=activation, squash=squash, world=world)
     told = {k: v or said.get(k) for k,v in told.items()}
     return as_policy(state, **told, ordered=beside is None)
+
+def _inside(state, what):
+    "What a checkpoint wraps; itself where it wraps nothing"
+    found = [n for n in WRAPPED if isinstance(state.get(n), dict)]
+    need(len(found)<2, what, f'more than one network: {", ".join(found)}', 'one', 'save the state dict of the policy alone')
+    return state[found[0]] if found else state
 
 # %% ../../nbs/86_app.policies.ipynb #4eb40cbb
 def embedded()->Policy: # [32, 64, 64, 64, 4], ReLU, tanh

@@ -32,8 +32,8 @@ class Reading:
         self.z = vstack(z, format='csc')
         self.reader = Interpreter(self.z, t.episode)
         self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
-        worlds = fitting(policy)
-        self.kind = kind_of(worlds[0]) if worlds else None
+        world = t.world or policy.world # one of the same sizes may be another
+        self.kind = kind_of(world) if world in fitting(policy) else None
         self.interpret,self.card = lru_cache(512)(self._interpret), lru_cache(512)(self._card)
 
     @cached_property

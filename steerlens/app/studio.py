@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
-from threading import Lock
+from threading import Event, Lock
 import multiprocessing, pickle, secrets, shutil, time
 from fastcore.basics import patch
 from ..core import SteerlensError, need
@@ -89,23 +89,24 @@ class Studio:
         self.artifacts,self.hours,self.most,self.pending = Path(artifacts).resolve(), hours, most, pending
         need(self.artifacts.is_dir(), 'artifacts root', self.artifacts, 'a folder')
         self.models,self.jobs,self.lock = {}, {}, Lock()
-        self.made,self.making = None, Lock()
+        self.made,self.making,self.closed = None, Lock(), Event()
         self.folder = Path(mkdtemp(prefix='steerlens-studio-'))
         self.ctx,self.pool = _processes(), ThreadPoolExecutor(workers)
 
     def close(self):
         "Stop all jobs, remove all films"
+        self.closed.set()
         for job in [*self.jobs.values()]: self.cancel(job)
         self.pool.shutdown(cancel_futures=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def warm(self):
-        "Get ready before anybody asks: processes that have imported everything, the shipped walker's autoencoder"
+        "Get ready before anybody asks: a process that has imported everything, the shipped autoencoder; then keep tidy"
         self.ctx.Process(target=int, daemon=True).start()
-        self.embedded
+        self.shipped()
+        while not self.closed.wait(60): self.forget()
 
-    @property
-    def embedded(self):
+    def shipped(self)->tuple: # `Tapped`, `Reading`
         "The shipped walker's autoencoder and its reading, made once for everybody"
         with self.making:
             if not self.made:
@@ -132,6 +133,7 @@ def add(self:Studio,
 def model(self:Studio,
     id:str # Of a model
 )->Model|None: # None if there is none
+    self.forget()
     m = self.models.get(id)
     if m: m.touched = time.monotonic()
     return m

@@ -35,8 +35,9 @@ def studio(
     room = Studio(artifacts, workers, hours)
     threading.Thread(target=room.warm, daemon=True).start()
     print(f'studio: http://{host}:{sock.getsockname()[1]} (ctrl-c ends it)', flush=True)
-    try: uvicorn.Server(uvicorn.Config(make_app(room, {*LOCAL, host, *(name or ())}), log_level='warning')).run([sock])
-    finally: room.close()
+    app = make_app(room, {*LOCAL, host, *(name or ())}) # closes the room when it ends
+    how = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=1) # nobody waits for an event stream
+    uvicorn.Server(how).run([sock])
 
 # %% ../../nbs/98_commands.studio.ipynb #b4f0e1f3
 @app.command()
@@ -47,6 +48,7 @@ def train_sae(
     env:Annotated[str|None, typer.Option(help='Where it walks; by default the first that fits.')]=None, # Simulator
     hidden_size:Annotated[int|None, typer.Option(help="The tap's width, if it is to be checked.")]=None, # Units
     activation:Annotated[str|None, typer.Option(help='gelu, relu, tanh, ..., if the file does not say.')]=None, # Kind
+    squash:Annotated[str|None, typer.Option(help='none or tanh at the end, if the file does not say.')]=None, # Kind
     latents:Annotated[int|None, typer.Option(help='Latents; by default four times the width.')]=None, # Width
     k:Annotated[int, typer.Option(help='Active latents a row.')]=16, # Of the autoencoder
     walks:Annotated[int, typer.Option(help='Walks to record; a fifth is held out.')]=64, # Rollouts
@@ -57,7 +59,8 @@ def train_sae(
     from steerlens.core import need
     from steerlens.app import artifacts, policies, worlds
     from steerlens.sae.train import Training
-    p = policies.embedded() if policy=='walker' else policies.read_policy(policy, activation)
+    p = policies.embedded() if policy=='walker' else policies.read_policy(policy, activation, squash)
+    for what in p.assumed: print(f'{what}: {getattr(p, what)} is assumed, since the file does not say (--{what} says another)')
     width = p.check_tap(tap_index)['width']
     need(hidden_size in (None, width), 'hidden-size', hidden_size, f'{width}, the width of tap {tap_index}')
     known = worlds.fitting(p)
