@@ -722,15 +722,18 @@ function searched(r) {
   const title = n ? `${plural(n, 'latent')} move${n === 1 ? 's' : ''} a measure both ways, beyond the placebo`
     : 'No latent moves a measure both ways beyond the placebo'
   const pairs = `${r.tried} pairs of latent and measure`
-  const note = h('p.note', `${pairs}; judged on ${r.n} fresh seeds; q is the false discovery rate.`)
+  const real = 'These effects are real; that they are latents is no reason yet: the last column is the share of random directions '
+    + 'of which less is expected.'
+  const note = h('p.note', `${pairs}; judged on ${r.n} fresh seeds; q is the false discovery rate. ${n ? real : ''}`)
   const take = f => async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(2))) }
   const button = f => h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) },
     `Take ${f.feature_idx}`)
   const cell = x => h('td', signed(x.difference, 2), h('small', `${num(x.lo, 2)} to ${num(x.hi, 2)}`),
     x.fell > 0 && h('small', `${percent(x.fell)} fell`))
   const rows = r.found.map(f => h('tr', h('td', button(f)), h('td', readable(f.measure), h('small', f.unit)),
-    h('td', signed(f.alpha, 2)), [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1))))
-  const head = ['Latent', 'Measure', 'α', '−α', '+α', 'placebo', 'q'].map(x => h('th', { scope: 'col' }, x))
+    h('td', signed(f.alpha, 2)), [f.minus, f.plus, f.placebo].map(cell), h('td', num(f.q, 1)),
+    h('td', percent(f.stronger_than))))
+  const head = ['Latent', 'Measure', 'α', '−α', '+α', 'placebo', 'q', 'above random'].map(x => h('th', { scope: 'col' }, x))
   const table = h('table', h('thead', h('tr', head)), h('tbody', rows))
   const box = h('div.scroll', { tabindex: 0, role: 'region', 'aria-label': title }, table)
   return [h('p.answer', title), note, n ? box : '']

@@ -235,3 +235,32 @@ def test_no_request_of_any_shape_breaks_it(server, page):
         if o.method!='delete' and not o.path.endswith('/events'): ask(o)
     fine = [path for path,statuses in answered.items() if 200 in statuses]
     assert len(fine) >= 12, f'only {fine} were ever answered: this test asks for nothing'
+
+
+@pytest.mark.parametrize('headers', [dict(host='['), dict(origin='http://[')])
+def test_half_an_address_is_no_server(page, headers): assert page.post('/embedded', headers=headers).status_code==403
+
+
+def test_half_a_character_is_answered_in_whole_ones(page, walker):
+    def raw(path, body):
+        return page.post(f'/model/{walker}/{path}', content=body, headers={'content-type': 'application/json'})
+    assert raw('edit_at', '{"key": "\\ud800", "index": [0], "op": "set", "value": 1}').status_code==400
+    assert raw('load_sae', json.dumps(dict(artifacts_dir='a'*300))).status_code==400
+    for key in ('\ud800.weight', ''): assert upload(page, file_of({key: torch.ones(2, 3)})).status_code==400
+    assert upload(page, file_of(dict(mlp(4, 4), activation='\ud800'))).status_code==400
+    assert page.get('/models').status_code==200
+
+
+def test_a_server_that_is_ended_leaves_no_films(root):
+    import signal, tempfile
+    from pathlib import Path
+    def folders(): return {p for p in Path(tempfile.gettempdir()).glob('steerlens-studio-*')}
+    before = folders()
+    command = [str(BIN/'steerlens'), 'studio', '--port', '0']
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().split()[1]
+        httpx.get(f'{address}/models', timeout=30)
+        assert folders()-before
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert not folders()-before

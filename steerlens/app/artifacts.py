@@ -107,7 +107,8 @@ def read_walks(
     "Which rows belong to one walk"
     x,_ = read_tensors(file, FILES['episode'])
     fits = isinstance(x, Tensor) and x.numel()==n and max(x.shape)==n
-    need(fits, FILES['episode'], f'{list(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}', f'[{n}], a number a row')
+    got = f'{list(x.shape)}' if isinstance(x, Tensor) else f'a {type(x).__name__}'
+    need(fits, FILES['episode'], got, f'[{n}], a number a row')
     walks = x.reshape(-1).double()
     need((walks==walks.round()).all(), FILES['episode'], 'numbers that are not whole', 'the number of each row\'s walk')
     together = len(torch.unique_consecutive(walks))==len(walks.unique())

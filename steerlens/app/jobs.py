@@ -130,7 +130,7 @@ def why_nothing(
     rows = [r for r in c.table() if r['arm'] in ('minus', 'plus')]
     if len(c.seeds)<2 or any(r['beyond_placebo'] for r in rows): return []
     moved = sum(r['difference_lo']>0 or r['difference_hi']<0 for r in rows)
-    if moved: return [dict(words='it differs from the baseline, but no more than a random direction as long does', number=moved)]
+    if moved: return [dict(words='it moves, but no more than a random direction as long does', number=moved)]
     n_edits = sum(w.edited for w in c.walks['plus'])
     if not n_edits: return [dict(words='the gate never opened: no step was edited', number=0)]
     obs = torch.from_numpy(c.walks['baseline'][0].obs)

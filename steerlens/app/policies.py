@@ -102,7 +102,8 @@ def onward(self:Policy,
     return self.subject.model.net[tap_index+1:](x_ND)
 
 # %% ../../nbs/86_app.policies.ipynb #0eb43d55
-BESIDE = re.compile(r'value|critic|vf_|qf|q_net|target|log_?std|log_alpha', re.I) # Keys of what is trained beside a policy
+# Keys of what is trained beside a policy
+BESIDE = re.compile(r'value|critic|vf_|qf|q_net|target|log_?std|log_alpha', re.I)
 
 def chain(
     state:dict,       # Key -> tensor
@@ -269,7 +270,7 @@ def read_policy(
 def _inside(state, what):
     "What a checkpoint wraps; itself where it wraps nothing"
     found = [n for n in WRAPPED if isinstance(state.get(n), dict)]
-    need(len(found)<2, what, f'more than one network: {", ".join(found)}', 'one', 'save the state dict of the policy alone')
+    need(len(found)<2, what, f'more than one network: {", ".join(found)}', 'one', 'save the policy alone')
     return state[found[0]] if found else state
 
 # %% ../../nbs/86_app.policies.ipynb #4eb40cbb

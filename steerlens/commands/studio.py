@@ -60,7 +60,7 @@ def train_sae(
     from steerlens.app import artifacts, policies, worlds
     from steerlens.sae.train import Training
     p = policies.embedded() if policy=='walker' else policies.read_policy(policy, activation, squash)
-    for what in p.assumed: print(f'{what}: {getattr(p, what)} is assumed, since the file does not say (--{what} says another)')
+    for what in p.assumed: print(f'{what}: {getattr(p, what)} is assumed; the file does not say, --{what} does')
     width = p.check_tap(tap_index)['width']
     need(hidden_size in (None, width), 'hidden-size', hidden_size, f'{width}, the width of tap {tap_index}')
     known = worlds.fitting(p)
