@@ -16,7 +16,7 @@ if "everything" in config:  # and what takes longer than `make run` may
     ASKED["walker"] = "1236"
 if "subjects" in config:  # others, through two phases or more: --config subjects=smollm2 phases=3
     ASKED = {s: "1234"[:int(config.get("phases", 2))] for s in str(config["subjects"]).split(",")}
-SUBJECTS = {s: [NUMBERED[n] for n in numbers] for s, numbers in ASKED.items()}
+SUBJECTS = {s: [NUMBERED[n] for n in numbers if n in NUMBERED] for s, numbers in ASKED.items()}
 READS = {"2": "1", "3": "2", "4": "3"}  # a phase reads what another left; the others stand alone
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "6": 93}  # it imports only the notebooks with a number below this
 
@@ -70,7 +70,7 @@ for number, phase in NUMBERED.items():
     rule:
         name: f"phase_{phase}"
         input:
-            *[reports(f"{NUMBERED[n]}/{{subject}}/metrics.json") for n in READS.get(number, "")],
+            *[reports(f"{NUMBERED[n]}/{{subject}}/metrics.json") for n in READS.get(number, "") if n in NUMBERED],
             asked(phase),
             weights,
             notebook=f"sae_notebooks/{phase}.ipynb",
