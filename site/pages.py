@@ -187,6 +187,14 @@ def able(subject):
     return parts
 
 
+def studio(subject):
+    "What the showcase says of a policy whose latents were pushed"
+    run = SHOWCASE/'6_studio'/subject
+    if not run.exists(): return []
+    films,figures = shown(run)
+    return ['### The policy studio', f'![The page](showcase/6_studio/{subject}/page.png)', *figures, *films]
+
+
 def gates():
     "The gates that the committed runs miss"
     from steerlens import findings
@@ -204,6 +212,6 @@ def showcase():
         phases = [p.parent.name for p in sorted(SHOWCASE.glob(f'[0-9]*_*/{s}.ipynb'))]
         read_on = ', '.join(f'[{phase}]({phase}.{s}.md)' for phase in phases)
         flipped = (SHOWCASE/'3_steering'/s/'metrics.json').exists()
-        parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s))]
+        parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s)), *studio(s)]
     parts = parts or ['There is no showcase yet: `make showcase` makes one from a finished run.']
     return [('showcase', 'Showcase', '\n\n'.join(filter(None, [head, *parts, *gates()])))]
