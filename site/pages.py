@@ -212,6 +212,7 @@ def showcase():
         phases = [p.parent.name for p in sorted(SHOWCASE.glob(f'[0-9]*_*/{s}.ipynb'))]
         read_on = ', '.join(f'[{phase}]({phase}.{s}.md)' for phase in phases)
         flipped = (SHOWCASE/'3_steering'/s/'metrics.json').exists()
-        parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s)), *studio(s)]
+        parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s))]
+        parts += studio(s)
     parts = parts or ['There is no showcase yet: `make showcase` makes one from a finished run.']
     return [('showcase', 'Showcase', '\n\n'.join(filter(None, [head, *parts, *gates()])))]
