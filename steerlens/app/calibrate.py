@@ -13,7 +13,7 @@ from ..steer.edits import Gate
 from .policies import Policy
 from .worlds import Kind, rollout
 from .artifacts import belongs, unexplained, where_it_fits
-from .compare import FRESH, SEEN, beyond, compare, ends, interval, push, values_of
+from .compare import FRESH, SEEN, WHOLE, beyond, compare, push, values_of
 
 # %% auto #0
 __all__ = ['next_alpha', 'calibrate', 'at_bound', 'diagnose']
@@ -55,39 +55,69 @@ def calibrate(
     steps:int|None=None, # At most; 200 that count by default
     gate:Gate|None=None, # When it is pushed
     tell:Callable|None=None # Called with the share that is done
-)->dict: # alpha, target, measure, sd, effect, held_out, side_effects, evaluations
+)->dict: # alpha, target, measure, sd, steps, effect, evaluations, held_out, side_effects, too_much
     "The alpha whose effect is closest to the target"
     need(target and np.isfinite(target), 'target', target, 'a change, above or below zero')
     need(0<probe<=clip, 'probe', probe, f'above 0, at most clip ({clip})')
     need(not {*seeds} & {*held_out}, 'held_out', 'seeds that alpha is chosen by', 'others')
-    steps,tried,runs = steps or kind.settle+200, {}, evaluations+4
+    steps = max(steps or kind.settle+200, min(getattr(gate, 'end', None) or 0, kind.limit))
+    tried,runs = {}, evaluations+4
     def walk(a):
         def share(x): tell((len(tried)+bool(tried or a)+x)/runs)
         edits = [push(sae, tap_index, latent, a, gate)]*len(seeds) if a else None
-        walks = rollout(policy, kind, seeds, edits, steps, tell=share if tell else None)
-        return values_of(walks, kind, measure)
+        return rollout(policy, kind, seeds, edits, steps, tell=share if tell else None)
     base = walk(0)
-    sd = float(base.std(ddof=1))
-    need(sd>0, 'measure', f'{measure} is the same in all unedited walks', 'one that varies')
-    while len(tried)<evaluations and (a := next_alpha(tried, abs(target), probe, clip)) is not None:
-        d = (walk(a)-base)/sd*np.sign(target)
-        tried[a] = float(d.mean()), float(d.std(ddof=1)/len(d)**.5)
-    alpha = min(tried, key=lambda a: abs(tried[a][0]-abs(target)))
-    found = [dict(alpha=a, effect=float(e*np.sign(target)), se=se) for a,(e,se) in tried.items()]
+    sd = _sd(base, kind, measure)
+    while len(tried)<evaluations and (a := next_alpha(_effects(tried), abs(target), probe, clip)) is not None:
+        tried[a] = _changes(base, walk(a), kind, measure)/sd*np.sign(target)
+    seen = _effects(tried)
+    alpha = _closest(tried, seen, abs(target), measure)
     judged = _judged(policy, kind, push(sae, tap_index, latent, alpha, gate), held_out, steps, measure, sd)
     if tell: tell(1.)
-    return dict(alpha=alpha, target=target, measure=measure, sd=sd, evaluations=found,
-                effect=float(tried[alpha][0]*np.sign(target))) | judged
+    found = [dict(alpha=a, effect=float(e*np.sign(target)), se=se, n=len(tried[a])) for a,(e,se) in seen.items()]
+    told = dict(alpha=alpha, target=target, measure=measure, sd=sd, steps=steps, evaluations=found)
+    return told | dict(effect=float(seen[alpha][0]*np.sign(target))) | judged
+
+# %% ../../nbs/89_app.calibrate.ipynb #5ad1d3b1
+def _sd(base, kind, measure):
+    "From one unedited walk to the next"
+    x = values_of(dict(base=base), kind, measure)['base']
+    x = x[np.isfinite(x)]
+    early = f'the walks end too early to speak of {measure}'
+    need(len(x)>1, 'measure', early, do=f'choose one of {", ".join(WHOLE[:2])}')
+    sd = float(x.std(ddof=1))
+    need(sd>0, 'measure', f'{measure} is the same in all unedited walks', 'one that varies')
+    return sd
+
+def _changes(base, walks, kind, measure):
+    "Differences from the baseline, of the seeds in which both walk"
+    edited = any(w.edited for w in walks)
+    need(edited, 'gate', 'it never opened: no step was edited', do='let it open before the walks end')
+    x = np.subtract(*values_of(dict(walks=walks, base=base), kind, measure).values())
+    return x[np.isfinite(x)]
+
+def _effects(tried):
+    "alpha -> mean and standard error; none where too few walk"
+    def told(x): return (float(x.mean()), float(x.std(ddof=1)/len(x)**.5)) if len(x)>1 else (0., 0.)
+    return {a: told(x) for a,x in tried.items()}
+
+def _closest(tried, seen, target, measure):
+    "The alpha whose effect is the nearest, of those under which enough walk on"
+    walked = [a for a,x in tried.items() if len(x)>1]
+    early = f'under every alpha the walks end too early to speak of {measure}'
+    need(walked, 'measure', early, do='take a smaller probe')
+    return min(walked, key=lambda a: abs(seen[a][0]-target))
 
 def _judged(policy, kind, edit, seeds, steps, measure, sd):
     "Effect and side effects on fresh seeds"
     n = len(seeds)
     three = dict(baseline=[None]*n, plus=[edit]*n, placebo=[edit.placebo(s) for s in seeds])
     c = compare(policy, kind, three, seeds, steps, film=None)
-    plus,lost = (c.differences(a, measure) for a in ('plus', 'placebo'))
-    effect = dict(zip(('effect', 'lo', 'hi'), (None if x is None else x/sd for x in interval(plus))))
-    rest = [dict(measure=m, unit=kind.units[m]) | ends(c.differences('plus', m)) for m in kind.units if m!=measure]
-    return dict(held_out=effect | dict(n=n, beyond_placebo=beyond(plus, lost)), side_effects=rest)
+    plus,more = (c.against('plus', measure, a) for a in ('baseline', 'placebo'))
+    effect = {k: None if plus[x] is None else plus[x]/sd for k,x in dict(effect='difference', lo='lo', hi='hi').items()}
+    rest = [dict(measure=m, unit=kind.units[m]) | c.against('plus', m) for m in kind.units if m!=measure]
+    held = effect | dict(n=plus['n'], beyond_placebo=beyond(plus, more))
+    return dict(held_out=held, side_effects=rest, too_much=bool(c.too_much()))
 
 # %% ../../nbs/89_app.calibrate.ipynb #b9310aa7
 def at_bound(

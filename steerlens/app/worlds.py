@@ -37,7 +37,7 @@ class Kind:
     make:Callable     # (seed, pictures) -> a world
     low:np.ndarray    # Least action, [n_act]
     high:np.ndarray   # Largest action, [n_act]
-    settle:int = 0    # Steps that no measure counts
+    settle:int = 0    # Steps that no measure of gait counts
     names:tuple|None = None # Of the observations, and of the actions
     events:Callable|None = None # Observations [N, n_obs] -> what is happening in each step, [N]
 
@@ -271,8 +271,7 @@ class Walk:
     steps:int            # Until it was over or the steps ran out
     reward:float         # Added up
     fell:bool            # Did it end by the world's rules before its time?
-    measures:dict        # Measure -> mean over the steps that count; `return` and `steps` among them
-    series:dict          # Measure -> its value at every step, [steps]
+    series:dict          # Measure of gait -> its value at every step, [steps]
     obs:np.ndarray       # What the policy got, [steps, n_obs]
     actions:np.ndarray   # What it did, within the bounds, [steps, n_act]
     edited:int = 0       # Steps with an edit
@@ -304,12 +303,8 @@ class _Going:
 @patch
 def finished(self:_Going)->Walk:
     "What is kept of it"
-    w,n,k = self.world, len(self.obs), self.kind
-    series = {m: np.array([f[m] for f in self.felt]) for m in self.felt[0]}
-    judged = k.settle if n>k.settle else 0
-    means = {m: float(x[judged:].mean()) for m,x in series.items()} | dict(fell=float(w.fell))
-    sums = {'return': w.reward, 'steps': float(n)} | {m: means[m] for m in k.measures}
-    return Walk(self.seed, n, w.reward, bool(w.fell), sums, series, np.array(self.obs), np.array(self.actions),
+    w,series = self.world, {m: np.array([f[m] for f in self.felt]) for m in self.felt[0]}
+    return Walk(self.seed, len(self.obs), w.reward, bool(w.fell), series, np.array(self.obs), np.array(self.actions),
                 pictures=self.pictures)
 
 # %% ../../nbs/87_app.worlds.ipynb #8dc62f70
