@@ -12,7 +12,7 @@ from ..core import need
 from ..steer.edits import Gate
 from .policies import Policy
 from .worlds import Kind, rollout
-from .artifacts import belongs, unexplained, where_it_fits
+from .artifacts import belongs, is_left, unexplained, where_it_fits
 from .compare import FRESH, SEEN, WHOLE, beyond, compare, push, values_of
 
 # %% auto #0
@@ -131,7 +131,7 @@ def at_bound(
 @torch.no_grad()
 def diagnose(
     policy:Policy, # Who walks
-    kind:Kind,     # Where
+    kind:Kind|None, # Where, and with it the bounds of the actions
     sae,           # The autoencoder
     tap_index:int, # Where it is edited
     latent:int,    # Which is pushed
@@ -145,8 +145,8 @@ def diagnose(
     active = float((sae.encode(x)[:,latent]>0).float().mean())
     length = float(abs(alpha)*v.norm()/x.norm(dim=-1).median().clamp_min(1e-12))
     moved = float((new-acts).abs().mean()/acts.std(0).mean().clamp_min(1e-12))
-    bound = max(at_bound(a, kind) for a in (acts, new))
-    misfit = f'the autoencoder leaves {left[tap_index]:.2g} of the variance at tap {tap_index}; {where_it_fits(left)}'
+    bound = max(at_bound(a, kind) for a in (acts, new)) if kind else 0.
+    misfit = f'{is_left(tap_index, left)}; {where_it_fits(left)}'
     change = f'the action changes by {moved:.2g} of its standard deviation in a single step'
     found = [
         (not belongs(tap_index, left), left[tap_index], misfit),

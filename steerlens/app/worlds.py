@@ -20,8 +20,8 @@ from .policies import Policy
 
 # %% auto #0
 __all__ = ['PICTURES', 'SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'Kind', 'Gym',
-           'gait', 'body_of', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d', 'contacts', 'kind_of',
-           'fits', 'fitting', 'Walk', 'rollout', 'check_walks']
+           'gait', 'body_of', 'pose_of', 'put', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d',
+           'contacts', 'kind_of', 'fits', 'fitting', 'Walk', 'rollout', 'check_walks']
 
 # %% ../../nbs/87_app.worlds.ipynb #16390696
 @dataclass
@@ -105,6 +105,18 @@ def body_of(
     "What `gait` is told"
     return env.hull.position.x, env.hull.angle, env.legs[1].ground_contact, env.legs[3].ground_contact
 
+def pose_of(
+    env # Gymnasium's BipedalWalker
+)->list: # Place and angle of the hull and of each part of a leg
+    return [(*b.position, b.angle) for b in (env.hull, *env.legs)]
+
+def put(
+    env,      # Gymnasium's BipedalWalker
+    pose:list # From `pose_of`
+):
+    "Where it was, to be looked at; it can't walk on from there"
+    for b,(x,y,angle) in zip((env.hull, *env.legs), pose): b.position,b.angle = (x, y), angle
+
 def picture_of(
     env # Gymnasium's BipedalWalker
 )->np.ndarray: # [H, W, 3] uint8
@@ -130,6 +142,7 @@ class Led:
     over = property(lambda self: self.world.over)
     fell = property(lambda self: self.world.fell)
     reward = property(lambda self: self.world.reward-self.lead)
+    pose = property(lambda self: pose_of(self.world.env))
 
     def step(self, action):
         self.before = body_of(self.world.env)
@@ -138,6 +151,7 @@ class Led:
 
     def felt(self): return gait(self.before, self.world.x) | dict(effort=self.effort)
     def picture(self): return picture_of(self.world.env)
+    def put(self, pose): put(self.world.env, pose)
 
 # %% ../../nbs/87_app.worlds.ipynb #23d45e36
 class Biped(Gym):
@@ -149,6 +163,8 @@ class Biped(Gym):
 
     def felt(self): return gait(self.before, self.env.hull.position.x) | super().felt()
     def picture(self): return picture_of(self.env)
+    def put(self, pose): put(self.env, pose)
+    pose = property(lambda self: pose_of(self.env))
 
 # %% ../../nbs/87_app.worlds.ipynb #9c9b264b
 WIDE = 3.6 # Metres in a picture
@@ -185,6 +201,8 @@ class Mujoco(Gym):
     "An environment of MuJoCo, drawn from the side"
     def __init__(self, name, seed, pictures=False): super().__init__(name, seed)
     def picture(self): return side_view(self.env.model, self.env.data)
+    def put(self, pose): self.env.set_state(pose, 0*self.env.data.qvel)
+    pose = property(lambda self: self.env.data.qpos.copy())
 
 class Walker2d(Mujoco):
     "MuJoCo's Walker2d"
