@@ -16,7 +16,7 @@ from .artifacts import belongs, is_left, unexplained, where_it_fits
 from .compare import FRESH, SEEN, WHOLE, beyond, compare, push, values_of
 
 # %% auto #0
-__all__ = ['next_alpha', 'calibrate', 'at_bound', 'diagnose']
+__all__ = ['SMALL', 'next_alpha', 'calibrate', 'at_bound', 'diagnose']
 
 # %% ../../nbs/89_app.calibrate.ipynb #b35523ba
 def next_alpha(
@@ -61,6 +61,8 @@ def calibrate(
     need(0<probe<=clip, 'probe', probe, f'above 0, at most clip ({clip})')
     need(not {*seeds} & {*held_out}, 'held_out', 'seeds that alpha is chosen by', 'others')
     steps = max(steps or kind.settle+200, min(getattr(gate, 'end', None) or 0, kind.limit))
+    opens = getattr(gate, 'first', 0)
+    need(opens<steps, 'gate', f'it never opened: it would at step {opens}, and walks end at {steps}', 'an earlier one')
     tried,runs = {}, evaluations+4
     def walk(a):
         def share(x): tell((len(tried)+bool(tried or a)+x)/runs)
@@ -128,6 +130,8 @@ def at_bound(
     near = (high-low)/1000
     return float(((actions_NA <= low+near) | (actions_NA >= high-near)).float().mean())
 
+SMALL = .002 # Of an activation's length, of an action's standard deviation: much less than found latents need
+
 @torch.no_grad()
 def diagnose(
     policy:Policy, # Who walks
@@ -151,9 +155,9 @@ def diagnose(
     found = [
         (not belongs(tap_index, left), left[tap_index], misfit),
         (active < .001, active, f'latent {latent} is active in {active:.2%} of the steps: its direction means little'),
-        (moved < .01 and length < .01, length, f'alpha is too small: the push is {length:.2g} as long as a typical '
+        (max(moved, length) < SMALL, length, f'alpha is too small: the push is {length:.2g} as long as a typical '
          f'activation, and {change}'),
-        (moved < .01 <= length, moved, f'{change}: what comes after the tap swallows the push'),
+        (moved < SMALL <= length, moved, f'{change}: what comes after the tap swallows the push'),
         (bound > .5, bound, f'{bound:.0%} of the actions are at a bound, where a push changes nothing')]
     reasons = [dict(words=words, number=float(number)) for true,number,words in found if true]
     return reasons or [dict(words=f'nothing is in the way: {change}', number=moved)]
