@@ -184,7 +184,8 @@ def test_what_can_not_be_calibrated_is_refused_at_once(page, walker, wrong):
 
 
 def test_edits_at_once_are_all_kept(page, walker):
-    def edit(i): return page.post(f'/model/{walker}/edit_at', json=dict(key='out.weight', index=[0, i], op='set', value=5.))
+    def edit(i):
+        return page.post(f'/model/{walker}/edit_at', json=dict(key='out.weight', index=[0, i], op='set', value=5.))
     with ThreadPoolExecutor(16) as many: answers = [*many.map(edit, range(48))]
     assert {a.json()['after'] for a in answers}=={5.}
     model = page.get(f'/model/{walker}').json()
@@ -210,9 +211,10 @@ def test_latents_are_read_under_the_weights_as_they_are_now(page, walker):
 
 def test_walks_that_end_before_there_is_a_gait_have_none(page, walker):
     page.post(f'/model/{walker}/sae_perturb', json=dict(feature_idx=131, alpha=5.))
-    run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=3, steps=300, video=False)))['result']
+    asked = page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=3, steps=300, video=False))
+    run = finished(page, asked)['result']
     rows = {(r['arm'], r['measure']): r for r in run['table']}
-    assert (rows['plus','speed']['n'], rows['plus','speed']['mean'], rows['plus','speed']['beyond_placebo'])==(0, None, None)
+    assert [rows['plus','speed'][k] for k in ('n', 'mean', 'beyond_placebo')]==[0, None, None]
     assert rows['plus','steps']['n']==3 and 'plus' in run['too_much'] and run['no_effect']==[]
     assert 'too early to speak of gait' in run['notes'][0]['words']
 
@@ -223,8 +225,10 @@ def test_a_policy_of_another_world_is_searched_and_diagnosed(page):
     at = f"/model/{upload(page, file_of(state), activation='tanh').json()['model_id']}"
     obs = torch.randn(300, 3)
     both = torch.cat([torch.eye(8), -torch.eye(8)])
-    sae = dict(sae_state={'encoder.weight': both, 'decoder.weight': both.T.contiguous()}, d_in=8, d_latent=16, k=8, tap_index=1)
-    parts = dict(sae=('s', file_of(sae)), obs=('o', file_of(obs)), activations=('a', file_of((obs@state['0.weight'].T).tanh())))
+    weights = {'encoder.weight': both, 'decoder.weight': both.T.contiguous()}
+    sae = dict(sae_state=weights, d_in=8, d_latent=16, k=8, tap_index=1)
+    acts = (obs@state['0.weight'].T).tanh()
+    parts = dict(sae=('s', file_of(sae)), obs=('o', file_of(obs)), activations=('a', file_of(acts)))
     assert page.post(f'{at}/upload_sae', files=parts).json()['has_cached_data']
     page.post(f'{at}/sae_perturb', json=dict(feature_idx=0, alpha=1.))
     for body in (None, dict(env_id='Pendulum-v1')): assert page.post(f'{at}/diagnose', json=body).json()['reasons']

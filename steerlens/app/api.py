@@ -336,7 +336,7 @@ def calibrate(m:WithSae, body:Calibrate, studio:Studios)->dict:
 def search(m:WithSae, body:Search, studio:Studios)->dict:
     "Find latents that move a measure both ways"
     now = m.now()
-    obs = None if now.tapped.obs is None else some_of(now.tapped.obs, now.tapped.sae)
+    obs = None if now.tapped.obs is None else some_of(now.tapped.obs, now.tapped.sae, 8192)
     return dict(run_id=studio.start(m, 'search', **searched(now, body), obs=obs).id)
 
 @api.post('/model/{model_id}/diagnose')
@@ -344,10 +344,10 @@ def diagnose(m:WithSae, body:Where|None=None)->dict:
     "Why might the perturbation do nothing? Where no world is named or known, bounds of actions are not asked for"
     now,asked = m.now(), body and body.env_id
     if not now.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
-    p,t = now.perturbation, now.tapped
+    p,(t,_) = now.perturbation, m.seen()
     kind = kind_of(world_for(m, asked)) if asked or fitting(m.policy) else None
-    obs = some_of(t.seen, t.sae)
-    return clean(dict(reasons=find_reasons(now.policy, kind, t.sae, t.tap_index, p['feature_idx'], p['alpha'], obs)))
+    asks = p['feature_idx'], p['alpha'], some_of(t.seen, t.sae)
+    return clean(dict(reasons=find_reasons(now.policy, kind, t.sae, t.tap_index, *asks, t.left)))
 
 # %% ../../nbs/92_app.api.ipynb #cc1fa23b
 @api.get('/run/{run_id}')

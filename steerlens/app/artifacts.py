@@ -124,9 +124,10 @@ def read_walks(
 # %% ../../nbs/88_app.artifacts.ipynb #84053967
 def some_of(
     obs_NI:Tensor, # Rows
-    sae            # Whose codes of them are to fit into memory
-)->Tensor: # At most 4,096 of them, evenly spaced
-    n = min(len(obs_NI), max(256, min(4096, (1<<24)//sae.cfg.d_sae)))
+    sae,           # Whose codes of them are to fit into memory
+    most:int=1024  # Rows, at most
+)->Tensor: # So many of them, evenly spaced
+    n = min(len(obs_NI), max(256, min(most, (1<<24)//sae.cfg.d_sae)))
     return obs_NI[torch.linspace(0, len(obs_NI)-1, n).long()]
 
 @torch.no_grad()

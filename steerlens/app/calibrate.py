@@ -140,10 +140,11 @@ def diagnose(
     tap_index:int, # Where it is edited
     latent:int,    # Which is pushed
     alpha:float,   # How far
-    obs_NI:Tensor  # Observations to ask about, [N, n_obs]
+    obs_NI:Tensor, # Observations to ask about, [N, n_obs]
+    left:dict|None=None # From `unexplained`, if that is known already
 )->list[dict]: # words, number: what is in the way; a line that says so where nothing is
     "Why does nothing happen?"
-    v,left = push(sae, tap_index, latent, alpha).edit.vector, unexplained(policy, sae, obs_NI)
+    v,left = push(sae, tap_index, latent, alpha).edit.vector, left or unexplained(policy, sae, obs_NI)
     *_,x = policy.passes(obs_NI)[:tap_index+1]
     acts,new = (policy.onward(tap_index, y) for y in (x, x+alpha*v))
     active = float((sae.encode(x)[:,latent]>0).float().mean())

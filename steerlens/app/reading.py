@@ -104,7 +104,7 @@ def _card(self:Reading,
     at = np.flatnonzero(self.episode==episode)
     trace = dict(episode=int(episode), steps=[*range(len(at))], values=z[at].round(4).tolist(),
                  events=[] if self.events is None else self.events[at].tolist())
-    acts = self.t.acts[::max(1, len(z)//2048)]
+    acts = self.t.acts[::max(1, len(z)//512)]
     written = drives(lambda x: self.policy.onward(self.t.tap_index, x), acts, w) if w.norm()>0 else None
     return found | dict(feature_idx=j, decoder_norm=float(w.norm()), direction=w.tolist(), trace=trace,
                         cluster=int(self.grouped.label_F[j]), neighbours=self.grouped.neighbours(j), drives=written,

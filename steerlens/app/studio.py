@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Lock
-import multiprocessing, pickle, secrets, shutil, time
+import multiprocessing, os, pickle, secrets, shutil, time
 from fastcore.basics import patch
 import numpy as np
 from ..core import SteerlensError, need
@@ -21,7 +21,7 @@ from .policies import Policy, WeightEdit, embedded
 from .reading import Moments, Reading
 
 # %% auto #0
-__all__ = ['MOST_EDITS', 'DONE', 'KEPT', 'Busy', 'Model', 'Job', 'Studio']
+__all__ = ['MOST_EDITS', 'DONE', 'KEPT', 'Busy', 'Model', 'Job', 'one_thread_each', 'Studio']
 
 # %% ../../nbs/91_app.studio.ipynb #3ed617c5
 class Busy(SteerlensError): "Too much is asked for at once"
@@ -127,6 +127,14 @@ class Job:
                     result=self.result)
 
 # %% ../../nbs/91_app.studio.ipynb #0eb43d55
+def one_thread_each():
+    "Many answer at once: who takes all cores for an answer waits for all others"
+    import scipy.linalg, torch # loaded first, so that their threads are known
+    from threadpoolctl import threadpool_limits
+    os.environ['OMP_NUM_THREADS'] = '1' # of the jobs' processes
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
 def _processes():
     "Where jobs' processes come from"
     ctx = multiprocessing.get_context('forkserver')
