@@ -348,6 +348,11 @@ def finish(
     if not catalog['finished']:
         catalog |= merge(folder, layout_of(catalog), tell) | dict(finished=True)
         write_json(folder/'catalog.json', catalog)
+    if (folder/'manifest.json').exists(): return _cleared(folder)
     kept = {k: catalog[k] for k in ('dtype', 'threshold', 'chunk_rows', 'site', 'streams', 'sae', 'acts')}
     manifest(folder, 'codes', kept, inputs)
+    _cleared(folder)
+
+def _cleared(folder):
+    "Remove what a finished store doesn't need"
     for left in ('.merge', 'parts'): shutil.rmtree(folder/left, ignore_errors=True)
