@@ -91,7 +91,7 @@ def packed(
     body,        # Bytes or a buffer
     how:str|None # Coding
 )->bytes: # A whole frame
-    return pa.compress(body, codec=how, asbytes=True) if how else bytes(body)
+    return pa.Codec(how, 1).compress(body, asbytes=True) if how else bytes(body) # the fastest level
 
 # %% ../../nbs/47_codes.server.ipynb #6acca197
 class Recent:
@@ -206,42 +206,43 @@ def vocabulary(
 MOST_LINES = 1<<20 # Rows with their tokens in one answer
 
 @patch
-def adds(self:Source, picks:Picks)->bool:
-    "Does an answer say more of its rows than their numbers?"
-    guide = picks.include_abilities
-    return bool(picks.include_tokens or (guide if guide is not None else self.vocab))
+def adds(self:Source, picks:Picks)->tuple[bool,bool]:
+    "Whether the table's lines are asked for, and whether the guide's columns are"
+    asked = picks.include_abilities
+    return bool(picks.include_tokens), self.vocab is not None if asked is None else asked
 
 @patch
 def lines(self:Source, ids, picks:Picks)->dict[str,pa.Array]:
-    "What it says more"
-    if not self.adds(picks): return {}
+    "What is said of rows besides their numbers"
+    tokens,guide = self.adds(picks)
+    if not (tokens or guide): return {}
     need(len(ids) <= MOST_LINES, 'rows', f'{len(ids):,} with their tokens', f'at most {MOST_LINES:,}', 'set a limit')
     frame = self.now().rows_of(ids).drop(columns=['row_id', 'activation'], errors='ignore')
     named = pa.RecordBatch.from_pandas(frame, preserve_index=False)
-    found = dict(zip(named.schema.names, named.columns)) if picks.include_tokens else {}
-    return found if picks.include_abilities is False else found | numbers(named, self.vocab, self.weapon_vocab)
+    found = dict(zip(named.schema.names, named.columns)) if tokens else {}
+    return found | (numbers(named, self.vocab, self.weapon_vocab) if guide else {})
 
 # %% ../../nbs/47_codes.server.ipynb #609cfef3
 def numbers(
     lines:pa.RecordBatch, # Of the row table
-    vocab:dict|None,      # Token -> number; None where they are numbers
+    vocab:dict|None,      # Token -> number
     weapon_vocab:dict     # Context -> number
 )->dict[str,pa.Array]:
     "The guide's columns"
     names,found = lines.schema.names, {}
     if 'tokens' in names:
         tokens = lines['tokens']
-        ids = tokens.flatten() if vocab is None else numbered(tokens.flatten(), vocab)
-        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, ids)
+        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, numbered(tokens.flatten(), vocab or {}))
     if 'weapon_id_token' in names: found['weapon_id'] = lines['weapon_id_token']
     elif 'context' in names: found['weapon_id'] = numbered(lines['context'], weapon_vocab)
     return found
 
 def numbered(
-    names:pa.Array, # Strings
+    names:pa.Array, # Strings, or numbers already
     vocab:dict      # Name -> number
 )->pa.Array: # int64; null where a name has none
-    place = pc.index_in(names, value_set=pa.array(vocab, names.type))
+    if pa.types.is_integer(names.type): return names
+    place = pc.index_in(names.cast(pa.string()), value_set=pa.array(vocab, pa.string()))
     return pa.array(vocab.values(), pa.int64()).take(place)
 
 # %% ../../nbs/47_codes.server.ipynb #628fd2d3
@@ -359,7 +360,7 @@ ARROW = 'application/vnd.apache.arrow.stream'
 @patch
 def quick(self:Source, feature:int, picks:Picks)->bool:
     "Is it found before a thread would be awake?"
-    return not self.recent and not self.adds(picks) and len(self.now().load(feature)[0]) <= BATCH
+    return not self.recent and not any(self.adds(picks)) and len(self.now().load(feature)[0]) <= BATCH
 
 async def aside(quick:bool, f, *args):
     "f(*args), in a thread unless it is quick"
