@@ -231,7 +231,8 @@ def numbers(
     "The guide's columns"
     names,found = lines.schema.names, {}
     if 'tokens' in names:
-        tokens = lines['tokens']
+        tokens = lines['tokens'] # of no type where all of them are missing
+        if pa.types.is_null(tokens.type): tokens = tokens.cast(pa.list_(pa.string()))
         found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, numbered(tokens.flatten(), vocab or {}))
     if 'weapon_id_token' in names: found['weapon_id'] = lines['weapon_id_token']
     elif 'context' in names: found['weapon_id'] = numbered(lines['context'], weapon_vocab)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from ..core import SteerlensError, need, read_json
 from ..acts.formats import FORMATS, converter
-from .shown import show_table
+from .shared import show_table
 
 # %% ../../nbs/98_commands.acts.ipynb #0edfb74e
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

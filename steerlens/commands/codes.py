@@ -11,7 +11,7 @@ import sys
 from typing import Annotated
 import typer
 from ..core import SteerlensError, need, read_json, root
-from .shown import progress, show_json, show_table
+from .shared import listening, progress, show_json, show_table
 
 # %% ../../nbs/98_commands.codes.ipynb #3ed617c5
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -204,28 +204,17 @@ def serve(
     "Serve codes over HTTP: activations, statistics, top rows."
     from steerlens.codes.backends import CodeStore
     from steerlens.codes.layouts import StorageConfig, config_of
-    from steerlens.codes.server import create, is_loopback, vocabulary
+    from steerlens.codes.server import LOCAL, create, is_loopback, vocabulary
     need(token or is_loopback(host), f'--host {host}', 'others could ask', '--token', 'or set ACTIVATION_TOKEN')
     config = config_of(folder) if folder else StorageConfig(data_dir=data_dir, transposed_dir=transposed_dir,
                                                             neuron_acts_dir=neuron_acts_dir)
     config.model_type = model_type
-    store,sock = CodeStore(config=config), _listening(host, port)
-    made = create(store, token, vocab and vocabulary(vocab), weapon_vocab and vocabulary(weapon_vocab), host)
+    store,sock = CodeStore(config=config), listening(host, port)
+    made = create(store, token, vocab and vocabulary(vocab), weapon_vocab and vocabulary(weapon_vocab), {*LOCAL, host})
     print(f'codes: http://{host}:{sock.getsockname()[1]} serves {store.n_features:,} features by {store.backend} '
           '(ctrl-c ends it)', flush=True)
     import uvicorn
     uvicorn.Server(uvicorn.Config(made, log_level='warning', access_log=False)).run([sock])
-
-def _listening(host, port):
-    "A socket, or one line"
-    import socket
-    try:
-        sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-    except (OSError, OverflowError) as e:
-        raise SteerlensError(f'{host}:{port}', getattr(e, 'strerror', None) or e, do='choose another --port') from None
-    return sock
 
 # %% ../../nbs/98_commands.codes.ipynb #c55bf739
 def doctor(
