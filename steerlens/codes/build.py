@@ -10,13 +10,12 @@ from contextlib import closing
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
-from ..core import atomic, lock, need, read_json, sha256, unwritable, write_json
+from ..core import lock, need, sha256, unwritable, write_json
 from ..acts.store import Acts
 from ..acts.stream import Stream
-from .parts import Entries, Layout, parts_of, write_part
+from .parts import Layout, write_part
 from .store import Codes, finish, layout_of, new_catalog, read_catalog, rows_a_part
 from .encode import SIGNED, encoder, facts_of, usable
 
@@ -62,7 +61,8 @@ def source_of(
     streams:list, # Some of its streams
 )->dict: # n_rows of each stream, folder, sha256
     "Which activations they are: the hash of the checksums of all files that are read"
-    files = [{s: [e[s]['xxh3_128'][k] for k in ('rows', site)] for s in streams if s in e} for e in acts.catalog['shards']]
+    files = [{s: [e[s]['xxh3_128'][k] for k in ('rows', site)] for s in streams if s in e}
+             for e in acts.catalog['shards']]
     return dict(folder=str(acts.folder), n_rows={s: acts.n_rows(s) for s in streams},
                 sha256=sha256(dict(files=files, splits=acts.catalog['splits'], dtype=acts.catalog['dtype'])))
 
@@ -89,8 +89,6 @@ def _sizes(acts, catalog, encode, device, chunk_rows):
         some = acts.sample(catalog['site'], catalog['streams'], 512)[:1024].to(device)
         per_row = len(encode(some).values)/max(len(some), 1)
         chunk_rows = rows_a_part(n_rows, n_rows*per_row)
-    whole = type(chunk_rows) is int and chunk_rows >= 1
-    need(whole, 'chunk_rows', repr(chunk_rows), 'None, or a whole number from 1 on')
     batch = min(batch, chunk_rows)
     return chunk_rows//batch*batch, batch
 
@@ -120,8 +118,8 @@ class Build:
         self.n_parts = -(-catalog['n_rows']//catalog['chunk_rows'])
         self.layout,self.encode = layout_of(catalog), encoder(sae)
         self.lines = Lines(acts, catalog['streams'])
-        self.stream = Stream(acts, catalog['site'], catalog['streams'], None, catalog['batch'], shuffle=False, epochs=1,
-                             device=str(sae.W_dec.device))
+        self.stream = Stream(acts, catalog['site'], catalog['streams'], None, catalog['batch'], shuffle=False,
+                             epochs=1, device=str(sae.W_dec.device))
         self.writing = None # What the thread is at
 
     def run(self,
@@ -205,12 +203,13 @@ def _asked(acts, sae, site, streams, layout):
 
 def _settled(folder, new, chunk_rows, sizes):
     "The catalog of the store: that of who came first, or ours"
+    for left in folder.glob('.tmp-*'): left.unlink() # of a process that was killed; the folder's lock is ours
     if (folder/'catalog.json').exists():
         old = read_catalog(folder)
         differ = differences(old, new)
         need(not differ, folder, f'holds codes of {", ".join(differ)}', do='remove the folder or choose another one')
-        settled = chunk_rows in (None, old['chunk_rows'])
-        if not settled: print(f"{folder}: goes on with chunks of {old['chunk_rows']:,} rows, as it was begun", flush=True)
+        was = old['chunk_rows']
+        if chunk_rows not in (None, was): print(f'{folder}: goes on with chunks of {was:,} rows, as begun', flush=True)
         return old
     chunk,batch = sizes()
     write_json(folder/'catalog.json', new | dict(chunk_rows=chunk, batch=batch))
@@ -232,7 +231,9 @@ def build(
 )->Codes: # The store; unfinished where other ranks are still at it
     "Encode a dataset into a code store, from where an earlier call was stopped"
     sae,folder,tell = usable(sae), Path(folder), tell or (lambda what, done, of: None)
-    need(type(world) is int and type(rank) is int and 0 <= rank < world, 'rank', f'{rank} of {world}', 'one below world')
+    need(0 <= rank < world, 'rank', f'{rank} of {world}', 'one below world')
+    whole = chunk_rows is None or type(chunk_rows) is int and chunk_rows > 0
+    need(whole, 'chunk_rows', repr(chunk_rows), 'None, or a whole number from 1 on')
     layout = Layout(sae.cfg.d_sae, dtype, threshold, sae.cfg.architecture() in SIGNED)
     new = _asked(acts, sae, site, streams, layout)
     def sizes(): return _sizes(acts, new, encoder(sae), sae.W_dec.device, chunk_rows)

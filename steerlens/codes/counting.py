@@ -12,7 +12,7 @@ _jit = njit(nogil=True, error_model='numpy', cache=_cached)
 _part = njit(nogil=True, error_model='numpy', inline='always')
 
 # %% auto #0
-__all__ = ['key', 'unkey', 'number', 'ranked', 'summed', 'binned', 'best', 'describe', 'partners', 'by_value']
+__all__ = ['BLOCK', 'key', 'unkey', 'number', 'ranked', 'summed', 'binned', 'best', 'describe', 'partners', 'by_value']
 
 # %% ../../nbs/41_codes.counting.ipynb #0db457be
 @_part
@@ -203,6 +203,8 @@ def _insert(score, i, scores, ids, n):
     return min(n+1, k)
 
 # %% ../../nbs/41_codes.counting.ipynb #843d9f8c
+BLOCK = 64 # Rows looked up together
+
 @_jit
 def partners(
     indptr,   # Where each latent's entries begin, [features+1]
@@ -215,32 +217,34 @@ def partners(
     n_out     # Filled: how many there are, [b-a]
 ):
     "The latents that fire most often together with each of `a` to `b`"
-    seen,touched = np.zeros(len(indptr)-1, np.int64),np.empty(len(indptr)-1, np.int64)
-    scores = np.empty(out.shape[1])
+    F = len(indptr)-1
+    seen,scores = np.empty(F, np.uint32),np.empty(out.shape[1])
     for f in range(a, b):
-        n = _meet(rows[indptr[f]:indptr[f+1]], row_at, features, seen, touched)
+        seen[:] = 0
+        _meet(rows[indptr[f]:indptr[f+1]], row_at, features, seen)
         m,i = 0,f-a
-        for t in range(n):
-            p = touched[t]
-            if p==f: continue
-            either = indptr[f+1]-indptr[f] + indptr[p+1]-indptr[p] - seen[p]
-            m = _insert(seen[p]/either, p, scores, out[i], m)
+        for p in range(F):
+            if seen[p]==0 or p==f: continue
+            both = np.int64(seen[p])
+            m = _insert(both/(indptr[f+1]-indptr[f] + indptr[p+1]-indptr[p] - both), p, scores, out[i], m)
         for j in range(m): common[i,j] = seen[out[i,j]]
-        for t in range(n): seen[touched[t]] = 0
         n_out[i] = m
 
+# %% ../../nbs/41_codes.counting.ipynb #fee8c319
 @_jit
-def _meet(rows, row_at, features, seen, touched):
-    "Count who fires in some rows; how many different ones"
-    n = 0
-    for i in range(len(rows)):
-        for j in range(row_at[rows[i]], row_at[np.int64(rows[i])+1]):
-            p = np.int64(features[j])
-            if seen[p]==0:
-                touched[n] = p
-                n += 1
-            seen[p] += 1
-    return n
+def _meet(rows, row_at, features, seen):
+    "Count who fires in some rows"
+    lo,hi = np.empty(BLOCK, np.int64),np.empty(BLOCK, np.int64)
+    touched = 0
+    for o in range(0, len(rows), BLOCK):
+        n = min(BLOCK, len(rows)-o)
+        for i in range(n):
+            r = np.int64(rows[o+i])
+            lo[i],hi[i] = row_at[r],row_at[r+1]
+        for i in range(n): touched += features[lo[i]]
+        for i in range(n):
+            for j in range(lo[i], hi[i]): seen[features[j]] += np.uint32(1)
+    return touched
 
 # %% ../../nbs/41_codes.counting.ipynb #6c3a58ec
 @_jit
@@ -259,32 +263,46 @@ def by_value(
     n_out   # Filled: how many there are, [b-a]
 ):
     "What the rows of latents `a` to `b` have in common"
-    n,s = np.zeros(len(base), np.int64),np.zeros(len(base))
-    touched,scores = np.empty(len(base), np.int64),np.empty(out.shape[1])
+    n,s,scores = np.empty(len(base), np.int64),np.empty(len(base)),np.empty(out.shape[1])
     for f in range(a, b):
-        here,i = slice(indptr[f], indptr[f+1]),f-a
-        found,m = _gather(rows[here], bits[here], at, column, n, s, touched),0
-        for t in range(found):
-            v = touched[t]
+        n[:],s[:] = 0,0
+        here,i,m = slice(indptr[f], indptr[f+1]),f-a,0
+        if len(at): _gather_lists(rows[here], bits[here], at, column, n, s)
+        else: _gather(rows[here], bits[here], column, n, s)
+        for v in range(len(base)):
+            if n[v]==0: continue
             share = n[v]/(indptr[f+1]-indptr[f])
             m = _insert(share*np.log(share*n_rows/base[v]), v, scores, out[i], m)
         for j in range(m): count[i,j],total[i,j] = n[out[i,j]],s[out[i,j]]
-        for t in range(found): n[touched[t]],s[touched[t]] = 0,0.
         n_out[i] = m
 
 @_jit
-def _gather(rows, bits, at, column, n, s, touched):
-    "Count the values of some rows, and add up activations; how many different ones"
-    width,found,one = 8*bits.itemsize,0,len(at)==0
-    for i in range(len(rows)):
-        r,x = np.int64(rows[i]),np.float64(number(bits[i], width))
-        lo,hi = (r, r+1) if one else (at[r], at[r+1])
-        for j in range(lo, hi):
-            v = column[j]
-            if v < 0: continue
-            if n[v]==0:
-                touched[found] = v
-                found += 1
-            n[v] += 1
-            s[v] += x
-    return found
+def _gather(rows, bits, column, n, s):
+    "Count the values of some rows, and add up activations"
+    width,value = 8*bits.itemsize,np.empty(BLOCK, np.int64)
+    for o in range(0, len(rows), BLOCK):
+        here = rows[o:o+BLOCK]
+        for i in range(len(here)): value[i] = column[np.int64(here[i])]
+        for i in range(len(here)):
+            if value[i] < 0: continue
+            n[value[i]] += 1
+            s[value[i]] += number(bits[o+i], width)
+
+@_jit
+def _gather_lists(rows, bits, at, column, n, s):
+    "The same, of lists of values"
+    width,touched = 8*bits.itemsize,0
+    lo,hi = np.empty(BLOCK, np.int64),np.empty(BLOCK, np.int64)
+    for o in range(0, len(rows), BLOCK):
+        here = rows[o:o+BLOCK]
+        for i in range(len(here)):
+            r = np.int64(here[i])
+            lo[i],hi[i] = at[r],at[r+1]
+        for i in range(len(here)):
+            if lo[i] < hi[i]: touched += column[lo[i]]
+        for i in range(len(here)):
+            x = np.float64(number(bits[o+i], width))
+            for j in range(lo[i], hi[i]):
+                n[column[j]] += 1
+                s[column[j]] += x
+    return touched

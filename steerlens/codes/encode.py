@@ -152,8 +152,8 @@ def usable(
     need(way not in ('expected_average_only_in', 'covariance_whitening'), 'sae',
          f'expects rows that were prepared ({way}), and leaves that to others', "one that takes the network's own",
          'open its folder with load_sae, which folds it into the weights')
-    need(not getattr(sae, 'hook_z_reshaping_mode', False), 'sae', 'takes rows apart by heads', 'one that takes whole rows',
-         'call its turn_off_forward_pass_hook_z_reshaping()')
+    need(not getattr(sae, 'hook_z_reshaping_mode', False), 'sae', 'takes rows apart by heads',
+         'one that takes whole rows', 'call its turn_off_forward_pass_hook_z_reshaping()')
     for name,t in sae.state_dict().items():
         need(bool(t.isfinite().all()), 'sae', f'{name} has values that are not finite', do='train again at a lower lr')
     return for_use(sae) if isinstance(sae, sae_lens.TrainingSAE) else sae

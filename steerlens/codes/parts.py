@@ -5,11 +5,9 @@
 # %% ../../nbs/39_codes.parts.ipynb #ee7dfe65
 from __future__ import annotations
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
-import os, shutil
+import io, os, shutil
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, need, read_json, unwritable, write_json
@@ -162,11 +160,16 @@ def _check_features(e, layout, first):
     need(0 <= bad < layout.n_features, f'rows from {first:,} on', f'feature {bad}', f'0 to {layout.n_features-1}')
 
 # %% ../../nbs/39_codes.parts.ipynb #713f9cbc
+def _clear(folder):
+    "Remove what a killed process left, but for the lock that we may hold"
+    for left in folder.glob('*'):
+        if left.is_dir(): shutil.rmtree(left)
+        elif left.name!='.lock': left.unlink()
+
 def _write(folder, orders, rows, facts):
     "The files of a part, and last what says that it is whole"
     from steerlens.acts.shards import digest
-    for left in folder.glob('*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
-    for left in folder.glob('.tmp-*'): shutil.rmtree(left) if left.is_dir() else left.unlink()
+    _clear(folder)
     for order,arrays in orders.items():
         with atomic(folder/order) as tmp:
             tmp.mkdir()
@@ -220,8 +223,7 @@ class _Filled:
 
 def _header(dtype, n):
     "What comes before the numbers in an .npy file"
-    from io import BytesIO
-    f = BytesIO()
+    f = io.BytesIO()
     np.lib.format.write_array_header_1_0(f, dict(descr=dtype.str, fortran_order=False, shape=(n,)))
     return f.getvalue()
 

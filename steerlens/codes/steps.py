@@ -11,7 +11,7 @@ import os, shutil
 from ..core import SteerlensError, lock, need, read_json, sha256, unwritable, write_json
 
 # %% auto #0
-__all__ = ['stepwise', 'steps']
+__all__ = ['stepwise', 'SILENT', 'steps']
 
 # %% ../../nbs/41_codes.steps.ipynb #0db457be
 @contextmanager
@@ -49,10 +49,12 @@ def _place(tmp, dest):
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/41_codes.steps.ipynb #b869bb40
+def SILENT(what, done, of): "Who wants no news of how far a job is"
+
 def steps(
     folder:Path,   # From `stepwise`
     todo:Iterable, # Numbers or names of the steps
-    tell:Callable=lambda what, done, of: None, # Is told how far it is
+    tell:Callable=SILENT, # Is told how far it is
     what:str='step' # What the steps are called
 )->Iterator: # Those that are left
     "What is still to be done; a step is marked once it is on disk"

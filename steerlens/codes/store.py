@@ -5,8 +5,7 @@
 # %% ../../nbs/40_codes.store.ipynb #ee159712
 from __future__ import annotations
 from bisect import bisect
-from collections.abc import Iterable
-from functools import cache, cached_property
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import shutil
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
-from ..core import SteerlensError, atomic, manifest, need, read_json, write_json
+from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
 from .parts import FILES, IDS, Entries, Layout, check_rows, checked, damaged, merge, parts_of, write_part
 
 # %% auto #0
@@ -69,6 +68,25 @@ def _mapped(file, dtype, n):
     need(found==want, file, f'holds {found} where the catalog says {want}', do='build again')
     return a.view(np.ndarray)
 
+def _order(folder, order, n, nnz, layout):
+    "The arrays of one order"
+    at = folder/order
+    indptr = _mapped(at/'indptr.npy', 'int64', n+1)
+    ids = _mapped(at/f'{IDS[order]}.npy', layout.ids(order), nnz)
+    need(indptr[0]==0 and indptr[-1]==nnz, at/'indptr.npy', 'damaged', do='build again')
+    return Order(indptr, ids, _mapped(at/'values.npy', layout.dtype, nnz))
+
+def _meta(folder, n_rows):
+    "What rows.parquet says of itself"
+    file = folder/'rows.parquet'
+    try: m = pq.read_metadata(file)
+    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
+    except (OSError, pa.ArrowException) as e:
+        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
+    need(m.num_rows==n_rows, file, f'{m.num_rows} lines for {n_rows} rows', do='build again')
+    return m
+
+# %% ../../nbs/40_codes.store.ipynb #ca4ec115
 class Piece:
     "Consecutive rows in both orders: a whole store, or one part of it"
     def __init__(self,
@@ -79,26 +97,11 @@ class Piece:
         layout:Layout, # How they are kept
     ):
         self.folder,self.first,self.n_rows,self.nnz = folder, first, n_rows, nnz
-        self.by_feature = self._order('by_feature', layout.n_features, layout)
-        self.by_row = self._order('by_row', n_rows, layout)
-
-    def _order(self, order, n, layout):
-        at = self.folder/order
-        ids = _mapped(at/f'{IDS[order]}.npy', layout.ids(order), self.nnz)
-        o = Order(_mapped(at/'indptr.npy', 'int64', n+1), ids, _mapped(at/'values.npy', layout.dtype, self.nnz))
-        need(o.indptr[0]==0 and o.indptr[-1]==self.nnz, at/'indptr.npy', 'damaged', do='build again')
-        return o
+        self.by_feature = _order(folder, 'by_feature', layout.n_features, nnz, layout)
+        self.by_row = _order(folder, 'by_row', n_rows, nnz, layout)
 
     @cached_property
-    def meta(self):
-        "What rows.parquet says of itself"
-        file = self.folder/'rows.parquet'
-        try: m = pq.read_metadata(file)
-        except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-        except (OSError, pa.ArrowException) as e:
-            raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
-        need(m.num_rows==self.n_rows, file, f'{m.num_rows} lines for {self.n_rows} rows', do='build again')
-        return m
+    def meta(self): return _meta(self.folder, self.n_rows)
 
 # %% ../../nbs/40_codes.store.ipynb #a0b1a0ff
 class Codes:
@@ -260,24 +263,33 @@ def verify(
     try: catalog = read_catalog(folder)
     except SteerlensError as e: return [str(e)]
     if not catalog['finished']: return [*_verify_parts(folder, catalog, deep), _unfinished(folder, catalog)]
-    lines = _verify_piece(folder, 0, catalog['n_rows'], catalog['nnz'], catalog['sums'], layout_of(catalog), deep)
-    if not (folder/'manifest.json').exists(): lines.append(f'{folder}: no manifest.json; build again, which writes it')
-    return lines
+    whole = dict(n_rows=catalog['n_rows'], nnz=catalog['nnz'], sums=catalog['sums'])
+    return [*_verify_manifest(folder), *_verify_piece(folder, whole, layout_of(catalog), deep)]
 
 # %% ../../nbs/40_codes.store.ipynb #40bca7d3
+def _verify_piece(folder, of, layout, deep):
+    "What is wrong with a whole store, or with a part"
+    lines = damaged(folder, of['sums'], 'build again') if deep else []
+    checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
+              (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
+    for check,*args in checks if not lines else ():
+        try: check(*args)
+        except SteerlensError as e: lines.append(str(e))
+    return lines
+
+def _verify_manifest(folder):
+    "Is it there, and does it vouch for this catalog?"
+    try: m = read_manifest(folder, 'codes')
+    except SteerlensError as e: return [str(e)]
+    same = m.get('catalog')==sha256(folder/'catalog.json')
+    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about; build again']
+
 def _verify_parts(folder, catalog, deep):
     "What is wrong with the parts that are there"
     for file in sorted((folder/'parts').glob('*/part.json')):
-        try: p = read_json(file)
-        except SteerlensError as e: yield str(e)
-        else: yield from _verify_piece(file.parent, p['first'], p['n_rows'], p['nnz'], p['sums'], layout_of(catalog), deep)
-
-def _verify_piece(folder, first, n_rows, nnz, sums, layout, deep):
-    "What is wrong with a whole store, or a part"
-    if deep and (lines := damaged(folder, sums, 'build again')): return lines
-    try: Piece(folder, first, n_rows, nnz, layout).meta
-    except SteerlensError as e: return [str(e)]
-    return []
+        try: yield from _verify_piece(file.parent, read_json(file), layout_of(catalog), deep)
+        except (SteerlensError, KeyError, TypeError) as e:
+            yield f'{file}: damaged ({e}); remove its folder and build again'
 
 def _unfinished(folder, catalog):
     "How far a store is"
@@ -285,14 +297,15 @@ def _unfinished(folder, catalog):
     return f'{folder}: still being built, {have} of {of} parts are there; build again to go on'
 
 # %% ../../nbs/40_codes.store.ipynb #3f37736b
-PART = 2**23 # Entries in a part, about
+PART = 2**20, 2**24 # Entries in a part, at least and at most
 
 def rows_a_part(
     n_rows:int, # Of the whole store
     nnz:float,  # Entries of so many rows
 )->int:
     "How many rows make a part of a good size"
-    return max(1, min(n_rows, int(PART*n_rows/max(nnz, 1))))
+    size = min(max(PART[0], nnz/16), PART[1])
+    return max(1, min(n_rows, int(size*n_rows/max(nnz, 1))))
 
 def _chunks(codes, chunk_rows):
     "Matrices of at most so many rows"
@@ -350,7 +363,7 @@ def finish(
         write_json(folder/'catalog.json', catalog)
     if (folder/'manifest.json').exists(): return _cleared(folder)
     kept = {k: catalog[k] for k in ('dtype', 'threshold', 'chunk_rows', 'site', 'streams', 'sae', 'acts')}
-    manifest(folder, 'codes', kept, inputs)
+    manifest(folder, 'codes', kept, inputs, catalog=sha256(folder/'catalog.json'))
     _cleared(folder)
 
 def _cleared(folder):
