@@ -104,9 +104,9 @@ def show_facets(
 ): # A figure
     "How many latents are about what"
     from steerlens import plot
-    about = {c: int((t.q<.05).sum()) for c,(t,_) in found.items()}
-    said = ', '.join(f'{n} about their {c}' for c,n in about.items())
-    fig,axs = plot.sheet(f"Latents that are about something, beyond labels of others: {said}", .6+1.7*len(found), len(found))
+    about = {c: f'{(t.q<.05).sum()} of {len(t)} about {c}' for c,(t,_) in found.items()}
+    said = ', '.join(about.values())
+    fig,axs = plot.sheet(f'Latents about something, beyond labels of others: {said}', .6+1.7*len(found), len(found))
     for ax,(c,(t,null)) in zip(np.atleast_1d(axs), found.items()): _rows_of(ax, c, t, null)
     return fig
 
@@ -118,4 +118,4 @@ def _rows_of(ax, column, t, null):
         weight = np.full(len(x), 1/max(len(x), 1))
         ax.hist(x, bins, weights=weight, histtype='stepfilled', alpha=.6, color=colour, label=name)
     ax.set(yscale='log', xlabel=f'{column}: excess of its best value, held-out episodes', ylabel='share of latents')
-    ax.legend(frameon=False, loc='upper right')
+    ax.legend(frameon=False, loc='upper center')
