@@ -13,13 +13,13 @@ from .exports import _write_neuron as write_neuron
 from .backends import CodeStore
 
 # %% auto #0
-__all__ = ['milliseconds', 'answers', 'show_answers', 'head_of']
+__all__ = ['took', 'answers', 'show_answers', 'head_of']
 
 # %% ../../nbs/44_codes.queries.ipynb #a65c7633
-def milliseconds(
+def took(
     load,       # latent -> rows, values
     feature:int # Which
-)->float: # Median of three
+)->float: # Milliseconds, median of three
     found = []
     for _ in range(3):
         start = time.perf_counter()
@@ -42,7 +42,7 @@ def answers(
         for f in some: write_neuron(Path(d)/f'neuron_{f:04d}', *store.load(f))
         peer = Neurons(StorageConfig(neuron_acts_dir=d))
         loads = {store.backend: store.load, 'npy files': peer.load}
-        return pd.DataFrame([dict(layout=name, feature=int(f), nonzeros=int(counts[f]), milliseconds=milliseconds(load, f))
+        return pd.DataFrame([dict(layout=name, feature=int(f), nonzeros=int(counts[f]), milliseconds=took(load, f))
                              for f in some for name,load in loads.items()])
 
 # %% ../../nbs/44_codes.queries.ipynb #fc091469
@@ -54,7 +54,8 @@ def show_answers(
     from steerlens.plot import HUES
     t = pd.concat(found)
     half = t.groupby('layout').milliseconds.median()
-    title = f"All of a latent's activations in {half['native']*1e3:,.0f} µs, from npy files in {half['npy files']*1e3:,.0f}"
+    ours,theirs = (1e3*half[k] for k in ('native', 'npy files'))
+    title = f"All of a latent's activations in {ours:,.0f} µs, from npy files in {theirs:,.0f}"
     fig,(ax,) = plot.sheet(title, 3.2)
     for (name,of),colour in zip(t.groupby('layout'), (HUES['blue'], '#9a9a9a')):
         ax.plot(of.nonzeros, of.milliseconds, '.', color=colour, label={'native': 'this store'}.get(name, name))
