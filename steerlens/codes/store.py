@@ -14,7 +14,8 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
-from .parts import FILES, IDS, Entries, Layout, check_rows, checked, damaged, merge, parts_of, write_part
+from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, damaged, merge, parts_of
+from .parts import read_part, write_part
 
 # %% auto #0
 __all__ = ['CATALOG', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange', 'verify',
@@ -58,32 +59,36 @@ class Order(NamedTuple):
     ids:np.ndarray    # Their rows, uint32 (or features, uint16 or uint32)
     values:np.ndarray # float16 or float32
 
-def _mapped(file, dtype, n):
+def _again(folder):
+    "What to do about a damaged file"
+    return REMAKE if (folder/'part.json').exists() else 'remove the folder and build again'
+
+def _opened(folder, name, open, *how):
+    "A file, opened, or one line"
+    try: return open(folder/name, *how)
+    except FileNotFoundError: raise SteerlensError(folder/name, 'missing', do=_again(folder)) from None
+    except (ValueError, OSError, pa.ArrowException) as e:
+        why = str(e).splitlines()[0][:80]
+        raise SteerlensError(folder/name, f'damaged ({why})', do=_again(folder)) from None
+
+def _mapped(folder, name, dtype, n):
     "An array of `n` numbers, read where it is touched"
-    try: a = np.load(file, mmap_mode='r' if n else None, allow_pickle=False)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (ValueError, OSError) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
+    a = _opened(folder, name, np.load, 'r' if n else None)
     found,want = f'{a.dtype} {list(a.shape)}', f'{np.dtype(dtype)} {[n]}'
-    need(found==want, file, f'holds {found} where the catalog says {want}', do='build again')
+    need(found==want, folder/name, f'holds {found} where the catalog says {want}', do=_again(folder))
     return a.view(np.ndarray)
 
 def _order(folder, order, n, nnz, layout):
     "The arrays of one order"
-    at = folder/order
-    indptr = _mapped(at/'indptr.npy', 'int64', n+1)
-    ids = _mapped(at/f'{IDS[order]}.npy', layout.ids(order), nnz)
-    need(indptr[0]==0 and indptr[-1]==nnz, at/'indptr.npy', 'damaged', do='build again')
-    return Order(indptr, ids, _mapped(at/'values.npy', layout.dtype, nnz))
+    indptr = _mapped(folder, f'{order}/indptr.npy', 'int64', n+1)
+    ids = _mapped(folder, f'{order}/{IDS[order]}.npy', layout.ids(order), nnz)
+    need(indptr[0]==0 and indptr[-1]==nnz, folder/order/'indptr.npy', 'damaged', do=_again(folder))
+    return Order(indptr, ids, _mapped(folder, f'{order}/values.npy', layout.dtype, nnz))
 
 def _meta(folder, n_rows):
     "What rows.parquet says of itself"
-    file = folder/'rows.parquet'
-    try: m = pq.read_metadata(file)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (OSError, pa.ArrowException) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
-    need(m.num_rows==n_rows, file, f'{m.num_rows} lines for {n_rows} rows', do='build again')
+    m = _opened(folder, 'rows.parquet', pq.read_metadata)
+    need(m.num_rows==n_rows, folder/'rows.parquet', f'{m.num_rows} lines for {n_rows} rows', do=_again(folder))
     return m
 
 # %% ../../nbs/40_codes.store.ipynb #ca4ec115
@@ -269,7 +274,7 @@ def verify(
 # %% ../../nbs/40_codes.store.ipynb #40bca7d3
 def _verify_piece(folder, of, layout, deep):
     "What is wrong with a whole store, or with a part"
-    lines = damaged(folder, of['sums'], 'build again') if deep else []
+    lines = damaged(folder, of['sums'], _again(folder)) if deep else []
     checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
               (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
     for check,*args in checks if not lines else ():
@@ -282,18 +287,17 @@ def _verify_manifest(folder):
     try: m = read_manifest(folder, 'codes')
     except SteerlensError as e: return [str(e)]
     same = m.get('catalog')==sha256(folder/'catalog.json')
-    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about; build again']
+    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about']
 
 def _verify_parts(folder, catalog, deep):
     "What is wrong with the parts that are there"
     for file in sorted((folder/'parts').glob('*/part.json')):
-        try: yield from _verify_piece(file.parent, read_json(file), layout_of(catalog), deep)
-        except (SteerlensError, KeyError, TypeError) as e:
-            yield f'{file}: damaged ({e}); remove its folder and build again'
+        try: yield from _verify_piece(file.parent, read_part(file), layout_of(catalog), deep)
+        except SteerlensError as e: yield str(e)
 
 def _unfinished(folder, catalog):
     "How far a store is"
-    have,of = len(parts_of(folder)), -(-catalog['n_rows']//catalog['chunk_rows'])
+    have,of = len(list(folder.glob('parts/*/part.json'))), -(-catalog['n_rows']//catalog['chunk_rows'])
     return f'{folder}: still being built, {have} of {of} parts are there; build again to go on'
 
 # %% ../../nbs/40_codes.store.ipynb #3f37736b
