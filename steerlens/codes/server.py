@@ -23,12 +23,12 @@ from .statistics import Stats
 from .store import OutOfRange
 
 # %% auto #0
-__all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'SMALL', 'api', 'TheSource', 'K', 'ARROW', 'TheStats', 'LOCAL', 'ENVIRONMENT',
-           'Picks', 'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Source', 'finished', 'vocabulary',
-           'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations', 'FeatureStats', 'Row',
-           'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features', 'Found', 'activations',
-           'aside', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab', 'inv_vocab', 'Guard',
-           'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
+__all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'ANY', 'SMALL', 'api', 'TheSource', 'K', 'ARROW', 'TheStats', 'LOCAL',
+           'ENVIRONMENT', 'Picks', 'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Source', 'finished',
+           'vocabulary', 'who', 'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations',
+           'FeatureStats', 'Row', 'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features',
+           'Found', 'activations', 'aside', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab',
+           'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
 
 # %% ../../nbs/44_codes.server.ipynb #3ed617c5
 class Picks(BaseModel):
@@ -177,25 +177,34 @@ def lines(self:Source, ids, picks:Picks)->dict[str,pa.Array]:
     tokens,guide = self.adds(picks)
     if not (tokens or guide): return {}
     need(len(ids) <= MOST_LINES, 'rows', f'{len(ids):,} with their tokens', f'at most {MOST_LINES:,}', 'set a limit')
-    frame = self.now().about(ids).drop(columns=['row_id', 'activation'], errors='ignore')
-    named = pa.RecordBatch.from_pandas(frame, preserve_index=False)
-    found = dict(zip(named.schema.names, named.columns)) if tokens else {}
-    return found | (numbers(named, self.vocab, self.weapon_vocab) if guide else {})
+    named = who(self.now(), ids)
+    return (named if tokens else {}) | (numbers(named, self.vocab, self.weapon_vocab) if guide else {})
+
+def who(
+    store:CodeStore, # With or without a row table
+    ids              # Rows
+)->dict[str,pa.Array]: # Column -> values; categories as what they stand for
+    "The lines of some rows"
+    t = store.codes.lines(ids) if store.codes else pa.Table.from_pandas(store.about(ids), preserve_index=False)
+    types = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in t.schema]
+    named = dict(zip(t.column_names, (c.cast(to).combine_chunks() for c,to in zip(t.columns, types))))
+    return {k: v for k,v in named.items() if k not in ('row_id', 'activation')}
 
 # %% ../../nbs/44_codes.server.ipynb #609cfef3
 def numbers(
-    lines:pa.RecordBatch, # Of the row table
-    vocab:dict|None,      # Token -> number
-    weapon_vocab:dict     # Context -> number
+    named:dict,       # Columns of the row table
+    vocab:dict|None,  # Token -> number
+    weapon_vocab:dict # Context -> number
 )->dict[str,pa.Array]:
     "The guide's columns"
-    names,found = lines.schema.names, {}
-    if 'tokens' in names:
-        tokens = lines['tokens'] # of no type where all of them are missing
+    found = {}
+    if 'tokens' in named:
+        tokens = named['tokens'] # of no type where all are missing
         if pa.types.is_null(tokens.type): tokens = tokens.cast(pa.list_(pa.string()))
-        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, numbered(tokens.flatten(), vocab or {}))
-    if 'weapon_id_token' in names: found['weapon_id'] = lines['weapon_id_token']
-    elif 'context' in names: found['weapon_id'] = numbered(lines['context'], weapon_vocab)
+        ids = numbered(tokens.flatten(), vocab or {})
+        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, ids)
+    if 'weapon_id_token' in named: found['weapon_id'] = named['weapon_id_token']
+    elif 'context' in named: found['weapon_id'] = numbered(named['context'], weapon_vocab)
     return found
 
 def numbered(
@@ -207,6 +216,8 @@ def numbered(
     return pa.array(vocab.values(), pa.int64()).take(place)
 
 # %% ../../nbs/44_codes.server.ipynb #628fd2d3
+ANY = ConfigDict(ser_json_bytes='base64') # Whatever type a column of the row table is of
+
 class Refusal(BaseModel):
     detail:str = Field(description='One sentence: what is wrong, where, what was expected, what to do.')
 
@@ -223,6 +234,7 @@ class Features(BaseModel):
     feature_ids:list[int]
 
 class Table(BaseModel):
+    model_config = ANY
     feature_id:int
     n_rows:int
     columns:list[str]
@@ -237,6 +249,7 @@ class FeatureStats(BaseModel):
     stats:dict[str,Any]
 
 class Row(BaseModel):
+    model_config = ANY
     row_id:int
     row:dict[str,Any] = Field(description='Its line in the row table.')
     features:list[int]
@@ -368,7 +381,7 @@ def coactive(feature_id:int, stats:TheStats, request:Request, k:K=20):
 def row(row_id:int, source:TheSource, request:Request):
     "Who a row is, and what fires on it"
     store = source.now()
-    codes,line = store.row(row_id), table(store.about([row_id]))['data'][0]
+    codes,line = store.row(row_id), {k: v[0].as_py() for k,v in who(store, [row_id]).items()}
     return answer(request, Row(row_id=row_id, row=line, features=codes.feature, activations=codes.activation))
 
 # %% ../../nbs/44_codes.server.ipynb #440e34e5

@@ -224,28 +224,41 @@ def _piece(self:Codes, row):
 
 # %% ../../nbs/40_codes.store.ipynb #204eb30b
 @patch
-def rows_of(self:Codes,
+def lines(self:Codes,
     ids,                     # Rows, in any order, also twice
     columns:list|None=None,  # Only these columns
-)->pd.DataFrame: # One line for each of `ids`, in their order
+)->pa.Table: # One line for each of `ids`, in their order
     "Who some rows are, without reading the others"
     ids = np.asarray(ids)
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
     for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
-    tables = [t for p in self.pieces for t in _lines(p, some, columns)]
-    if not tables: return self.rows[:0][columns or list(self.rows)]
-    found = pa.concat_tables(tables, promote_options='permissive')
+    schema = self._schema(columns)
+    tables = [t for p in self.pieces for t in _lines(p, some, schema.names)]
+    found = pa.concat_tables([schema.empty_table(), *tables], promote_options='permissive')
     need(len(found)==len(some), 'rows', 'some are not there yet', do='wait for the build to go on')
-    return found.take(pa.array(back)).to_pandas()
+    return found.take(pa.array(back))
 
+@patch
+def rows_of(self:Codes, ids, columns:list|None=None)->pd.DataFrame:
+    "The same as pandas"
+    return self.lines(ids, columns).to_pandas()
+
+@patch
+def _schema(self:Codes, columns):
+    "Names and types of these columns of the row table, or of all"
+    number = pa.schema(dict(row_id=pa.int64()))
+    found = pa.unify_schemas([number, *(p.meta.schema.to_arrow_schema() for p in self.pieces)], promote_options='permissive')
+    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {found.names}')
+    return found if columns is None else pa.schema([found.field(c) for c in columns])
+
+# %% ../../nbs/40_codes.store.ipynb #4df88c18
 def _lines(piece, rows, columns):
     "The lines of those `rows` that are in a piece, group by group"
     at = rows[(rows >= piece.first) & (rows < piece.first+piece.n_rows)] - piece.first
     if not len(at): return
     with pq.ParquetFile(piece.folder/'rows.parquet', metadata=piece.meta) as f:
-        names = f.schema_arrow.names
-        for c in columns or (): need(c in names, f"column '{c}'", f'not in {f.schema_arrow.names}')
+        columns = [c for c in columns if c in f.schema_arrow.names]
         begins = np.cumsum([0, *(piece.meta.row_group(g).num_rows for g in range(piece.meta.num_row_groups))])
         group = np.searchsorted(begins, at, 'right')-1
         for g in np.unique(group):
