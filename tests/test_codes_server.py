@@ -1,5 +1,5 @@
 "The code server as a user starts it: its API under anything that fits its schema, its guards, its memory"
-import json, os, random, subprocess
+import json, os, random, subprocess, time
 import httpx, numpy as np, pandas as pd, pyarrow as pa, pytest, scipy.sparse as sp
 from conftest import BIN
 
@@ -17,7 +17,8 @@ def folder(tmp_path_factory):
     where = np.concatenate(rows), np.repeat(np.arange(F), [*map(len, rows)])
     codes = sp.csr_matrix((g.random(len(where[0])).astype('f4')+.01, where), (N, F))
     about = pd.DataFrame(dict(episode=np.arange(N)//100, step=np.arange(N)%100, context=np.repeat(['push', None], N//2),
-                              tokens=[['a', 'b'][:i%3] for i in range(N)], at=pd.Timestamp('2025-01-01')))
+                              tokens=[['a', 'b'][:i%3] for i in range(N)], at=pd.Timestamp('2025-01-01'),
+                              raw=b'\xff', reward=np.nan, kind=pd.Categorical(np.arange(N)%2)))
     base = tmp_path_factory.mktemp('codes')
     statistics(write_codes(base/'store', codes, about, F))
     return base
@@ -121,8 +122,13 @@ def test_a_large_feature_comes_in_batches_and_whole(url, asked):
 
 def test_rows_carry_the_guides_columns_and_ours(page):
     some = table(page.get('/activations/0/arrow?limit=4&include_tokens=true'))
-    assert some.column_names==['row_id', 'activation', 'episode', 'step', 'context', 'tokens', 'at',
-                               'ability_input_tokens', 'weapon_id']
+    assert some.column_names==['row_id', 'activation', 'episode', 'step', 'context', 'tokens', 'at', 'raw', 'reward',
+                               'kind', 'ability_input_tokens', 'weapon_id']
+    assert some['kind'].to_pylist()==[0, 1, 0, 1]
+    line = page.get('/activations/0?limit=1&include_tokens=true').json()['data'][0]
+    assert (line['raw'], line['reward'], line['at'])==('_w==', None, '2025-01-01T00:00:00')
+    never,always = (table(page.get(f'/activations/{j}/arrow?include_tokens=true')).schema for j in (1, 0))
+    assert never==always, 'a column has one type, whichever feature is asked for'
     assert some['ability_input_tokens'].to_pylist()==[[], [0], [0, 1], []]
     assert page.get('/activations/0?limit=4').json()['data'][2]['ability_input_tokens']==[0, 1]
     everything = table(page.get('/activations/0/arrow?include_tokens=true&include_abilities=false'))
@@ -169,6 +175,28 @@ def test_the_guides_own_command(folder):
         finally: process.terminate()
     with run(ACTIVATION_DATA_DIR='/nowhere') as process:
         assert 'data_dir=/nowhere: no such folder' in process.stderr.read().splitlines()[-1]
+
+
+def test_a_store_is_served_while_it_is_built(tmp_path):
+    from steerlens.codes.parts import Entries, Layout, write_part
+    from steerlens.codes.store import finish, new_catalog, read_catalog
+    from steerlens.core import write_json
+    folder,layout = tmp_path/'store', Layout(4)
+    def part(i): write_part(folder/f'parts/{i:04d}', 5*i, [Entries(np.ones(5, int), np.full(5, 2), np.ones(5))], None, layout)
+    write_json(folder/'catalog.json', new_catalog(layout, 10, 5, site='', streams=[], sae={}, acts={}))
+    part(0)
+    process,url = started(BIN/'steerlens', 'serve', 'store', '--port', '0', cwd=tmp_path)
+    with process:
+        try:
+            def seen(): return httpx.get(f'{url}/activations/2').json()['n_total'], httpx.get(f'{url}/health').json()['finished']
+            assert seen()==(5, False)
+            part(1)
+            time.sleep(2.1)
+            assert seen()==(10, False)
+            finish(folder, read_catalog(folder))
+            time.sleep(2.1)
+            assert seen()==(10, True)
+        finally: process.terminate()
 
 
 def test_a_slow_layout_is_kept_in_memory_and_says_so(folder):

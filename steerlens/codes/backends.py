@@ -29,8 +29,9 @@ class CodeStore:
     ):
         names = [f.name for f in fields(StorageConfig)]
         for k in dirs: need(k in names, 'CodeStore', f'no argument {k}', f'one of {", ".join(names)}')
-        need((folder is not None)+(config is not None)+bool(dirs)==1, 'CodeStore', 'nothing, or several things, to open',
-             'a folder, or a configuration, or folders by name')
+        given = (folder is not None) + (config is not None) + bool(dirs)
+        need(given==1, 'CodeStore', 'nothing, or several things, to open',
+             'a folder, a configuration, or folders by name')
         self.config = config or (StorageConfig(**dirs) if dirs else config_of(folder))
         self.loaders = loaders(self.config)
         fastest = self.loaders[0]
@@ -99,8 +100,8 @@ def about(self:CodeStore,
 )->pd.DataFrame: # A line for each, in their order
     "Who some rows are"
     if self.who is not None: return self.who.rows_of(rows, columns)
-    need(not columns or columns==['row_id'], 'columns', ', '.join(columns or []), 'none, as these codes have no row table',
-         'name a data_dir that has metadata/')
+    need(columns in (None, [], ['row_id']), 'columns', ', '.join(columns or []),
+         'none, as these codes have no row table', 'name a data_dir that has metadata/')
     return pd.DataFrame(dict(row_id=np.asarray(rows, 'i8')))
 
 def _beside(rows, values, about):
@@ -204,9 +205,10 @@ def _entries(store, features):
     "The entries of some latents as a table"
     import pyarrow as pa
     found = [(f, *store.load(f)) for f in features]
-    columns = dict(feature=[np.full(len(r), f, 'i8') for f,r,_ in found], row_id=[r.astype('i8') for _,r,_ in found],
-                   activation=[v.astype('f4') for *_,v in found])
-    return pa.table({k: np.concatenate([np.zeros(0, 'f4' if k=='activation' else 'i8'), *v]) for k,v in columns.items()})
+    def joined(dtype, parts): return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting='unsafe')
+    return pa.table(dict(feature=joined('i8', [np.full(len(r), f) for f,r,_ in found]),
+                         row_id=joined('i8', [r for _,r,_ in found]),
+                         activation=joined('f4', [v for *_,v in found])))
 
 # %% ../../nbs/43_codes.backends.ipynb #06f7755d
 @patch

@@ -188,7 +188,7 @@ def _written(self:Build):
     self.writing = None
 
 # %% ../../nbs/41_codes.build.ipynb #4b2c1450
-def _asked(acts, sae, site, streams, layout):
+def _asked(acts, sae, site, streams, layout, source):
     "What the catalog is to say, refused where autoencoder and activations don't belong together"
     facts,streams = facts_of(sae), acts.streams_at(site, streams)
     at = facts['site']
@@ -196,10 +196,10 @@ def _asked(acts, sae, site, streams, layout):
     for s in streams:
         width = acts.catalog['streams'][s][site]
         need(width==facts['d_in'], 'sae', f"for width {facts['d_in']}, but '{site}' of '{s}' has {width}")
-    source = source_of(acts, site, streams)
-    n_rows = sum(source['n_rows'].values())
+    read = source_of(acts, site, streams)
+    n_rows = sum(read['n_rows'].values())
     need(n_rows, f"site '{site}'", f'no rows in {", ".join(streams)}', 'one or more')
-    return new_catalog(layout, n_rows, None, site=site, streams=streams, sae=facts, acts=source)
+    return new_catalog(layout, n_rows, None, site=site, streams=streams, sae=facts | dict(folder=source), acts=read)
 
 def _settled(folder, new, chunk_rows, sizes):
     "The catalog of the store: that of who came first, or ours"
@@ -227,6 +227,7 @@ def build(
     chunk_rows:int|None=None, # Rows encoded at a time, rounded to whole batches; by default some millions of entries
     rank:int=0,           # Which of `world` processes this is, where locks don't reach from one to the other
     world:int=1,          # Processes that share the chunks by number; rank 0 merges if it finds all there
+    source:str|Path|None=None, # The autoencoder's folder, which the catalog then names
     tell:Callable|None=None, # Called with what is being done, how far it is, and of how much
 )->Codes: # The store; unfinished where other ranks are still at it
     "Encode a dataset into a code store, from where an earlier call was stopped"
@@ -235,7 +236,7 @@ def build(
     whole = chunk_rows is None or type(chunk_rows) is int and chunk_rows > 0
     need(whole, 'chunk_rows', repr(chunk_rows), 'None, or a whole number from 1 on')
     layout = Layout(sae.cfg.d_sae, dtype, threshold, sae.cfg.architecture() in SIGNED)
-    new = _asked(acts, sae, site, streams, layout)
+    new = _asked(acts, sae, site, streams, layout, source and str(source))
     def sizes(): return _sizes(acts, new, encoder(sae), sae.W_dec.device, chunk_rows)
     with lock(folder/'.lock', str(folder)): catalog = _settled(folder, new, chunk_rows, sizes)
     if not catalog['finished']:

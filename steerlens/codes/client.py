@@ -81,7 +81,8 @@ def load(self:Client,
 
 @patch
 def __getitem__(self:Client, feature:int)->pd.DataFrame: # row_id, activation
-    return pd.DataFrame(dict(zip(('row_id', 'activation'), self.load(feature))))
+    rows,values = self.load(feature)
+    return pd.DataFrame(dict(row_id=rows, activation=values.astype('f4')))
 
 # %% ../../nbs/45_codes.client.ipynb #c29ad986
 @patch

@@ -24,6 +24,7 @@ def key(
     b = np.int64(bits)
     return b^((1<<width)-1) if b>>(width-1) else b|(1<<(width-1))
 
+# %% ../../nbs/41_codes.counting.ipynb #3f121e51
 def unkey(
     keys:np.ndarray, # From `key`
     dtype # float16 or float32
@@ -33,6 +34,7 @@ def unkey(
     bits = np.where(keys>>(width-1), keys^(1<<(width-1)), keys^((1<<width)-1))
     return bits.astype(f'u{width//8}').view(dtype).astype(np.float32)
 
+# %% ../../nbs/41_codes.counting.ipynb #4673695f
 @_part
 def number(
     bits, # Of a float, as an unsigned integer
@@ -103,6 +105,7 @@ def summed(
         q += x*x
     return s, q
 
+# %% ../../nbs/41_codes.counting.ipynb #78de8493
 @_jit
 def binned(
     bits,  # Of the values, [n]
@@ -276,6 +279,7 @@ def by_value(
         for j in range(m): count[i,j],total[i,j] = n[out[i,j]],s[out[i,j]]
         n_out[i] = m
 
+# %% ../../nbs/41_codes.counting.ipynb #c47c122c
 @_jit
 def _gather(rows, bits, column, n, s):
     "Count the values of some rows, and add up activations"
@@ -288,6 +292,7 @@ def _gather(rows, bits, column, n, s):
             n[value[i]] += 1
             s[value[i]] += number(bits[o+i], width)
 
+# %% ../../nbs/41_codes.counting.ipynb #40b23532
 @_jit
 def _gather_lists(rows, bits, at, column, n, s):
     "The same, of lists of values"

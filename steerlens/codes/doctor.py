@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-import os, shlex, time
+import os, re, shlex, time
 from ..core import SteerlensError, need
 from .layouts import BACKENDS, Batches, BatchRows, StorageConfig, config_of, loaders
 from .statistics import Stats
 from .store import Codes, read_catalog, verify
 
 # %% auto #0
-__all__ = ['LEVELS', 'AGAIN', 'PICKLES', 'Finding', 'command', 'torn', 'in_store', 'in_layouts', 'beside', 'pickles', 'doctor',
-           'examine', 'environment']
+__all__ = ['LEVELS', 'AGAIN', 'PICKLES', 'Finding', 'command', 'torn', 'in_store', 'made_by', 'in_layouts', 'beside', 'pickles',
+           'doctor', 'examine', 'environment']
 
 # %% ../../nbs/46_codes.doctor.ipynb #3ed617c5
 LEVELS = dict(ok='as it should be', slow='works, but slowly', missing='is not there', torn='damaged or incomplete',
@@ -48,13 +48,21 @@ def in_store(
 )->Iterator[Finding]:
     "What is in a code store"
     wrong = verify(folder, deep)
-    for line in wrong:
-        building = 'still being built' in line
-        yield Finding('missing', *line.rsplit('; ', 1)) if building else torn(line)
+    for line in wrong: yield _wrong(folder, line)
     if wrong: return
     yield Finding('ok', _summary(Codes(folder)))
     try: yield Finding('ok', f'{folder}: statistics of {len(Stats(folder).features):,} features')
     except SteerlensError as e: yield Finding('missing', str(e).split('; ')[0], command('codes', 'stats', folder))
+
+def _wrong(folder, line):
+    "A line of `verify`, with the command that its advice comes down to"
+    what,_,advice = line.rpartition('; ')
+    try: again = made_by(folder, read_catalog(folder))
+    except SteerlensError: again = ''
+    if 'still being built' in what: return Finding('missing', what, again or advice)
+    part = re.search(r'parts/\d+', what)
+    remove = f'rm -r {shlex.quote(str(folder/part[0] if part else folder))}'
+    return Finding('torn', what or advice, f'{remove} && {again}' if again else advice)
 
 def _summary(codes):
     "Sizes, and how long a query takes"
@@ -65,6 +73,19 @@ def _summary(codes):
     int(rows.max()), float(values.max()) # touches all of it
     ms = (time.perf_counter()-start)*1e3
     return f'{codes}; feature {most}, the most frequent, gives its {len(rows):,} rows in {ms:.1f} ms'
+
+# %% ../../nbs/46_codes.doctor.ipynb #fb02b4c4
+def made_by(
+    folder:Path, # A store
+    catalog:dict # Of it
+)->str: # Empty where the catalog doesn't say
+    "The command that makes a store, or goes on with it"
+    acts,sae,streams = catalog['acts'], catalog['sae'], catalog['streams']
+    how = ['--dtype', catalog['dtype'], *(['--threshold', catalog['threshold']] if catalog['threshold'] else [])]
+    if 'imported' in acts: return command('codes', 'import', acts['imported'], folder, *how)
+    if not (acts.get('folder') and sae.get('folder')): return ''
+    which = ['--site', catalog['site'], *(word for s in streams for word in ('--stream', s))]
+    return command('codes', 'build', '--acts', acts['folder'], '--sae', sae['folder'], *which, *how, '--folder', folder)
 
 # %% ../../nbs/46_codes.doctor.ipynb #3e17cb7d
 def in_layouts(

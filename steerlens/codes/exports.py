@@ -13,7 +13,7 @@ from scipy import sparse
 from ..core import SteerlensError, manifest, need, read_json, sha256, write_json
 from .layouts import BatchRows, CELLS, Native, StorageConfig, config_of, loaders
 from .steps import SILENT, steps, stepwise
-from .store import Codes, PART, write_codes
+from .store import Codes, write_codes
 
 # %% auto #0
 __all__ = ['export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'export_zarr', 'import_codes']
@@ -151,7 +151,8 @@ def _vocab(codes, column, given):
     names.discard(None)
     text = all(isinstance(n, str) for n in names)
     known = set(given or ()) if text else set((given or {}).values())
-    for n in sorted(names-known): need(given is None, f'{column}: {n!r}', 'has no number', do='add it to the vocabulary')
+    lost = sorted(names-known) if given else []
+    need(not lost, f'{column}: {lost[:1]}', 'has no number', do='add it to the vocabulary')
     return given or ({n: i for i,n in enumerate(sorted(names))} if text else None)
 
 def _write_metadata(out, codes, i, rows, vocab, contexts):
@@ -180,13 +181,13 @@ def import_codes(
     need(found, source, 'a code store already', 'codes in another layout')
     loader = min(found, key=lambda l: not getattr(l, 'by_row', False))
     rows = config.data_dir and (config.data_dir/'metadata').exists() and BatchRows(config.data_dir, loader.n_rows)
-    return write_codes(folder, _blocks(loader), rows or None, loader.n_features, dtype, **how)
+    return write_codes(folder, _blocks(loader), rows or None, loader.n_features, dtype, chunk_rows=2**32, **how)
 
 def _blocks(loader):
     "All rows, in matrices of about as many entries as a part of a store has"
     held,step = [], 10_000 # as many as there are in a chunk of a transposed array
     for a in range(0, loader.n_rows, step):
         held.append(loader.block(a, min(a+step, loader.n_rows)))
-        if sum(m.nnz for m in held) < PART and a+step < loader.n_rows: continue
+        if sum(m.nnz for m in held) < 2**23 and a+step < loader.n_rows: continue
         yield sparse.vstack(held, format='csr')
         held = []

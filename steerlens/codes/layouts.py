@@ -61,8 +61,11 @@ class Loader(Protocol):
     is_available:bool # Whether the configuration names something that it reads
     n_rows:int
     n_features:int
-    def load(self, feature:int)->tuple[np.ndarray,np.ndarray]|None: ... # Row ids, ascending, and activations; None: ask another
-    def block(self, a:int, b:int)->sparse.csr_matrix: ...               # Rows a to b, float32 [b-a, n_features]
+
+    def load(self, feature:int)->tuple[np.ndarray,np.ndarray]|None:
+        "Row ids, ascending, and activations; None where another loader has to be asked"
+    def block(self, a:int, b:int)->sparse.csr_matrix:
+        "Rows a to b, float32 [b-a, n_features]"
 
 BACKENDS = {} # Name -> class
 
@@ -130,6 +133,7 @@ def zarr_array(
     need(array.ndim==2 and array.dtype.kind=='f', path, f'{array.dtype} {list(array.shape)}', 'floats in 2 dimensions')
     return array
 
+# %% ../../nbs/41_codes.layouts.ipynb #05d6894e
 def read_zarr(
     array, # A `zarr.Array`
     i,     # Rows of the array: a number or a slice
@@ -142,7 +146,7 @@ def read_zarr(
 
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
 
-# %% ../../nbs/41_codes.layouts.ipynb #05d6894e
+# %% ../../nbs/41_codes.layouts.ipynb #2a1202fe
 def agree(
     file:Path, # JSON beside an array; may be missing
     **found    # What the array has, under the names in that file
@@ -153,6 +157,7 @@ def agree(
     for k,v in found.items():
         need(said.get(k, v)==v, file, f'{k} {said.get(k)}, where the array has {v}', do='export again')
 
+# %% ../../nbs/41_codes.layouts.ipynb #a0876290
 def nonzeros(
     x:np.ndarray,  # Dense activations of one latent
     first:int,     # Row id of the first
@@ -184,10 +189,12 @@ class Transposed:
 @patch
 def load(self:Transposed, feature:int):
     in_range(feature, self.n_features)
-    parts = [nonzeros(read_zarr(self.array, feature, slice(a, a+CELLS)), a, f'{self.array.store_path}, latent {feature}')
-             for a in range(0, self.n_rows, CELLS)]
+    where = f'{self.array.store_path}, latent {feature}'
+    def part(a): return nonzeros(read_zarr(self.array, feature, slice(a, a+CELLS)), a, where)
+    parts = [part(a) for a in range(0, self.n_rows, CELLS)]
     return tuple(map(np.concatenate, zip(*parts)))
 
+# %% ../../nbs/41_codes.layouts.ipynb #10c5e093
 def in_range(
     i:int,              # A latent, or a row
     n:int,              # How many there are
@@ -203,6 +210,7 @@ def block(self:Transposed, a:int, b:int):
     tiles = [read_zarr(self.array, slice(f, f+wide), slice(a, b)) for f in range(0, self.n_features, wide)]
     return sparse.hstack([sparse_of(t.T, a, self.array.store_path) for t in tiles], format='csr')
 
+# %% ../../nbs/41_codes.layouts.ipynb #c611e0d8
 def sparse_of(
     x:np.ndarray, # Dense activations, [rows, features]
     first:int,    # Row id of the first
@@ -252,6 +260,7 @@ def load(self:Neurons, feature:int):
     need(np.isfinite(values).all(), folder/'acts.npy', 'not all numbers are finite')
     return rows[values!=0].astype(np.uint32), values[values!=0]
 
+# %% ../../nbs/41_codes.layouts.ipynb #ec6a8d83
 def npy(
     path:Path, # The file
     kinds:str  # Of dtypes that are expected: `f` for floats, `iu` for whole numbers
@@ -293,6 +302,7 @@ class Batches:
         agree(folder/'conversion_metadata.json', n_batches=len(names), total_samples=self.n_rows,
               n_features=self.n_features)
 
+# %% ../../nbs/41_codes.layouts.ipynb #2aac4877
 def batch_files(
     folder:Path, # `activations` or `metadata`
     suffix:str   # `zarr` or `parquet`

@@ -18,15 +18,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field
 from ..core import SteerlensError, need, read_json, rng
+from .backends import CodeStore
+from .statistics import Stats
 from .store import OutOfRange
 
 # %% auto #0
-__all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'SMALL', 'api', 'TheSource', 'K', 'ARROW', 'LOCAL', 'ENVIRONMENT', 'Picks',
-           'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Refusal', 'Health', 'Features', 'Table',
-           'Activations', 'Stats', 'Row', 'Vocab', 'InvVocab', 'Source', 'vocabulary', 'numbers', 'numbered',
-           'FeatureStats', 'answer', 'coded', 'table', 'source_of', 'health', 'features', 'Found', 'activations',
-           'aside', 'arrow', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab', 'inv_vocab', 'Guard',
-           'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
+__all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'ANY', 'SMALL', 'api', 'TheSource', 'K', 'ARROW', 'TheStats', 'LOCAL',
+           'ENVIRONMENT', 'Picks', 'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Source', 'finished',
+           'vocabulary', 'who', 'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations',
+           'FeatureStats', 'Row', 'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features',
+           'Found', 'activations', 'aside', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab',
+           'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
 
 # %% ../../nbs/44_codes.server.ipynb #3ed617c5
 class Picks(BaseModel):
@@ -112,51 +114,6 @@ class Recent:
             while sum(r.nbytes+v.nbytes for r,v in self.kept.values()) > self.most: self.kept.popitem(last=False)
         return *found, False
 
-# %% ../../nbs/44_codes.server.ipynb #e85695aa
-class Refusal(BaseModel):
-    detail:str = Field(description='One sentence: what is wrong, where, what was expected, what to do.')
-
-class Health(BaseModel):
-    status:str
-    model_type:str
-    n_features:int
-    uptime_seconds:float
-    n_rows:int
-    backend:str = Field(description='The layout that answers.')
-    finished:bool = Field(description='False while the store is being built.')
-
-class Features(BaseModel):
-    feature_ids:list[int] = Field(description='Those that fire anywhere, where that is known; else all.')
-
-class Table(BaseModel):
-    "Lines, each a dict"
-    feature_id:int
-    n_rows:int
-    columns:list[str]
-    data:list[dict[str,Any]]
-
-class Activations(Table):
-    load_time_ms:float
-    n_total:int = Field(description='Rows that the feature fires on; `n_rows` is how many of them are here.')
-
-class Stats(BaseModel):
-    feature_id:int
-    stats:dict[str,Any]
-
-class Row(BaseModel):
-    row_id:int
-    row:dict[str,Any] = Field(description='What the row table knows of it.')
-    features:list[int]
-    activations:list[float|None]
-
-class Vocab(BaseModel):
-    vocab:dict[str,int]
-    weapon_vocab:dict[str,int] = Field(description='Of the context token: weapons, in the guide.')
-
-class InvVocab(BaseModel):
-    inv_vocab:dict[str,str]
-    inv_weapon_vocab:dict[str,str]
-
 # %% ../../nbs/44_codes.server.ipynb #e7de38ff
 class Source:
     "A store, its vocabularies, and what is kept in memory of it"
@@ -176,13 +133,16 @@ class Source:
 
     def now(self):
         "The store, with what has been built by now"
-        if not self.store.finished and time.monotonic() > self.looked+SECONDS: self.take(self.store.again())
+        late = time.monotonic() > self.looked+SECONDS
+        if late and not finished(self.store): self.take(CodeStore(config=self.store.config))
         return self.store
 
     def load(self, feature):
         "Rows, values, and whether they came out of a cache"
         store = self.now()
         return self.recent(feature) if self.recent else (*store.load(feature), False)
+
+def finished(store)->bool: return store.codes is None or store.codes.finished
 
 SECONDS = 2 # Between looks at a store that is being built
 
@@ -217,25 +177,34 @@ def lines(self:Source, ids, picks:Picks)->dict[str,pa.Array]:
     tokens,guide = self.adds(picks)
     if not (tokens or guide): return {}
     need(len(ids) <= MOST_LINES, 'rows', f'{len(ids):,} with their tokens', f'at most {MOST_LINES:,}', 'set a limit')
-    frame = self.now().rows_of(ids).drop(columns=['row_id', 'activation'], errors='ignore')
-    named = pa.RecordBatch.from_pandas(frame, preserve_index=False)
-    found = dict(zip(named.schema.names, named.columns)) if tokens else {}
-    return found | (numbers(named, self.vocab, self.weapon_vocab) if guide else {})
+    named = who(self.now(), ids)
+    return (named if tokens else {}) | (numbers(named, self.vocab, self.weapon_vocab) if guide else {})
+
+def who(
+    store:CodeStore, # With or without a row table
+    ids              # Rows
+)->dict[str,pa.Array]: # Column -> values; categories as what they stand for
+    "The lines of some rows"
+    t = store.codes.lines(ids) if store.codes else pa.Table.from_pandas(store.about(ids), preserve_index=False)
+    types = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in t.schema]
+    named = dict(zip(t.column_names, (c.cast(to).combine_chunks() for c,to in zip(t.columns, types))))
+    return {k: v for k,v in named.items() if k not in ('row_id', 'activation')}
 
 # %% ../../nbs/44_codes.server.ipynb #609cfef3
 def numbers(
-    lines:pa.RecordBatch, # Of the row table
-    vocab:dict|None,      # Token -> number
-    weapon_vocab:dict     # Context -> number
+    named:dict,       # Columns of the row table
+    vocab:dict|None,  # Token -> number
+    weapon_vocab:dict # Context -> number
 )->dict[str,pa.Array]:
     "The guide's columns"
-    names,found = lines.schema.names, {}
-    if 'tokens' in names:
-        tokens = lines['tokens'] # of no type where all of them are missing
+    found = {}
+    if 'tokens' in named:
+        tokens = named['tokens'] # of no type where all are missing
         if pa.types.is_null(tokens.type): tokens = tokens.cast(pa.list_(pa.string()))
-        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, numbered(tokens.flatten(), vocab or {}))
-    if 'weapon_id_token' in names: found['weapon_id'] = lines['weapon_id_token']
-    elif 'context' in names: found['weapon_id'] = numbered(lines['context'], weapon_vocab)
+        ids = numbered(tokens.flatten(), vocab or {})
+        found['ability_input_tokens'] = pa.ListArray.from_arrays(tokens.offsets, ids)
+    if 'weapon_id_token' in named: found['weapon_id'] = named['weapon_id_token']
+    elif 'context' in named: found['weapon_id'] = numbered(named['context'], weapon_vocab)
     return found
 
 def numbered(
@@ -247,6 +216,8 @@ def numbered(
     return pa.array(vocab.values(), pa.int64()).take(place)
 
 # %% ../../nbs/44_codes.server.ipynb #628fd2d3
+ANY = ConfigDict(ser_json_bytes='base64') # Whatever type a column of the row table is of
+
 class Refusal(BaseModel):
     detail:str = Field(description='One sentence: what is wrong, where, what was expected, what to do.')
 
@@ -263,6 +234,7 @@ class Features(BaseModel):
     feature_ids:list[int]
 
 class Table(BaseModel):
+    model_config = ANY
     feature_id:int
     n_rows:int
     columns:list[str]
@@ -277,6 +249,7 @@ class FeatureStats(BaseModel):
     stats:dict[str,Any]
 
 class Row(BaseModel):
+    model_config = ANY
     row_id:int
     row:dict[str,Any] = Field(description='Its line in the row table.')
     features:list[int]
@@ -323,7 +296,7 @@ async def health(source:TheSource)->Health:
     store = source.now()
     return Health(status='healthy', model_type=store.config.model_type, n_features=store.n_features,
                   uptime_seconds=time.monotonic()-source.started, n_rows=store.n_rows, backend=store.backend,
-                  finished=store.finished)
+                  finished=finished(store))
 
 @api.get('/features', response_model=Features)
 def features(source:TheSource, request:Request):
@@ -381,10 +354,18 @@ async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSourc
     return Response(await aside(quick, b''.join, pieces), media_type=ARROW, headers=headers)
 
 # %% ../../nbs/44_codes.server.ipynb #84dc705b
+def stats_of(source:TheSource)->Stats:
+    "The statistics, or why there are none"
+    store = source.now()
+    need(store.codes, 'statistics', f'none in the layout {store.backend}', do='make a store of it with `steerlens codes import`')
+    return store.stats or Stats(store.codes.folder)
+
+TheStats = Annotated[Stats, Depends(stats_of)]
+
 @api.get('/features/{feature_id}/stats', response_model=FeatureStats)
-def stats(feature_id:int, source:TheSource, request:Request):
+def stats(feature_id:int, stats:TheStats, request:Request):
     "Its statistics"
-    return answer(request, FeatureStats(feature_id=feature_id, stats=source.now().stats(feature_id)))
+    return answer(request, FeatureStats(feature_id=feature_id, stats=stats.feature(feature_id)))
 
 @api.get('/features/{feature_id}/top', response_model=Table)
 def top(feature_id:int, source:TheSource, request:Request, k:K=20):
@@ -392,15 +373,15 @@ def top(feature_id:int, source:TheSource, request:Request, k:K=20):
     return answer(request, Table(feature_id=feature_id, **table(source.now().top(feature_id, k))))
 
 @api.get('/features/{feature_id}/coactive', response_model=Table)
-def coactive(feature_id:int, source:TheSource, request:Request, k:K=20):
-    "The features that fire on the same rows, the most frequent first"
-    return answer(request, Table(feature_id=feature_id, **table(source.now().coactive(feature_id, k))))
+def coactive(feature_id:int, stats:TheStats, request:Request, k:K=20):
+    "The features that fire on the same rows, the most similar first"
+    return answer(request, Table(feature_id=feature_id, **table(stats.coactive(feature_id)[:k])))
 
 @api.get('/rows/{row_id}', response_model=Row)
 def row(row_id:int, source:TheSource, request:Request):
     "Who a row is, and what fires on it"
     store = source.now()
-    codes,line = store.row(row_id), table(store.rows_of([row_id]))['data'][0]
+    codes,line = store.row(row_id), {k: v[0].as_py() for k,v in who(store, [row_id]).items()}
     return answer(request, Row(row_id=row_id, row=line, features=codes.feature, activations=codes.activation))
 
 # %% ../../nbs/44_codes.server.ipynb #440e34e5
@@ -495,7 +476,6 @@ def from_environment()->FastAPI: # Raises `SteerlensError` where nothing is name
     named = {k: os.environ[v] for k,v in ENVIRONMENT.items() if os.environ.get(v)}
     need(named, 'the environment', 'names no codes', 'a folder in ACTIVATION_DATA_DIR',
          'set it, or run `steerlens serve DIR`')
-    from steerlens.codes.backends import CodeStore
     return create(CodeStore(**named), os.environ.get('ACTIVATION_TOKEN'))
 
 def __getattr__(name):

@@ -37,7 +37,7 @@ def _numbers(array, known):
 
 # %% ../../nbs/42_codes.statistics.ipynb #daecab09
 def _encode(codes, name, folder):
-    "Write a column as numbers: `values`, `at` for lists, and `names.json` with how many rows have each; False if too many"
+    "A column as numbers: `values`, `at` for lists, `names.json` with how many rows have each; False if too many"
     file,known = pq.ParquetFile(codes.folder/'rows.parquet'), {}
     base,first,end = np.zeros(0, 'i8'), 0, 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,9 @@ class Column:
         self.base = np.array(said['base'], 'i8')
         self.at,self.values = _file(folder/'at', 'i8'), _file(folder/'values', 'i4')
 
-def _file(path, dtype): return np.memmap(path, dtype, 'r').view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
+def _file(path, dtype):
+    "Numbers, read where they are touched"
+    return np.memmap(path, dtype, 'r').view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
 
 # %% ../../nbs/42_codes.statistics.ipynb #899fab14
 def _columns(codes, asked):
@@ -76,8 +78,8 @@ def _columns(codes, asked):
 
 def _is_kind(t):
     "Is this the type of names, lists of anything, or truth values?"
-    is_ = pa.types
-    return any(f(t) for f in (is_.is_string, is_.is_large_string, is_.is_boolean, is_.is_dictionary, is_.is_list, is_.is_large_list))
+    kinds = 'string', 'large_string', 'boolean', 'dictionary', 'list', 'large_list'
+    return any(getattr(pa.types, f'is_{k}')(t) for k in kinds)
 
 def _encoded(codes, asked, folder, tell):
     "The columns as numbers; those that nobody asked for are left out if their values hardly repeat"
@@ -85,7 +87,8 @@ def _encoded(codes, asked, folder, tell):
     for i in steps(folder, range(len(names)), tell, 'column'):
         few = _encode(codes, names[i], folder/f'.columns/{i}')
         need(few or asked is None, f"column '{names[i]}'", f'more than {MOST:,} different values', 'fewer')
-    found = [Column(p.parent) for p in sorted((folder/'.columns').glob('*/names.json'), key=lambda p: int(p.parent.name))]
+    at = [folder/f'.columns/{i}' for i in range(len(names))]
+    found = [Column(p) for p in at if (p/'names.json').exists()]
     return [c for c in found if asked is not None or len(c.names) <= max(codes.n_rows/2, 1)]
 
 # %% ../../nbs/42_codes.statistics.ipynb #0710412c
@@ -235,8 +238,9 @@ def statistics(
     need(codes.finished, codes.folder, 'still being built', 'all of its codes', 'build it first')
     for k,v in dict(top=top, bins=bins, values=values, influences=influences, step=step).items():
         need(v >= 1, k, v, 'at least 1')
-    how = dict(version=STATS, n_rows=codes.n_rows, catalog=sha256(codes.folder/'catalog.json'), columns=columns, top=top, bins=bins,
-               partners=partners, values=values, influences=influences, decoder=_hash_of(codes, sae, head, names))
+    how = dict(version=STATS, n_rows=codes.n_rows, catalog=sha256(codes.folder/'catalog.json'), columns=columns,
+               top=top, bins=bins, partners=partners, values=values, influences=influences,
+               decoder=_hash_of(codes, sae, head, names))
     if not _is_made(codes, how):
         with stepwise(codes.folder/'stats', how, replace=True) as folder:
             _work(codes, sae, head, names, how, folder, step, workers or len(os.sched_getaffinity(0)), tell)
@@ -288,7 +292,8 @@ def _join(folder, ranges):
 def _write_idf(file, columns, N):
     "In how many rows each value is: log(N+1) - log(df+1)"
     lines = [(c.name, v, n) for c in columns for v,n in zip(c.names, c.base)]
-    t = pd.DataFrame(lines, columns=['column', 'value', 'doc_freq']).astype(dict(column='str', value='str', doc_freq='i8'))
+    kinds = dict(column='str', value='str', doc_freq='i8')
+    t = pd.DataFrame(lines, columns=list(kinds)).astype(kinds)
     with atomic(file) as tmp: t.assign(idf=np.log(N+1)-np.log(t.doc_freq+1)).to_parquet(tmp, index=False)
 
 # %% ../../nbs/42_codes.statistics.ipynb #f8fa3d9c
@@ -300,7 +305,8 @@ class Stats:
         self.folder = Path(folder)/'stats'
         need((self.folder/'manifest.json').exists(), folder, 'no statistics here', do='make them with `statistics`')
         self.how = read_manifest(self.folder, 'stats')['params']
-        need(self.how['version']==STATS, self.folder, f'of version {self.how["version"]}', str(STATS), 'make them again')
+        version = self.how['version']
+        need(version==STATS, self.folder, f'of version {version}', f'version {STATS}', 'make them again')
         fresh = self.how['catalog']==sha256(Path(folder)/'catalog.json')
         need(fresh, self.folder, 'made of other codes than are there now', do='make them again with `statistics`')
         self.tables = {p.stem: p for p in sorted(self.folder.glob('*.parquet'))}
@@ -387,7 +393,7 @@ def export(self:Stats,
         np.savez(tmp/'histograms.npz', **self.histograms)
         known.to_parquet(tmp/'feature_stats.parquet', index=False)
         idf.rename(columns=dict(value='ability_input_tokens')).to_parquet(tmp/'idf.parquet', index=False)
-        if 'influences' in self.tables: _wide(self.tables['influences']).to_parquet(tmp/'influences.parquet', index=False)
+        if written := self.tables.get('influences'): _wide(written).to_parquet(tmp/'influences.parquet', index=False)
     return Path(dest)
 
 def _wide(file):

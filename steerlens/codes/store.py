@@ -14,7 +14,8 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
-from .parts import FILES, IDS, Entries, Layout, check_rows, checked, damaged, merge, parts_of, write_part
+from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, damaged, merge, parts_of
+from .parts import read_part, write_part
 
 # %% auto #0
 __all__ = ['CATALOG', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange', 'verify',
@@ -58,32 +59,36 @@ class Order(NamedTuple):
     ids:np.ndarray    # Their rows, uint32 (or features, uint16 or uint32)
     values:np.ndarray # float16 or float32
 
-def _mapped(file, dtype, n):
+def _again(folder):
+    "What to do about a damaged file"
+    return REMAKE if (folder/'part.json').exists() else 'remove the folder and build again'
+
+def _opened(folder, name, open, *how):
+    "A file, opened, or one line"
+    try: return open(folder/name, *how)
+    except FileNotFoundError: raise SteerlensError(folder/name, 'missing', do=_again(folder)) from None
+    except (ValueError, OSError, pa.ArrowException) as e:
+        why = str(e).splitlines()[0][:80]
+        raise SteerlensError(folder/name, f'damaged ({why})', do=_again(folder)) from None
+
+def _mapped(folder, name, dtype, n):
     "An array of `n` numbers, read where it is touched"
-    try: a = np.load(file, mmap_mode='r' if n else None, allow_pickle=False)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (ValueError, OSError) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
+    a = _opened(folder, name, np.load, 'r' if n else None)
     found,want = f'{a.dtype} {list(a.shape)}', f'{np.dtype(dtype)} {[n]}'
-    need(found==want, file, f'holds {found} where the catalog says {want}', do='build again')
+    need(found==want, folder/name, f'holds {found} where the catalog says {want}', do=_again(folder))
     return a.view(np.ndarray)
 
 def _order(folder, order, n, nnz, layout):
     "The arrays of one order"
-    at = folder/order
-    indptr = _mapped(at/'indptr.npy', 'int64', n+1)
-    ids = _mapped(at/f'{IDS[order]}.npy', layout.ids(order), nnz)
-    need(indptr[0]==0 and indptr[-1]==nnz, at/'indptr.npy', 'damaged', do='build again')
-    return Order(indptr, ids, _mapped(at/'values.npy', layout.dtype, nnz))
+    indptr = _mapped(folder, f'{order}/indptr.npy', 'int64', n+1)
+    ids = _mapped(folder, f'{order}/{IDS[order]}.npy', layout.ids(order), nnz)
+    need(indptr[0]==0 and indptr[-1]==nnz, folder/order/'indptr.npy', 'damaged', do=_again(folder))
+    return Order(indptr, ids, _mapped(folder, f'{order}/values.npy', layout.dtype, nnz))
 
 def _meta(folder, n_rows):
     "What rows.parquet says of itself"
-    file = folder/'rows.parquet'
-    try: m = pq.read_metadata(file)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (OSError, pa.ArrowException) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
-    need(m.num_rows==n_rows, file, f'{m.num_rows} lines for {n_rows} rows', do='build again')
+    m = _opened(folder, 'rows.parquet', pq.read_metadata)
+    need(m.num_rows==n_rows, folder/'rows.parquet', f'{m.num_rows} lines for {n_rows} rows', do=_again(folder))
     return m
 
 # %% ../../nbs/40_codes.store.ipynb #ca4ec115
@@ -219,28 +224,41 @@ def _piece(self:Codes, row):
 
 # %% ../../nbs/40_codes.store.ipynb #204eb30b
 @patch
-def rows_of(self:Codes,
+def lines(self:Codes,
     ids,                     # Rows, in any order, also twice
     columns:list|None=None,  # Only these columns
-)->pd.DataFrame: # One line for each of `ids`, in their order
+)->pa.Table: # One line for each of `ids`, in their order
     "Who some rows are, without reading the others"
     ids = np.asarray(ids)
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
     for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
-    tables = [t for p in self.pieces for t in _lines(p, some, columns)]
-    if not tables: return self.rows[:0][columns or list(self.rows)]
-    found = pa.concat_tables(tables, promote_options='permissive')
+    schema = self._schema(columns)
+    tables = [t for p in self.pieces for t in _lines(p, some, schema.names)]
+    found = pa.concat_tables([schema.empty_table(), *tables], promote_options='permissive')
     need(len(found)==len(some), 'rows', 'some are not there yet', do='wait for the build to go on')
-    return found.take(pa.array(back)).to_pandas()
+    return found.take(pa.array(back))
 
+@patch
+def rows_of(self:Codes, ids, columns:list|None=None)->pd.DataFrame:
+    "The same as pandas"
+    return self.lines(ids, columns).to_pandas()
+
+@patch
+def _schema(self:Codes, columns):
+    "Names and types of these columns of the row table, or of all"
+    number = pa.schema(dict(row_id=pa.int64()))
+    found = pa.unify_schemas([number, *(p.meta.schema.to_arrow_schema() for p in self.pieces)], promote_options='permissive')
+    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {found.names}')
+    return found if columns is None else pa.schema([found.field(c) for c in columns])
+
+# %% ../../nbs/40_codes.store.ipynb #4df88c18
 def _lines(piece, rows, columns):
     "The lines of those `rows` that are in a piece, group by group"
     at = rows[(rows >= piece.first) & (rows < piece.first+piece.n_rows)] - piece.first
     if not len(at): return
     with pq.ParquetFile(piece.folder/'rows.parquet', metadata=piece.meta) as f:
-        names = f.schema_arrow.names
-        for c in columns or (): need(c in names, f"column '{c}'", f'not in {f.schema_arrow.names}')
+        columns = [c for c in columns if c in f.schema_arrow.names]
         begins = np.cumsum([0, *(piece.meta.row_group(g).num_rows for g in range(piece.meta.num_row_groups))])
         group = np.searchsorted(begins, at, 'right')-1
         for g in np.unique(group):
@@ -269,7 +287,7 @@ def verify(
 # %% ../../nbs/40_codes.store.ipynb #40bca7d3
 def _verify_piece(folder, of, layout, deep):
     "What is wrong with a whole store, or with a part"
-    lines = damaged(folder, of['sums'], 'build again') if deep else []
+    lines = damaged(folder, of['sums'], _again(folder)) if deep else []
     checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
               (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
     for check,*args in checks if not lines else ():
@@ -282,18 +300,17 @@ def _verify_manifest(folder):
     try: m = read_manifest(folder, 'codes')
     except SteerlensError as e: return [str(e)]
     same = m.get('catalog')==sha256(folder/'catalog.json')
-    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about; build again']
+    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about']
 
 def _verify_parts(folder, catalog, deep):
     "What is wrong with the parts that are there"
     for file in sorted((folder/'parts').glob('*/part.json')):
-        try: yield from _verify_piece(file.parent, read_json(file), layout_of(catalog), deep)
-        except (SteerlensError, KeyError, TypeError) as e:
-            yield f'{file}: damaged ({e}); remove its folder and build again'
+        try: yield from _verify_piece(file.parent, read_part(file), layout_of(catalog), deep)
+        except SteerlensError as e: yield str(e)
 
 def _unfinished(folder, catalog):
     "How far a store is"
-    have,of = len(parts_of(folder)), -(-catalog['n_rows']//catalog['chunk_rows'])
+    have,of = len(list(folder.glob('parts/*/part.json'))), -(-catalog['n_rows']//catalog['chunk_rows'])
     return f'{folder}: still being built, {have} of {of} parts are there; build again to go on'
 
 # %% ../../nbs/40_codes.store.ipynb #3f37736b
