@@ -162,7 +162,7 @@ def test_killed_at_every_step_of_the_end(tmp_path, acts, whole, builds):
     "From the last part on: merging, moving into place, catalog, manifest, clearing up"
     begun = tmp_path/'begun'
     for rank in 1, 2: assert builds.run(acts, begun, rank=rank, world=3)[0]==0
-    for n in range(1, 300, 9):
+    for n in range(1, 300, 11):
         shutil.copytree(begun, folder := tmp_path/'codes')
         status,_ = builds.run(acts, folder, KILL.format(n=n))
         sane(folder, whole)
