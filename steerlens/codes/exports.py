@@ -44,7 +44,9 @@ def zarr_out(
     "An array to write to, compressed as published: blosc, zstd at level 3, shuffled"
     import zarr
     need(zarr_format in (2, 3), 'zarr_format', zarr_format, '2 or 3')
-    if (path/'zarr.json').exists() or (path/'.zarray').exists(): return zarr.open_array(str(path), mode='r+')
+    if (path/'zarr.json').exists() or (path/'.zarray').exists():
+        for left in path.rglob('*.partial'): left.unlink() # chunks that a kill fell into
+        return zarr.open_array(str(path), mode='r+')
     blosc = dict(cname='zstd', clevel=3)
     if zarr_format==3: packed = zarr.codecs.BloscCodec(shuffle='shuffle', **blosc)
     else: packed = dict(id='blosc', shuffle=1, **blosc)
