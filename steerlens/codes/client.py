@@ -67,8 +67,9 @@ def arrow(self:Client,
     include_tokens:bool=False # The lines of the row table, too
 )->pa.Table: # row_id, activation, ...
     "A feature's rows, as they arrived"
-    picks = dict(limit=limit, sample_frac=sample_frac, seed=seed, include_tokens=include_tokens, include_abilities=False)
-    return pa.ipc.open_stream(self.ask(f'/activations/{feature}/arrow', **picks).content).read_all()
+    picks = dict(limit=limit, sample_frac=sample_frac, seed=seed, include_tokens=include_tokens)
+    found = self.ask(f'/activations/{feature}/arrow', **picks, include_abilities=False)
+    return pa.ipc.open_stream(found.content).read_all()
 
 @patch
 def load(self:Client,

@@ -129,7 +129,8 @@ def _shapes(loader)->Iterator[Finding]:
     "What a layout can lack without being damaged"
     if loader.name=='transposed' and loader.array.chunks[0] > 1:
         where,n = loader.array.store_path, loader.array.chunks[0]
-        yield Finding('slow', f'{where}: chunks of {n} features, so each is read with {n-1} others', 'write it in chunks of 1')
+        yield Finding('slow', f'{where}: chunks of {n} features, so each is read with {n-1} others',
+                      'write it in chunks of 1')
     if loader.name=='batches':
         for z in loader.arrays:
             lost = z.nchunks-z.nchunks_initialized # of dense rows, which are never all zeros
@@ -145,7 +146,8 @@ def beside(
 )->Iterator[Finding]:
     "Metadata, vocabulary and precomputed files"
     if (folder/'metadata').exists(): yield from _metadata(folder)
-    else: yield Finding('missing', f'{folder}: no metadata/, so nobody knows who the rows are', 'copy it from the conversion')
+    else:
+        yield Finding('missing', f'{folder}: no metadata/, so nobody knows who the rows are', 'copy it here')
     for name in ('histograms', 'feature_stats', 'idf', 'influences'):
         if not [*(folder/'precomputed').glob(f'{name}.*')]:
             yield Finding('missing', f'{folder}/precomputed: no {name}', f'{_import(folder)}; {_stats(folder)}')

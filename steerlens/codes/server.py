@@ -27,8 +27,9 @@ __all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'ANY', 'SMALL', 'api', 'TheS
            'ENVIRONMENT', 'Picks', 'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Source', 'finished',
            'vocabulary', 'who', 'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations',
            'FeatureStats', 'Row', 'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features',
-           'Found', 'activations', 'aside', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab',
-           'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
+           'Found', 'activations', 'aside', 'described', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row',
+           'vocab_of', 'vocab', 'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input',
+           'from_environment']
 
 # %% ../../nbs/44_codes.server.ipynb #3ed617c5
 class Picks(BaseModel):
@@ -278,7 +279,8 @@ def coded(how): return {'vary': 'accept-encoding'} | ({'content-encoding': how} 
 def table(
     frame:pd.DataFrame # Lines
 )->dict: # n_rows, columns and data of a `Table`
-    return dict(n_rows=len(frame), columns=list(frame), data=pa.Table.from_pandas(frame, preserve_index=False).to_pylist())
+    data = pa.Table.from_pandas(frame, preserve_index=False).to_pylist()
+    return dict(n_rows=len(frame), columns=list(frame), data=data)
 
 SMALL = 4096 # Bytes that aren't worth packing
 
@@ -318,7 +320,8 @@ def found(self:Source, feature:int, picks:Picks)->Found:
     start = time.perf_counter()
     rows,values,hit = self.load(feature)
     kept = picks.among(feature, len(rows))
-    return Found(rows[kept], values[kept], self.lines(rows[kept], picks), len(rows), hit, (time.perf_counter()-start)*1e3)
+    more = self.lines(rows[kept], picks)
+    return Found(rows[kept], values[kept], more, len(rows), hit, (time.perf_counter()-start)*1e3)
 
 @api.get('/activations/{feature_id}', response_model=Activations)
 def activations(feature_id:int, picks:Annotated[JsonPicks, Query()], source:TheSource, request:Request):
@@ -340,6 +343,10 @@ async def aside(quick:bool, f, *args):
     "f(*args), in a thread unless it is quick"
     return f(*args) if quick else await run_in_threadpool(f, *args)
 
+def described(feature:int, f:Found)->dict: # Headers
+    return {'x-feature-id': str(feature), 'x-num-rows': str(len(f.rows)), 'x-total-rows': str(f.n_total),
+            'x-load-time-ms': f'{f.ms:.3f}', 'x-cache-hit': str(f.hit).lower()}
+
 @api.get('/activations/{feature_id}/arrow', response_class=Response,
          responses={200: dict(content={ARROW: {}}, description='An Arrow IPC stream')})
 async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSource, request:Request):
@@ -347,8 +354,7 @@ async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSourc
     quick = source.quick(feature_id, picks)
     f = await aside(quick, source.found, feature_id, picks)
     how = coding(request.headers.get('accept-encoding', ''), 'zstd')
-    headers = coded(how) | {'x-feature-id': str(feature_id), 'x-num-rows': str(len(f.rows)), 'x-total-rows': str(f.n_total),
-                            'x-load-time-ms': f'{f.ms:.3f}', 'x-cache-hit': str(f.hit).lower()}
+    headers = coded(how) | described(feature_id, f)
     pieces = (packed(p, how) for p in stream(batches(f.rows, f.values, f.more)))
     if len(f.rows) > BATCH: return StreamingResponse(pieces, media_type=ARROW, headers=headers)
     return Response(await aside(quick, b''.join, pieces), media_type=ARROW, headers=headers)
@@ -357,7 +363,7 @@ async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSourc
 def stats_of(source:TheSource)->Stats:
     "The statistics, or why there are none"
     store = source.now()
-    need(store.codes, 'statistics', f'none in the layout {store.backend}', do='make a store of it with `steerlens codes import`')
+    need(store.codes, 'statistics', f'none in layout {store.backend}', do='make a store with `steerlens codes import`')
     return store.stats or Stats(store.codes.folder)
 
 TheStats = Annotated[Stats, Depends(stats_of)]
@@ -415,7 +421,7 @@ class Guard:
 
     def refusal(self, client, headers): # Status and sentence, or None
         if self.token: return self.no_token(headers.get(b'authorization', b''))
-        if client and not is_loopback(client[0]): return 403, 'this server is for its own computer; start it with a token'
+        if client and not is_loopback(client[0]): return 403, 'this server is for its own computer; give it a token'
         host = headers.get(b'host', b'').decode('latin1')
         if hostname(host) not in self.hosts: return 403, f'this server is not called {host[:80]!r}; call it localhost'
 
@@ -460,6 +466,7 @@ def create(
     app.exception_handler(RequestValidationError)(wrong_input)
     app.exception_handler(OutOfRange)(lambda request, e: one_line(404, e))
     app.exception_handler(SteerlensError)(lambda request, e: one_line(409, e))
+    app.exception_handler(OSError)(lambda request, e: one_line(409, f'the store changes, or is gone ({e}); ask again'))
     app.include_router(api)
     return app
 

@@ -275,7 +275,8 @@ def rows_of(self:Codes, ids, columns:list|None=None)->pd.DataFrame:
 def _schema(self:Codes, columns):
     "Names and types of these columns of the row table, or of all"
     number = pa.schema(dict(row_id=pa.int64()))
-    found = pa.unify_schemas([number, *(p.meta.schema.to_arrow_schema() for p in self.pieces)], promote_options='permissive')
+    theirs = [p.meta.schema.to_arrow_schema() for p in self.pieces]
+    found = pa.unify_schemas([number, *theirs], promote_options='permissive')
     for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {found.names}')
     return found if columns is None else pa.schema([found.field(c) for c in columns])
 
