@@ -16,7 +16,8 @@ from .steps import SILENT, steps, stepwise
 from .store import Codes, write_codes
 
 # %% auto #0
-__all__ = ['SOME', 'export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'export_zarr', 'import_codes']
+__all__ = ['SOME', 'export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'write_neuron', 'export_zarr',
+           'import_codes']
 
 # %% ../../nbs/42_codes.exports.ipynb #0db457be
 @contextmanager
@@ -92,11 +93,16 @@ def export_neurons(
     "Write `neuron_0000/{acts.npy,idxs.npy}` for every latent, float32 and int64"
     with export_folder(dest, codes, layout='neurons') as out:
         for f in steps(out, range(0, codes.n_features, SOME), tell, 'features'):
-            for g in range(f, min(f+SOME, codes.n_features)): _write_neuron(out/f'neuron_{g:04d}', *codes.load(g))
+            for g in range(f, min(f+SOME, codes.n_features)): write_neuron(out/f'neuron_{g:04d}', *codes.load(g))
         write_json(out/'neuron_metadata.json', dict(n_features=codes.n_features, n_samples=codes.n_rows))
     return Path(dest)
 
-def _write_neuron(folder, rows, values):
+def write_neuron(
+    folder:Path,       # Of this latent
+    rows:np.ndarray,   # Ascending, [n]
+    values:np.ndarray  # [n]
+):
+    "A latent's pair of files"
     folder.mkdir(exist_ok=True)
     np.save(folder/'idxs.npy', rows.astype(np.int64))
     np.save(folder/'acts.npy', values.astype(np.float32))

@@ -11,7 +11,7 @@ from ..stats import fdr
 from .store import Codes
 
 # %% auto #0
-__all__ = ['MOST', 'of_others', 'one_hot', 'firing', 'facets', 'show_facets']
+__all__ = ['MOST', 'of_others', 'one_hot', 'firing', 'varied', 'facets', 'show_facets']
 
 # %% ../../nbs/44_codes.facets.ipynb #a65c7633
 def of_others(
@@ -60,6 +60,12 @@ def firing(
     return sparse.csr_matrix((np.ones(len(ids), 'f4'), ids.astype('i4'), indptr), (codes.n_rows, codes.n_features))
 
 # %% ../../nbs/44_codes.facets.ipynb #48f8c816
+def varied(
+    codes:Codes,  # A finished store
+    columns:list, # Of its row table
+)->list[str]: # Those of them that have two values or more here
+    return [c for c in columns if len(one_hot(codes.rows[c])[1])>1]
+
 def facets(
     codes:Codes,           # A finished store whose rows have `episode` and `split`
     column:str,            # Of its row table: one value a row, or a list of values
@@ -107,7 +113,8 @@ def show_facets(
     about = {c: f'{(t.q<.05).sum()} of {len(t)} about {c}' for c,(t,_) in found.items()}
     said = ', '.join(about.values())
     fig,axs = plot.sheet(f'Latents about something, beyond labels of others: {said}', .6+1.7*len(found), len(found))
-    for ax,(c,(t,null)) in zip(np.atleast_1d(axs), found.items()): _rows_of(ax, c, t, null)
+    for ax,(c,(t,null)) in zip(axs, found.items()): _rows_of(ax, c, t, null)
+    axs[0].legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 def _rows_of(ax, column, t, null):
@@ -118,4 +125,3 @@ def _rows_of(ax, column, t, null):
         weight = np.full(len(x), 1/max(len(x), 1))
         ax.hist(x, bins, weights=weight, histtype='stepfilled', alpha=.6, color=colour, label=name)
     ax.set(yscale='log', xlabel=f'{column}: excess of its best value, held-out episodes', ylabel='share of latents')
-    ax.legend(frameon=False, loc='upper center')

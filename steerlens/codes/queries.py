@@ -9,7 +9,7 @@ import tempfile, time
 import numpy as np, pandas as pd
 from ..core import need, rng
 from .layouts import Neurons, StorageConfig
-from .exports import _write_neuron as write_neuron
+from .exports import write_neuron
 from .backends import CodeStore
 
 # %% auto #0

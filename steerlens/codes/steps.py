@@ -11,14 +11,14 @@ import os, shutil
 from ..core import SteerlensError, lock, need, read_json, sha256, unwritable, write_json
 
 # %% auto #0
-__all__ = ['stepwise', 'SILENT', 'steps']
+__all__ = ['stepwise', 'SILENT', 'steps', 'progress']
 
 # %% ../../nbs/41_codes.steps.ipynb #0db457be
 @contextmanager
 def stepwise(
     dest:Path|str, # The folder to make
     how:dict,      # What identifies the job; half of another one is not continued
-    made:Callable|None=None, # Is what is there what is wanted? Otherwise it is replaced; by default nothing may be there
+    made:Callable|None=None, # Is what is there what is wanted? Else it is replaced; by default nothing may be there
 )->Iterator[Path|None]: # Where to work; None where all is done already
     "A folder to fill in `steps`: complete, or not there"
     dest = Path(dest)
@@ -66,3 +66,17 @@ def steps(
             os.sync()
             mark.touch()
         tell(what, n, len(todo))
+
+# %% ../../nbs/41_codes.steps.ipynb #83bd02e4
+@contextmanager
+def progress(): # Yields `tell(what, done, of)`
+    "Bars on standard error"
+    from tqdm import tqdm
+    bars = {}
+    def tell(what, done, of):
+        if what not in bars: bars[what] = tqdm(total=of, desc=what, mininterval=.5, unit='', unit_scale=True)
+        bars[what].update(done-bars[what].n)
+        if done>=of: bars[what].close()
+    try: yield tell
+    finally:
+        for bar in bars.values(): bar.close()

@@ -11,7 +11,8 @@ import sys
 from typing import Annotated
 import typer
 from ..core import SteerlensError, need, read_json, root
-from .shared import listening, progress, show_json, show_table
+from ..codes.steps import progress
+from .shared import listening, show_json, show_table
 
 # %% ../../nbs/98_commands.codes.ipynb #3ed617c5
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
