@@ -82,11 +82,11 @@ class Training:
     steps:int = 800            # Updates
     lr:float|list = 2e-3       # Peak learning rate; a number falls along a cosine to a tenth, pieces don't
     warmup:float = .05         # Share of the updates over which the learning rate rises from zero
-    coefficients:dict = field(default_factory=dict) # Of losses (`l1_sum`, `l1_mean`, `l0`, `usage_kl`): numbers or pieces
+    coefficients:dict = field(default_factory=dict) # Of `l1_sum`, `l1_mean`, `l0`, `usage_kl`: numbers or pieces
     usage:float = .05          # Share of rows in which each latent is to fire, where `usage_kl` is given
     clip:float = 1.            # Largest norm of the gradient
     dead_after:int = 100_000   # Rows without firing after which a latent counts as dead
-    resample:int|list = 0      # Updates between resamplings of dead latents, or a list of those they follow; 0 for none
+    resample:int|list = 0      # Updates between resamplings of dead latents, or those they follow; 0 for none
     measure:int = 100          # Updates between measurements on held-out rows
     checkpoint:int = 500       # Updates between checkpoints
     dense:bool = False         # The dense step even where the fast one applies
