@@ -99,7 +99,7 @@ def view_table(
     sets:Sets,  # Of some splits
     masked:int, # Views of each set with something hidden
     seed:int    # Which
-)->tuple[pd.DataFrame,Tensor]: # episode, step, task, who, known, size, tokens, hidden; bool [M, tokens], what is visible
+)->pd.DataFrame: # episode, step, task, module, function, split, context, known, size, tokens, hidden
     "Every set whole, then with something hidden"
     some = views(sets, masked, 'harvest', seed)
     visible = torch.cat([sets.X, some.visible])
@@ -111,7 +111,7 @@ def view_table(
     table['known'] = sets.context[row].numpy()>0
     table['size'] = visible.sum(1).numpy()
     table['tokens'],table['hidden'] = v.sets(visible), v.sets(sets.X[row] & ~visible)
-    return table, visible
+    return table
 
 # %% ../../nbs/17_subjects.set_model.ipynb #680b48e0
 @dataclass
@@ -166,7 +166,7 @@ def runs(
     title = (f"Hidden tokens are ranked with an average precision of {ap['set_model']:.2f}; "
              f"by their frequencies in the context, {ap['by context']:.2f}")
     read = Sets(sets.table[sets.table.split.isin(['train', held])], sets.vocabulary)
-    table,_ = view_table(read, masked, seed)
+    table = view_table(read, masked, seed)
     sides = dict(train='train', validation=held)
     splits = {side: read.table.index[read.table.split==s].tolist() for side,s in sides.items()}
     inputs = [weights/f for f in ('model.safetensors', 'vocab.json', 'sets.parquet')]
@@ -280,7 +280,8 @@ def _judgement(stored, others, logistic, sets):
     "Everything measured on the test split, for the manifest"
     seen = views(sets.only('test'), JUDGED, 'judged', 'test')
     found = judged(stored, sets) | dict(logistic=answers(complete(logistic, seen), seen))
-    nets = {'seed 0': found['set_model']} | {f'seed {i}': answers(complete(m, seen), seen) for i,m in enumerate(others, 1)}
+    nets = {'seed 0': found['set_model']}
+    for i,m in enumerate(others, 1): nets[f'seed {i}'] = answers(complete(m, seen), seen)
     less = [dict(what=what, who=who, value=mean, lo=lo, hi=hi) for what in ('loss', 'ap')
             for who,(mean,lo,hi) in intervals(found, what, 'logistic').items() if who!='logistic']
     loss,ap = intervals(nets, 'loss'), intervals(nets, 'ap')

@@ -104,7 +104,7 @@ def loss(
 
 # %% ../../nbs/14_subjects.set_net.ipynb #c88a872a
 def _optimizer(model, lr, decay, steps):
-    "AdamW that decays matrices only, and a learning rate that rises for a twentieth of the steps and falls along a cosine"
+    "AdamW that decays matrices only; the rate rises for a twentieth of the steps and falls along a cosine"
     matrices = [p for p in model.parameters() if p.ndim==2]
     others = [p for p in model.parameters() if p.ndim!=2]
     groups = [dict(params=matrices, weight_decay=decay), dict(params=others, weight_decay=0.)]
