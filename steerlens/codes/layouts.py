@@ -45,9 +45,9 @@ def config_of(
     "What a folder can be used as; raises `SteerlensError` where it is none of them"
     folder = Path(folder)
     need(folder.is_dir(), folder, 'no such folder', 'a code store, or codes in another layout')
-    holds = lambda *names: folder if any((folder/n).exists() for n in names) else None
+    def holds(*patterns): return folder if any(any(folder.glob(p)) for p in patterns) else None
     config = StorageConfig(data_dir=holds('catalog.json', 'parts', 'activations', 'metadata'),
-                           transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_0000'))
+                           transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_[0-9]*'))
     found = config.data_dir or config.transposed_dir or config.neuron_acts_dir
     need(found, folder, 'no codes here', 'catalog.json, activations/, transposed_activations.zarr or neuron_0000/',
          'make them with `steerlens codes build`')
@@ -163,8 +163,9 @@ def nonzeros(
     where          # Whose, for an error
 )->tuple[np.ndarray,np.ndarray]: # Row ids uint32, values float32 (float16 stays)
     "What is not zero; NaN and infinities are refused"
+    x = _narrow(x)
     rows = np.flatnonzero(x)
-    values = _narrow(x[rows])
+    values = x[rows]
     bad = np.flatnonzero(~np.isfinite(values))
     need(not len(bad), where, f'{values[bad[:1]]} at row {first+rows[bad[:1]]}', 'finite numbers', 'export again')
     return (rows+first).astype(np.uint32), values
@@ -214,7 +215,7 @@ def sparse_of(
     where         # Whose, for an error
 )->sparse.csr_matrix:
     "The same, sparse; NaN and infinities are refused"
-    found = sparse.csr_matrix(x)
+    found = sparse.csr_matrix(x.astype('f4', copy=False))
     bad = np.flatnonzero(~np.isfinite(found.data))
     row = first+np.searchsorted(found.indptr, bad[:1], side='right')-1
     need(not len(bad), where, f'{found.data[bad[:1]]} at row {row}, latent {found.indices[bad[:1]]}', 'finite numbers')
