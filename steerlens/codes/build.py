@@ -14,7 +14,6 @@ import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
 from ..core import lock, need, sha256, unwritable, write_json
 from ..acts.store import Acts
-from ..acts.stream import Stream
 from .parts import Layout, write_part
 from .store import Codes, finish, layout_of, new_catalog, read_catalog, rows_a_part
 from .encode import SIGNED, encoder, facts_of, usable
@@ -114,6 +113,7 @@ class Build:
         sae,           # From `usable`
         tell:Callable, # Is told how far it is
     ):
+        from steerlens.acts.stream import Stream # which brings the plots along
         self.folder,self.catalog,self.tell = folder, catalog, tell
         self.n_parts = -(-catalog['n_rows']//catalog['chunk_rows'])
         self.layout,self.encode = layout_of(catalog), encoder(sae)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-import hashlib, math
+from functools import cache
+import hashlib, math, os
 import numpy as np
 import torch
 from numba import njit
@@ -49,12 +50,14 @@ def nonzeros(
     return features[:p],values[:p]
 
 # %% ../../nbs/40_codes.encode.ipynb #fa6e4638
-_POOL = ThreadPoolExecutor(8) # Each call uses as many as torch has
+@cache
+def _pool(process): return ThreadPoolExecutor(8) # a forked process has none of the threads that it seems to have
 
 def _by_threads(fn, n_rows):
-    "fn(a, b) for shares of the rows, in threads"
+    "fn(a, b) for shares of the rows, in as many threads as torch has"
     cuts = np.linspace(0, n_rows, min(torch.get_num_threads(), 8)+1).astype(int).tolist()
-    return [job.result() for job in [_POOL.submit(fn, a, b) for a,b in zip(cuts, cuts[1:])]]
+    if len(cuts)==2: return [fn(0, n_rows)]
+    return [job.result() for job in [_pool(os.getpid()).submit(fn, a, b) for a,b in zip(cuts, cuts[1:])]]
 
 def _ids(n_features): return np.empty(0, 'u2' if n_features <= 2**16 else 'u4')
 

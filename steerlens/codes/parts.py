@@ -13,8 +13,8 @@ import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, need, read_json, unwritable, write_json
 
 # %% auto #0
-__all__ = ['IDS', 'MOST_ROWS', 'GROUP', 'RANGE', 'FILES', 'Layout', 'checked', 'check_rows', 'Entries', 'stored', 'write_rows',
-           'numbered', 'write_part', 'parts_of', 'damaged', 'merge']
+__all__ = ['IDS', 'MOST_ROWS', 'GROUP', 'FILES', 'REMAKE', 'RANGE', 'Layout', 'checked', 'check_rows', 'Entries', 'stored',
+           'write_rows', 'numbered', 'write_part', 'parts_of', 'read_part', 'damaged', 'merge']
 
 # %% ../../nbs/39_codes.parts.ipynb #dea86831
 IDS = dict(by_feature='rows', by_row='features') # What an entry names, in either order
@@ -182,12 +182,27 @@ def _write(folder, orders, rows, facts):
     return part
 
 # %% ../../nbs/39_codes.parts.ipynb #d858ab33
+FILES = [f'{order}/{name}.npy' for order,ids in IDS.items() for name in ('indptr', ids, 'values')] + ['rows.parquet']
+REMAKE = "remove its part's folder and build again: just this chunk is made anew"
+
 def parts_of(
     folder:Path # The store
 )->dict[int,dict]: # Number -> part.json, with its `folder`; by number
     "The parts that are whole"
     found = sorted((folder/'parts').glob('*/part.json'), key=lambda f: int(f.parent.name))
-    return {int(f.parent.name): read_json(f) | dict(folder=f.parent) for f in found}
+    return {int(f.parent.name): read_part(f) | dict(folder=f.parent) for f in found}
+
+def read_part(
+    file:Path # A part.json
+)->dict: # first, n_rows, nnz, dropped, sums
+    "What a part says of itself; one line if that is damaged"
+    try:
+        part = read_json(file)
+        kept = {k: kind(part[k]) for k,kind in dict(first=int, n_rows=int, nnz=int, dropped=dict, sums=dict).items()}
+        need(set(kept['sums'])==set(FILES), file, 'names other files')
+        return kept
+    except (SteerlensError, KeyError, TypeError, ValueError) as e:
+        raise SteerlensError(file, 'damaged', do=REMAKE) from e
 
 def damaged(
     folder:Path,  # Of the files
@@ -239,7 +254,7 @@ def _read(path, dtype, n, a, b):
     "Numbers `a` to `b` of an .npy file of `n`"
     size = np.dtype(dtype).itemsize
     found = np.fromfile(path, dtype, b-a, offset=path.stat().st_size-n*size+a*size)
-    need(len(found)==b-a, path, 'ends too early', do='remove its part and build again')
+    need(len(found)==b-a, path, 'ends too early', do=REMAKE)
     return found
 
 class _Part:
@@ -367,8 +382,6 @@ def merge(
     except OSError as e: raise unwritable(folder, e) from e
     return read_json(hidden/'merged.json')
 
-FILES = [f'{order}/{name}.npy' for order,ids in IDS.items() for name in ('indptr', ids, 'values')] + ['rows.parquet']
-
 # %% ../../nbs/39_codes.parts.ipynb #c099a12c
 def _whole(folder, parts):
     "The number of rows of sound parts that leave none out"
@@ -376,6 +389,5 @@ def _whole(folder, parts):
     for p in parts:
         need(p['first']==at, p['folder'], f'begins with row {p["first"]:,}', f'row {at:,}', 'build again')
         at += p['n_rows']
-    do = 'remove its part and build again: just this chunk is made anew'
-    for line in (l for p in parts for l in damaged(p['folder'], p['sums'], do)): raise SteerlensError(line)
+    for line in (l for p in parts for l in damaged(p['folder'], p['sums'], REMAKE)): raise SteerlensError(line)
     return at

@@ -14,7 +14,8 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
-from .parts import FILES, IDS, Entries, Layout, check_rows, checked, damaged, merge, parts_of, write_part
+from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, damaged, merge, parts_of
+from .parts import read_part, write_part
 
 # %% auto #0
 __all__ = ['CATALOG', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange', 'verify',
@@ -58,32 +59,36 @@ class Order(NamedTuple):
     ids:np.ndarray    # Their rows, uint32 (or features, uint16 or uint32)
     values:np.ndarray # float16 or float32
 
-def _mapped(file, dtype, n):
+def _again(folder):
+    "What to do about a damaged file"
+    return REMAKE if (folder/'part.json').exists() else 'remove the folder and build again'
+
+def _opened(folder, name, open, *how):
+    "A file, opened, or one line"
+    try: return open(folder/name, *how)
+    except FileNotFoundError: raise SteerlensError(folder/name, 'missing', do=_again(folder)) from None
+    except (ValueError, OSError, pa.ArrowException) as e:
+        why = str(e).splitlines()[0][:80]
+        raise SteerlensError(folder/name, f'damaged ({why})', do=_again(folder)) from None
+
+def _mapped(folder, name, dtype, n):
     "An array of `n` numbers, read where it is touched"
-    try: a = np.load(file, mmap_mode='r' if n else None, allow_pickle=False)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (ValueError, OSError) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
+    a = _opened(folder, name, np.load, 'r' if n else None)
     found,want = f'{a.dtype} {list(a.shape)}', f'{np.dtype(dtype)} {[n]}'
-    need(found==want, file, f'holds {found} where the catalog says {want}', do='build again')
+    need(found==want, folder/name, f'holds {found} where the catalog says {want}', do=_again(folder))
     return a.view(np.ndarray)
 
 def _order(folder, order, n, nnz, layout):
     "The arrays of one order"
-    at = folder/order
-    indptr = _mapped(at/'indptr.npy', 'int64', n+1)
-    ids = _mapped(at/f'{IDS[order]}.npy', layout.ids(order), nnz)
-    need(indptr[0]==0 and indptr[-1]==nnz, at/'indptr.npy', 'damaged', do='build again')
-    return Order(indptr, ids, _mapped(at/'values.npy', layout.dtype, nnz))
+    indptr = _mapped(folder, f'{order}/indptr.npy', 'int64', n+1)
+    ids = _mapped(folder, f'{order}/{IDS[order]}.npy', layout.ids(order), nnz)
+    need(indptr[0]==0 and indptr[-1]==nnz, folder/order/'indptr.npy', 'damaged', do=_again(folder))
+    return Order(indptr, ids, _mapped(folder, f'{order}/values.npy', layout.dtype, nnz))
 
 def _meta(folder, n_rows):
     "What rows.parquet says of itself"
-    file = folder/'rows.parquet'
-    try: m = pq.read_metadata(file)
-    except FileNotFoundError: raise SteerlensError(file, 'missing', do='build again') from None
-    except (OSError, pa.ArrowException) as e:
-        raise SteerlensError(file, f'damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
-    need(m.num_rows==n_rows, file, f'{m.num_rows} lines for {n_rows} rows', do='build again')
+    m = _opened(folder, 'rows.parquet', pq.read_metadata)
+    need(m.num_rows==n_rows, folder/'rows.parquet', f'{m.num_rows} lines for {n_rows} rows', do=_again(folder))
     return m
 
 # %% ../../nbs/40_codes.store.ipynb #ca4ec115
@@ -91,15 +96,22 @@ class Piece:
     "Consecutive rows in both orders: a whole store, or one part of it"
     def __init__(self,
         folder:Path,   # Of the files
-        first:int,     # Number of the first row
-        n_rows:int,    # How many rows
-        nnz:int,       # How many entries
-        layout:Layout, # How they are kept
+        of:dict,       # `n_rows` and `nnz`, and where it is a part, `first`: the number of its first row
+        layout:Layout, # How entries are kept
     ):
-        self.folder,self.first,self.n_rows,self.nnz = folder, first, n_rows, nnz
-        self.by_feature = _order(folder, 'by_feature', layout.n_features, nnz, layout)
-        self.by_row = _order(folder, 'by_row', n_rows, nnz, layout)
+        self.folder,self.layout = folder, layout
+        self.first,self.n_rows,self.nnz = of.get('first', 0), of['n_rows'], of['nnz']
+        self._maps = {order: self._map(order) for order in IDS} # which checks them
+        if 'first' in of: self._maps = {}
 
+    def _map(self, order):
+        n = self.layout.n_features if order=='by_feature' else self.n_rows
+        return _order(self.folder, order, n, self.nnz, self.layout)
+
+    @property
+    def by_feature(self)->Order: return self._maps.get('by_feature') or self._map('by_feature')
+    @property
+    def by_row(self)->Order: return self._maps.get('by_row') or self._map('by_row')
     @cached_property
     def meta(self): return _meta(self.folder, self.n_rows)
 
@@ -110,24 +122,40 @@ class Codes:
         folder:str|Path # A store, finished or still being built; raises `SteerlensError` where it is missing or torn
     ):
         self.folder = Path(folder)
+        self.refresh()
+
+    def refresh(self):
+        "Look again at what is there"
         self.catalog = read_catalog(self.folder)
         try: self.pieces = self._pieces()
         except SteerlensError:
-            before,self.catalog = self.catalog, read_catalog(self.folder)
-            if before['finished'] or not self.catalog['finished']: raise
+            if not self._finished_meanwhile(): raise
             self.pieces = self._pieces()
         self._firsts = [p.first for p in self.pieces]
+        self.__dict__.pop('rows', None)
 
     def _pieces(self):
         c,layout = self.catalog, layout_of(self.catalog)
-        if c['finished']: return [Piece(self.folder, 0, c['n_rows'], c['nnz'], layout)]
-        parts = parts_of(self.folder).values()
-        return [Piece(p['folder'], p['first'], p['n_rows'], p['nnz'], layout) for p in parts]
+        if c['finished']: return [Piece(self.folder, c, layout)]
+        return [Piece(p['folder'], p, layout) for p in parts_of(self.folder).values()]
+
+    def _finished_meanwhile(self):
+        before,self.catalog = self.catalog, read_catalog(self.folder)
+        return self.catalog['finished'] and not before['finished']
+
+    def _asked(self, question):
+        "The answer, from the merged store where a part is gone"
+        try: return question()
+        except OutOfRange: raise
+        except SteerlensError:
+            if not self._finished_meanwhile(): raise
+        self.refresh()
+        return question()
 
     @cached_property
     def rows(self)->pd.DataFrame:
         "Who the rows are, all of them: one line each, with `row_id`; read once"
-        tables = [pq.read_table(p.folder/'rows.parquet') for p in self.pieces]
+        tables = self._asked(lambda: [_opened(p.folder, 'rows.parquet', pq.read_table) for p in self.pieces])
         if not tables: return pd.DataFrame(dict(row_id=np.zeros(0, 'i8')))
         return pa.concat_tables(tables, promote_options='permissive').to_pandas()
 
@@ -169,7 +197,8 @@ def is_available(self:Codes)->bool:
 @patch(as_prop=True)
 def counts(self:Codes)->np.ndarray: # [features] int64
     "How many entries each feature has"
-    return sum((np.diff(p.by_feature.indptr) for p in self.pieces), np.zeros(self.n_features, 'i8'))
+    parts = self._asked(lambda: [np.diff(p.by_feature.indptr) for p in self.pieces])
+    return sum(parts, np.zeros(self.n_features, 'i8'))
 
 # %% ../../nbs/40_codes.store.ipynb #6376afa8
 class OutOfRange(SteerlensError): "A feature or a row that isn't there"
@@ -189,11 +218,8 @@ def load(self:Codes,
     feature:int # Which; raises `OutOfRange` where there is no such feature
 )->tuple[np.ndarray,np.ndarray]: # Rows, ascending, uint32 [n], and values, float16 or float32 [n]
     "All activations of a feature; mapped and not copied where the store is finished"
-    f,found = _number('feature', feature, self.n_features), []
-    for p in self.pieces:
-        indptr,ids,values = p.by_feature
-        a,b = indptr[f:f+2].tolist()
-        found.append((ids[a:b], values[a:b]))
+    f = _number('feature', feature, self.n_features)
+    found = self._asked(lambda: [_stretch(p.by_feature, f) for p in self.pieces])
     if len(found)==1: return found[0]
     if not found: return np.empty(0, 'u4'), np.empty(0, self.dtype)
     rows,values = zip(*found)
@@ -204,10 +230,16 @@ def row(self:Codes,
     i:int # Which; raises `OutOfRange` where there is no such row, or not yet
 )->tuple[np.ndarray,np.ndarray]: # Features, ascending [n], and values [n]
     "All codes of a row"
-    p,i = self._piece(_number('row', i, self.n_rows))
-    indptr,ids,values = p.by_row
-    a,b = indptr[i:i+2].tolist()
-    return ids[a:b], values[a:b]
+    i = _number('row', i, self.n_rows)
+    def ask():
+        p,here = self._piece(i)
+        return _stretch(p.by_row, here)
+    return self._asked(ask)
+
+def _stretch(order, i):
+    "The entries of one feature, or of one row"
+    a,b = order.indptr[i:i+2].tolist()
+    return order.ids[a:b], order.values[a:b]
 
 @patch
 def _piece(self:Codes, row):
@@ -228,8 +260,8 @@ def rows_of(self:Codes,
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
     for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
-    tables = [t for p in self.pieces for t in _lines(p, some, columns)]
-    if not tables: return self.rows[:0][columns or list(self.rows)]
+    tables = self._asked(lambda: [t for p in self.pieces for t in _lines(p, some, columns)])
+    if not tables: return self.rows[:0][columns or list(self.rows)] # no row was asked for
     found = pa.concat_tables(tables, promote_options='permissive')
     need(len(found)==len(some), 'rows', 'some are not there yet', do='wait for the build to go on')
     return found.take(pa.array(back)).to_pandas()
@@ -238,9 +270,9 @@ def _lines(piece, rows, columns):
     "The lines of those `rows` that are in a piece, group by group"
     at = rows[(rows >= piece.first) & (rows < piece.first+piece.n_rows)] - piece.first
     if not len(at): return
-    with pq.ParquetFile(piece.folder/'rows.parquet', metadata=piece.meta) as f:
+    with _opened(piece.folder, 'rows.parquet', lambda file: pq.ParquetFile(file, metadata=piece.meta)) as f:
         names = f.schema_arrow.names
-        for c in columns or (): need(c in names, f"column '{c}'", f'not in {f.schema_arrow.names}')
+        for c in columns or (): need(c in names, f"column '{c}'", f'not in {", ".join(names)}')
         begins = np.cumsum([0, *(piece.meta.row_group(g).num_rows for g in range(piece.meta.num_row_groups))])
         group = np.searchsorted(begins, at, 'right')-1
         for g in np.unique(group):
@@ -269,7 +301,7 @@ def verify(
 # %% ../../nbs/40_codes.store.ipynb #40bca7d3
 def _verify_piece(folder, of, layout, deep):
     "What is wrong with a whole store, or with a part"
-    lines = damaged(folder, of['sums'], 'build again') if deep else []
+    lines = damaged(folder, of['sums'], _again(folder)) if deep else []
     checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
               (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
     for check,*args in checks if not lines else ():
@@ -282,18 +314,17 @@ def _verify_manifest(folder):
     try: m = read_manifest(folder, 'codes')
     except SteerlensError as e: return [str(e)]
     same = m.get('catalog')==sha256(folder/'catalog.json')
-    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about; build again']
+    return [] if same else [f'{folder/"catalog.json"}: damaged, not the one that the manifest is about']
 
 def _verify_parts(folder, catalog, deep):
     "What is wrong with the parts that are there"
     for file in sorted((folder/'parts').glob('*/part.json')):
-        try: yield from _verify_piece(file.parent, read_json(file), layout_of(catalog), deep)
-        except (SteerlensError, KeyError, TypeError) as e:
-            yield f'{file}: damaged ({e}); remove its folder and build again'
+        try: yield from _verify_piece(file.parent, read_part(file), layout_of(catalog), deep)
+        except SteerlensError as e: yield str(e)
 
 def _unfinished(folder, catalog):
     "How far a store is"
-    have,of = len(parts_of(folder)), -(-catalog['n_rows']//catalog['chunk_rows'])
+    have,of = len(list(folder.glob('parts/*/part.json'))), -(-catalog['n_rows']//catalog['chunk_rows'])
     return f'{folder}: still being built, {have} of {of} parts are there; build again to go on'
 
 # %% ../../nbs/40_codes.store.ipynb #3f37736b
