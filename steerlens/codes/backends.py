@@ -13,11 +13,15 @@ from fastcore.basics import patch
 from ..core import SteerlensError, need
 from .layouts import BACKENDS, BatchRows, Loader, Native, StorageConfig, backend, config_of, loaders
 from .exports import export_neurons, export_transposed, export_zarr, import_codes
-from .statistics import Stats
+from .statistics import Stats, histograms
 from .store import Codes, OutOfRange
 
 # %% auto #0
-__all__ = ['CodeStore', 'strongest']
+__all__ = ['CodeStore', 'strongest', 'StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed', 'export_zarr',
+           'import_codes']
+
+# %% ../../nbs/43_codes.backends.ipynb #42e83d2e
+_all_ = ['StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed', 'export_zarr', 'import_codes']
 
 # %% ../../nbs/43_codes.backends.ipynb #0db457be
 class CodeStore:
@@ -66,6 +70,7 @@ def load(self:CodeStore,
     raise SteerlensError(f'feature {f}', f'its files are missing for {", ".join(l.name for l in self.loaders)}',
                          do='export them again')
 
+# %% ../../nbs/43_codes.backends.ipynb #33ebd5b7
 def _whole(what, i, n):
     "A whole number below n; neither a text nor a truth value is one"
     try: number = None if isinstance(i, (bool,np.bool_)) else index(i)
@@ -93,6 +98,7 @@ def _stats(folder):
     try: return Stats(folder)
     except SteerlensError: return None
 
+# %% ../../nbs/43_codes.backends.ipynb #0710412c
 @patch
 def about(self:CodeStore,
     rows,                   # Row ids
@@ -110,7 +116,7 @@ def _beside(rows, values, about):
     t = pd.DataFrame(dict(row_id=np.asarray(rows, 'i8'), activation=np.asarray(values, 'f4')))
     return pd.concat([t, about.drop(columns='row_id', errors='ignore')], axis=1)
 
-# %% ../../nbs/43_codes.backends.ipynb #0710412c
+# %% ../../nbs/43_codes.backends.ipynb #e4747d19
 @patch
 def top(self:CodeStore,
     feature:int,            # A latent
@@ -122,6 +128,7 @@ def top(self:CodeStore,
     rows,values = self._stored_top(_whole('feature', feature, self.n_features), k) or strongest(*self.load(feature), k)
     return _beside(rows, values, self.about(rows, columns))
 
+# %% ../../nbs/43_codes.backends.ipynb #5fe0031e
 @patch
 def _stored_top(self:CodeStore, feature, k):
     "The same from the statistics; None where they don't hold that many"
@@ -130,6 +137,7 @@ def _stored_top(self:CodeStore, feature, k):
     t = stats.top(feature)[:k]
     return t.row_id.to_numpy(), t.activation.to_numpy()
 
+# %% ../../nbs/43_codes.backends.ipynb #af54a280
 def strongest(
     rows:np.ndarray,   # Ascending, [n]
     values:np.ndarray, # [n]
@@ -141,6 +149,17 @@ def strongest(
         rows,values = rows[keep], values[keep]
     order = np.argsort(-values, kind='stable')[:k]
     return rows[order], values[order]
+
+# %% ../../nbs/43_codes.backends.ipynb #6c60ccaa
+@patch
+def histogram(self:CodeStore,
+    feature:int # A latent; raises `OutOfRange` where there is none
+)->pd.DataFrame: # counts, lower_bounds, upper_bounds
+    "How many activations of a latent lie where"
+    f = _whole('feature', feature, self.n_features)
+    if self.stats: return self.stats.histogram(f)
+    need(self.config.data_dir, 'histogram', 'no statistics, and no data_dir to look for them')
+    return pd.DataFrame({k: v[f] for k,v in histograms(self.config.data_dir/'precomputed').items()})
 
 # %% ../../nbs/43_codes.backends.ipynb #eb23cbf3
 @patch
@@ -156,6 +175,7 @@ def where(self:CodeStore,
     keep = np.logical_and.reduce([_has(about[c], v) for c,v in wanted.items()])
     return _beside(rows[keep], values[keep], about[keep].reset_index(drop=True))
 
+# %% ../../nbs/43_codes.backends.ipynb #8bf14e9b
 def _has(column, wanted):
     "Which lines have one of the wanted values"
     wanted = set(wanted) if isinstance(wanted, (list,tuple,set,range)) else {wanted}
@@ -202,6 +222,7 @@ def _connection(store):
     con.execute('SET enable_external_access=false; SET lock_configuration=true')
     return con
 
+# %% ../../nbs/43_codes.backends.ipynb #a7cf6b5c
 def _entries(store, features):
     "The entries of some latents as a table"
     import pyarrow as pa

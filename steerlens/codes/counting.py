@@ -52,6 +52,7 @@ def _digit(k, level, width):
     left = max(width-11*(level+1), 0)
     return k>>left & ((1<<min(11, width-11*level))-1)
 
+# %% ../../nbs/41_codes.counting.ipynb #78b7951b
 @_jit
 def ranked(
     bits,  # Of the values, [n]
@@ -208,6 +209,7 @@ def _insert(score, i, scores, ids, n):
 # %% ../../nbs/41_codes.counting.ipynb #843d9f8c
 BLOCK = 64 # Rows looked up together
 
+# %% ../../nbs/41_codes.counting.ipynb #77cc9605
 @_jit
 def partners(
     indptr,   # Where each latent's entries begin, [features+1]

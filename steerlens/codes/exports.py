@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
-from scipy import sparse
 from ..core import SteerlensError, manifest, need, read_json, sha256, write_json
 from .layouts import BatchRows, CELLS, Native, StorageConfig, config_of, loaders
 from .steps import SILENT, steps, stepwise
@@ -74,6 +73,7 @@ def export_transposed(
         write_json(out/'transposed_metadata.json', about)
     return Path(dest)
 
+# %% ../../nbs/42_codes.exports.ipynb #af34f371
 def _dense(some, a, b):
     "The activations of some latents on rows a to b, [latents, b-a] float32"
     x = np.zeros((len(some), b-a), 'f4')
@@ -97,6 +97,7 @@ def export_neurons(
         write_json(out/'neuron_metadata.json', dict(n_features=codes.n_features, n_samples=codes.n_rows))
     return Path(dest)
 
+# %% ../../nbs/42_codes.exports.ipynb #289a07e0
 def write_neuron(
     folder:Path,       # Of this latent
     rows:np.ndarray,   # Ascending, [n]
@@ -165,6 +166,7 @@ def _vocab(codes, column, given):
     need(not lost, f'{column}: {lost[:1]}', 'has no number', do='add it to the vocabulary')
     return given or ({n: i for i,n in enumerate(sorted(names))} if text else None)
 
+# %% ../../nbs/42_codes.exports.ipynb #819b1266
 def _write_metadata(out, codes, i, rows, vocab, contexts):
     "Who some rows are, under the published names"
     own = codes.rows_of(rows).drop(columns='row_id')
@@ -193,11 +195,12 @@ def import_codes(
     rows = config.data_dir and (config.data_dir/'metadata').exists() and BatchRows(config.data_dir, loader.n_rows)
     return write_codes(folder, _blocks(loader), rows or None, loader.n_features, dtype, chunk_rows=2**32, **how)
 
+# %% ../../nbs/42_codes.exports.ipynb #62aa80ec
 def _blocks(loader):
-    "All rows, in matrices of about as many entries as a part of a store has"
-    held,step = [], 10_000 # as many as there are in a chunk of a transposed array
-    for a in range(0, loader.n_rows, step):
-        held.append(loader.block(a, min(a+step, loader.n_rows)))
-        if sum(m.nnz for m in held) < 2**23 and a+step < loader.n_rows: continue
-        yield sparse.vstack(held, format='csr')
-        held = []
+    "All rows, in matrices of some millions of entries; their rows are multiples of a transposed array's chunks"
+    a,step = 0, 10_000
+    while a < loader.n_rows:
+        m = loader.block(a, min(a+step, loader.n_rows))
+        yield m
+        a += step
+        step = max(min(step*2**23//max(m.nnz, 1), 8*step)//10_000, 1)*10_000

@@ -45,9 +45,9 @@ def config_of(
     "What a folder can be used as; raises `SteerlensError` where it is none of them"
     folder = Path(folder)
     need(folder.is_dir(), folder, 'no such folder', 'a code store, or codes in another layout')
-    holds = lambda *names: folder if any((folder/n).exists() for n in names) else None
+    def holds(*patterns): return folder if any(any(folder.glob(p)) for p in patterns) else None
     config = StorageConfig(data_dir=holds('catalog.json', 'parts', 'activations', 'metadata'),
-                           transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_0000'))
+                           transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_[0-9]*'))
     found = config.data_dir or config.transposed_dir or config.neuron_acts_dir
     need(found, folder, 'no codes here', 'catalog.json, activations/, transposed_activations.zarr or neuron_0000/',
          'make them with `steerlens codes build`')
@@ -69,6 +69,7 @@ class Loader(Protocol):
 
 BACKENDS = {} # Name -> class
 
+# %% ../../nbs/41_codes.layouts.ipynb #3f7d765a
 def backend(
     name:str, # What it is called
     speed:int # Its place in the order; the fastest has the lowest
@@ -133,7 +134,6 @@ def zarr_array(
     need(array.ndim==2 and array.dtype.kind=='f', path, f'{array.dtype} {list(array.shape)}', 'floats in 2 dimensions')
     return array
 
-# %% ../../nbs/41_codes.layouts.ipynb #05d6894e
 def read_zarr(
     array, # A `zarr.Array`
     i,     # Rows of the array: a number or a slice
@@ -146,7 +146,7 @@ def read_zarr(
 
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
 
-# %% ../../nbs/41_codes.layouts.ipynb #2a1202fe
+# %% ../../nbs/41_codes.layouts.ipynb #05d6894e
 def agree(
     file:Path, # JSON beside an array; may be missing
     **found    # What the array has, under the names in that file
@@ -157,15 +157,15 @@ def agree(
     for k,v in found.items():
         need(said.get(k, v)==v, file, f'{k} {said.get(k)}, where the array has {v}', do='export again')
 
-# %% ../../nbs/41_codes.layouts.ipynb #a0876290
 def nonzeros(
     x:np.ndarray,  # Dense activations of one latent
     first:int,     # Row id of the first
     where          # Whose, for an error
 )->tuple[np.ndarray,np.ndarray]: # Row ids uint32, values float32 (float16 stays)
     "What is not zero; NaN and infinities are refused"
+    x = _narrow(x)
     rows = np.flatnonzero(x)
-    values = _narrow(x[rows])
+    values = x[rows]
     bad = np.flatnonzero(~np.isfinite(values))
     need(not len(bad), where, f'{values[bad[:1]]} at row {first+rows[bad[:1]]}', 'finite numbers', 'export again')
     return (rows+first).astype(np.uint32), values
@@ -185,7 +185,6 @@ class Transposed:
         self.n_features,self.n_rows = self.array.shape
         agree(config.transposed_dir/'transposed_metadata.json', n_features=self.n_features, n_samples=self.n_rows)
 
-# %% ../../nbs/41_codes.layouts.ipynb #0aa00f78
 @patch
 def load(self:Transposed, feature:int):
     in_range(feature, self.n_features)
@@ -207,17 +206,16 @@ def in_range(
 @patch
 def block(self:Transposed, a:int, b:int):
     wide = max(CELLS//(b-a), 1)
-    tiles = [read_zarr(self.array, slice(f, f+wide), slice(a, b)) for f in range(0, self.n_features, wide)]
-    return sparse.hstack([sparse_of(t.T, a, self.array.store_path) for t in tiles], format='csr')
+    def tile(f): return sparse_of(read_zarr(self.array, slice(f, f+wide), slice(a, b)).T, a, self.array.store_path)
+    return sparse.hstack([tile(f) for f in range(0, self.n_features, wide)], format='csr')
 
-# %% ../../nbs/41_codes.layouts.ipynb #c611e0d8
 def sparse_of(
     x:np.ndarray, # Dense activations, [rows, features]
     first:int,    # Row id of the first
     where         # Whose, for an error
 )->sparse.csr_matrix:
     "The same, sparse; NaN and infinities are refused"
-    found = sparse.csr_matrix(x)
+    found = sparse.csr_matrix(x.astype('f4', copy=False))
     bad = np.flatnonzero(~np.isfinite(found.data))
     row = first+np.searchsorted(found.indptr, bad[:1], side='right')-1
     need(not len(bad), where, f'{found.data[bad[:1]]} at row {row}, latent {found.indices[bad[:1]]}', 'finite numbers')
@@ -272,7 +270,6 @@ def npy(
     need(x.ndim==1 and x.dtype.kind in kinds, path, f'{x.dtype} {list(x.shape)}', f'one dimension of kind {kinds}')
     return x
 
-# %% ../../nbs/41_codes.layouts.ipynb #b0c30e7e
 @patch
 def block(self:Neurons, a:int, b:int):
     found = []
@@ -316,22 +313,26 @@ def batch_files(
 
 # %% ../../nbs/41_codes.layouts.ipynb #0b174aed
 @patch
-def block(self:Batches, a:int, b:int):
-    parts = []
+def _slabs(self:Batches, a, b)->Iterator[tuple]: # (array, its rows, id of the first)
+    "Rows a to b, some at a time: chunks are unpacked whole anyway, and of few latents many fit into memory"
     for z,first in zip(self.arrays, self.first):
-        i,j = max(a-first, 0), min(b-first, z.shape[0])
-        if i < j: parts.append(sparse_of(read_zarr(z, slice(i, j), slice(None)), first+i, z.store_path))
+        tall = max(CELLS//self.n_features//z.chunks[0], 1)*z.chunks[0]
+        i,end = max(a-first, 0), min(b-first, z.shape[0])
+        while i < end:
+            j = min((i//tall+1)*tall, end)
+            yield z, slice(i, j), first+i
+            i = j
+
+@patch
+def block(self:Batches, a:int, b:int):
+    parts = [sparse_of(read_zarr(z, i, slice(None)), first, z.store_path) for z,i,first in self._slabs(a, b)]
     return sparse.vstack(parts, format='csr')
 
 @patch
 def load(self:Batches, feature:int):
     in_range(feature, self.n_features)
-    parts = []
-    for z,first in zip(self.arrays, self.first):
-        tall = max(CELLS//self.n_features//z.chunks[0], 1)*z.chunks[0] # whole chunks, which are unpacked anyway
-        for a in range(0, z.shape[0], tall):
-            x = read_zarr(z, slice(a, a+tall), feature)
-            parts.append(nonzeros(x, first+a, f'{z.store_path}, latent {feature}'))
+    parts = [nonzeros(read_zarr(z, i, feature), first, f'{z.store_path}, latent {feature}')
+             for z,i,first in self._slabs(0, self.n_rows)]
     return tuple(map(np.concatenate, zip(*parts)))
 
 # %% ../../nbs/41_codes.layouts.ipynb #ee9a3a0a
@@ -357,7 +358,7 @@ def _parquet(file):
     try: return pq.ParquetFile(file)
     except Exception as e: raise SteerlensError(file, f'not a whole parquet file ({_first_line(e)})') from None
 
-# %% ../../nbs/41_codes.layouts.ipynb #b82f6785
+# %% ../../nbs/41_codes.layouts.ipynb #b66b91c5
 @patch
 def rows_of(self:BatchRows,
     ids,                    # Row ids, in any order
@@ -374,6 +375,7 @@ def rows_of(self:BatchRows,
     back = np.argsort(np.argsort(batch, kind='stable'), kind='stable') # the parts follow each other by batch
     return pd.concat(parts, ignore_index=True).iloc[back].reset_index(drop=True)[columns]
 
+# %% ../../nbs/41_codes.layouts.ipynb #dca205af
 @patch
 def _part(self:BatchRows, i, ids, columns):
     "Rows of one batch"

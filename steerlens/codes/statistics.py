@@ -17,7 +17,7 @@ from .steps import SILENT, steps, stepwise
 from .store import Codes, OutOfRange
 
 # %% auto #0
-__all__ = ['MOST', 'STEP', 'QUANTILES', 'GROUP', 'STATS', 'Column', 'statistics', 'Stats']
+__all__ = ['MOST', 'STEP', 'QUANTILES', 'GROUP', 'STATS', 'Column', 'statistics', 'Stats', 'histograms']
 
 # %% ../../nbs/42_codes.statistics.ipynb #0db457be
 MOST = 2**16 # Different values of a column
@@ -130,6 +130,7 @@ def _described(codes, a, b, k, bins, workers):
     known = _feature_stats(codes, a, b, sums, unkey(ranks, codes.dtype))
     return known, _lines(a, n_top, row_id=top, activation=unkey(keys, codes.dtype)), (edges, count)
 
+# %% ../../nbs/42_codes.statistics.ipynb #6266d78b
 def _lines(a, n, **columns):
     "Of tables [latents, k] the first `n` of each latent, as lines"
     rank = np.arange(next(iter(columns.values())).shape[1])
@@ -149,7 +150,6 @@ def _feature_stats(codes, a, b, sums, at):
     known['idf'] = np.log(N+1)-np.log(n+1)
     return pa.table({k: pa.array(v, from_pandas=True) for k,v in known.items()})
 
-# %% ../../nbs/42_codes.statistics.ipynb #2ea5ec9e
 def _coactive(codes, a, b, k, workers):
     "Of latents a to b: the lines of coactivation"
     from steerlens.codes.counting import partners
@@ -162,6 +162,7 @@ def _coactive(codes, a, b, k, workers):
         jaccard,lift = common/(mine+theirs-common), common*codes.n_rows/(mine*theirs)
         return _lines(a, n, partner=out, count=common, jaccard=jaccard, lift=lift, pmi=np.log(lift))
 
+# %% ../../nbs/42_codes.statistics.ipynb #734d4d71
 def _broken_down(codes, column, a, b, k, workers):
     "Of latents a to b and one column: the lines of breakdown"
     from steerlens.codes.counting import by_value
@@ -219,6 +220,7 @@ def _way(a, x, k, way):
 GROUP = 2**14 # Lines of a table that are read together
 STATS = 1     # Version of these tables
 
+# %% ../../nbs/42_codes.statistics.ipynb #f92880bf
 def statistics(
     codes:Codes,             # A finished store
     sae=None,                # Its autoencoder, or anything with `W_dec` [features, D]; for influences
@@ -232,25 +234,25 @@ def statistics(
     influences:int=20,       # Outputs kept of each latent, each way
     step:int=STEP,           # Entries of a range of latents, which is what a kill costs
     workers:int|None=None,   # Threads; as many as there are processors
-    tell:Callable=SILENT # Is told how far it is
+    tell:Callable=SILENT     # Is told how far it is
 )->Stats:
     "Everything about each latent, into `stats/`"
     need(codes.finished, codes.folder, 'still being built', 'all of its codes', 'build it first')
     for k,v in dict(top=top, bins=bins, values=values, influences=influences, step=step).items():
         need(v >= 1, k, v, 'at least 1')
-    how = dict(version=STATS, n_rows=codes.n_rows, catalog=sha256(codes.folder/'catalog.json'), columns=columns,
-               top=top, bins=bins, partners=partners, values=values, influences=influences,
-               decoder=_hash_of(codes, sae, head, names))
+    how = dict(version=STATS, n_rows=codes.n_rows, catalog=sha256(codes.folder/'catalog.json'),
+               columns=None if columns is None else list(columns), top=top, bins=bins, partners=partners,
+               values=values, influences=influences, decoder=_hash_of(codes, sae, head, names))
     with stepwise(codes.folder/'stats', how, lambda: _is_made(codes, how)) as folder:
         if folder: _work(codes, sae, head, names, how, folder, step, workers or len(os.sched_getaffinity(0)), tell)
     return Stats(codes.folder)
 
+# %% ../../nbs/42_codes.statistics.ipynb #c597d316
 def _is_made(codes, how):
     "Are these very statistics there already?"
     there = (codes.folder/'stats/manifest.json').exists()
     return there and read_manifest(codes.folder/'stats', 'stats')['params']==how
 
-# %% ../../nbs/42_codes.statistics.ipynb #f92880bf
 def _hash_of(codes, sae, head, names):
     "What influences are made from; None without a head"
     if head is None: return None
@@ -263,11 +265,12 @@ def _hash_of(codes, sae, head, names):
     for x in (sae.W_dec, head): hashed.update(x.detach().float().cpu().contiguous().numpy())
     return hashed.hexdigest()
 
+# %% ../../nbs/42_codes.statistics.ipynb #7cd86b0d
 def _work(codes, sae, head, names, how, folder, step, workers, tell):
     "The steps, and then one file of each kind"
     columns = _encoded(codes, how['columns'], folder, tell)
     ranges = _cuts(codes.counts, step, 2**13)
-    at = {r: folder/f'.ranges/{r[0]}' for r in ranges}
+    at = {(a, b): folder/f'.ranges/{a}-{b}' for a,b in ranges}
     for a,b in steps(folder, ranges, tell, 'features'): _range(codes, a, b, how, columns, at[a,b], workers)
     for _ in steps(folder, ['all'] if head is not None else [], tell, 'influences'):
         _influences(sae.W_dec, head, names, how['influences'], folder/'influences.parquet')
@@ -275,7 +278,6 @@ def _work(codes, sae, head, names, how, folder, step, workers, tell):
     _write_idf(folder/'idf.parquet', columns, codes.n_rows)
     manifest(folder, 'stats', how)
 
-# %% ../../nbs/42_codes.statistics.ipynb #c597d316
 def _join(folder, ranges):
     "The tables and histograms of all ranges, one after the other"
     for name in ('feature_stats', 'top', 'coactivation', 'breakdown'):
@@ -288,6 +290,7 @@ def _join(folder, ranges):
     with atomic(folder/'histograms.npz') as tmp:
         np.savez(tmp, counts=count, lower_bounds=edges[:,:-1], upper_bounds=edges[:,1:])
 
+# %% ../../nbs/42_codes.statistics.ipynb #1f98bf0b
 def _write_idf(file, columns, N):
     "In how many rows each value is: log(N+1) - log(df+1)"
     lines = [(c.name, v, n) for c in columns for v,n in zip(c.names, c.base)]
@@ -317,11 +320,23 @@ class Stats:
         return pd.read_parquet(self.tables['feature_stats'])
 
     @cached_property
-    def histograms(self)->dict[str,np.ndarray]:
-        "counts, lower_bounds, upper_bounds, [features, bins]"
-        with np.load(self.folder/'histograms.npz', allow_pickle=False) as f: return dict(f)
+    def histograms(self)->dict[str,np.ndarray]: return histograms(self.folder)
 
 # %% ../../nbs/42_codes.statistics.ipynb #2461d230
+def histograms(
+    folder:Path # Statistics, or a `precomputed` folder
+)->dict[str,np.ndarray]: # counts, lower_bounds, upper_bounds, [features, bins]
+    "How many activations lie where, of all latents"
+    npz,table,pkl = (folder/f'histograms.{kind}' for kind in ('npz', 'parquet', 'pkl'))
+    do = 'make statistics of these codes; import them first where they are in another layout'
+    if npz.exists():
+        with np.load(npz, allow_pickle=False) as f: return dict(f)
+    need(table.exists() or not pkl.exists(), pkl, 'a pickle, which can run anything when it is opened', do=do)
+    need(table.exists(), folder, 'no histograms here', do=do)
+    t = pd.read_parquet(table)
+    return {k: np.stack(t[k]) for k in ('counts', 'lower_bounds', 'upper_bounds')}
+
+# %% ../../nbs/42_codes.statistics.ipynb #72ff51a9
 @patch
 def lines(self:Stats,
     name:str,   # A table: `top`, `coactivation`, `breakdown`, `influences`
@@ -343,7 +358,7 @@ def _group_bounds(file):
     found = [meta.row_group(i).column(0).statistics for i in range(meta.num_row_groups)]
     return meta, np.array([s.min for s in found], 'i8'), np.array([s.max for s in found], 'i8')
 
-# %% ../../nbs/42_codes.statistics.ipynb #72ff51a9
+# %% ../../nbs/42_codes.statistics.ipynb #628aabd8
 @patch
 def feature(self:Stats,
     feature:int # A latent
@@ -351,7 +366,8 @@ def feature(self:Stats,
     "Its line of feature_stats"
     n = len(self.features)
     if not 0 <= feature < n: raise OutOfRange('feature', feature, f'a whole number from 0 to {n-1}')
-    return {k: None if v!=v else v for k,v in self.features.iloc[feature].items()}
+    line = {k: self.features[k].iat[feature].item() for k in self.features}
+    return {k: None if v!=v else v for k,v in line.items()}
 
 @patch
 def histogram(self:Stats,
@@ -360,6 +376,7 @@ def histogram(self:Stats,
     "How many of its activations lie where"
     return pd.DataFrame({k: v[feature] for k,v in self.histograms.items()})
 
+# %% ../../nbs/42_codes.statistics.ipynb #889155c0
 @patch
 def top(self:Stats, feature:int): return self.lines('top', feature).drop(columns='rank')
 
@@ -395,6 +412,7 @@ def export(self:Stats,
         if written := self.tables.get('influences'): _wide(written).to_parquet(tmp/'influences.parquet', index=False)
     return Path(dest)
 
+# %% ../../nbs/42_codes.statistics.ipynb #e8d50c4f
 def _wide(file):
     "Influences with a line per latent: +1_tok, +1_val, ..., -1_tok, -1_val, ..."
     t = pd.read_parquet(file)

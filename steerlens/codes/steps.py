@@ -18,7 +18,7 @@ __all__ = ['stepwise', 'SILENT', 'steps', 'progress']
 def stepwise(
     dest:Path|str, # The folder to make
     how:dict,      # What identifies the job; half of another one is not continued
-    made:Callable|None=None, # Is what is there what is wanted? Else it is replaced; by default nothing may be there
+    made:Callable|None=None # Is what is there the result already? If not, it is replaced; by default it is refused
 )->Iterator[Path|None]: # Where to work; None where all is done already
     "A folder to fill in `steps`: complete, or not there"
     dest = Path(dest)
@@ -34,6 +34,7 @@ def stepwise(
             _place(tmp, dest)
     except OSError as e: raise unwritable(dest, e) from e
 
+# %% ../../nbs/41_codes.steps.ipynb #4aa84be0
 def _begin(tmp, job):
     "Continue this job, or clear away another one"
     if (tmp/'.job.json').exists() and read_json(tmp/'.job.json')==job: return
