@@ -213,6 +213,7 @@ function showAssumed() { // what the file doesn't say
     other.onchange = () => upload(S.file, other.value)
     parts.push('The file does not name its activation; read as ', S.file ? other : h('b', activation), '. ')
   }
+  if (assumed.includes('squash')) parts.push('Nor does it say whether actions pass through tanh; taken as they are. ')
   if (left_out.length) parts.push(`Left out, no part of the policy: ${left_out.slice(0, 4).join(', ')}.`)
   $('assumed').replaceChildren(...parts)
   $('assumed').hidden = !parts.length
@@ -554,6 +555,7 @@ async function apply() {
   clearTimeout(later)
   const mine = newest('apply')
   if (!S.sae) throw new Error('no SAE is loaded; load one first')
+  if ($('alpha-number').value === '') throw new Error('α is blank: write a number; 0 pushes nothing.')
   const body = { feature_idx: S.j, alpha: S.alpha }
   const steps = gate()
   if (steps) body.steps = steps
@@ -606,7 +608,9 @@ function follow(run_id, box) { // progress until it is done: its result, or null
   const bar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress' })
   const words = h('span.words', 'Queued')
   const cancel = h('button', { type: 'button', 'data-testid': 'cancel' }, 'Cancel')
-  cancel.onclick = () => attempt('run-error', cancel, () => api(`/run/${run_id}/cancel`, {}))
+  const { model_id } = S.model
+  let asked = false
+  cancel.onclick = () => attempt('run-error', cancel, () => { asked = true; return api(`/run/${run_id}/cancel`, {}) })
   box.replaceChildren(bar, words, cancel)
   const began = performance.now()
   let state = { state: 'queued', progress: 0 }, quarter = 0, source, timer, tick
@@ -628,7 +632,8 @@ function follow(run_id, box) { // progress until it is done: its result, or null
       if (!DONE.includes(run.state)) return
       close()
       if (run.state === 'failed') reject(new Error(run.message || 'The run failed; the server’s log says why.'))
-      else { say(run.state === 'done' ? 'Done' : 'Cancelled'); resolve(run.result) }
+      else if (run.state === 'done' || asked) { say(capital(run.state)); resolve(run.result) }
+      else api(`/model/${model_id}`).then(() => resolve(null), e => { net.stop(); reject(e) }) // deleted meanwhile?
     }
     function show() {
       const { progress } = state
@@ -682,6 +687,8 @@ $('find-alpha-form').onsubmit = e => {
   attempt('apply-error', $('find-alpha'), async () => {
     $('calibrate-result').replaceChildren()
     const body = { feature_idx: S.j, measure: $('cal-measure').value, target: +$('cal-target').value, ...where() }
+    const steps = gate()
+    if (steps) body.steps = steps
     const { run_id } = await ask('calibrate', body)
     const r = await follow(run_id, $('calibrate-job'))
     if (!r) return
@@ -1067,7 +1074,9 @@ const net = {
     }
     const ahead = (step + this.chunk / 2) % this.n
     const missing = [step, ahead].find(x => !this.steps[x])
-    if (missing != null && this.loading == null) attempt('network-error', null, () => this.load(missing))
+    if (missing == null || this.loading != null) return
+    const fails = e => { this.stop(); throw e } // once is enough
+    attempt('network-error', null, () => this.load(missing).catch(fails))
   },
 
   place(w, hgt) { // a block of units for each layer

@@ -1,14 +1,14 @@
 "Code stores whose builds are killed, crowded, starved of disk, or damaged: nothing is lost, the bytes are the same"
-import json, os, random, resource, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, scipy.sparse as sp, torch
 from steerlens.acts.store import Acts, Writer
-from steerlens.codes import build as building, parts, store
+from steerlens.codes import parts, store
 from steerlens.codes.build import build
 from steerlens.codes.kernels import by_feature
 from steerlens.codes.parts import Entries, Layout, write_part
 from steerlens.codes.store import Codes, OutOfRange, write_codes
-from steerlens.core import SteerlensError, read_json, sha256, write_json
+from steerlens.core import SteerlensError, sha256, write_json
 from steerlens.sae.models import new_sae
 from conftest import ROOT
 
@@ -146,23 +146,23 @@ def test_twenty_kills(tmp_path, acts, whole, builds):
         assert status in (0, -signal.SIGKILL), said
         rows.append(sane(folder, whole))
         assert rows[-1] >= rows[-2], 'a finished part was lost'
-        stages.add('merging' if (folder/'.merge').exists() else 'merged' if (folder/'rows.parquet').exists() else 'parts')
+        stages.add('merging' if (folder/'.merge').exists() else 'making parts')
         kills += status!=0
         if status==0: # on to another one
             assert contents(folder)==contents(whole)
             shutil.rmtree(folder)
             rows.append(0)
-    assert stages >= {'merging', 'parts'}, stages
+    assert len(stages)==2, stages
     assert builds.run(acts, folder)[0]==0
     assert contents(folder)==contents(whole)
-    assert sorted(p.name for p in folder.iterdir() if p.name!='.lock')==sorted(p.name for p in whole.iterdir() if p.name!='.lock')
+    assert {p.name for p in folder.iterdir()}=={p.name for p in whole.iterdir()}
 
 
 def test_killed_at_every_step_of_the_end(tmp_path, acts, whole, builds):
     "From the last part on: merging, moving into place, catalog, manifest, clearing up"
     begun = tmp_path/'begun'
     for rank in 1, 2: assert builds.run(acts, begun, rank=rank, world=3)[0]==0
-    for n in range(1, 300, 9):
+    for n in range(1, 300, 11):
         shutil.copytree(begun, folder := tmp_path/'codes')
         status,_ = builds.run(acts, folder, KILL.format(n=n))
         sane(folder, whole)
@@ -184,12 +184,15 @@ def test_two_and_three_at_once(tmp_path, acts, whole, builds):
 
 
 def test_one_of_two_is_killed(tmp_path, acts, whole, builds):
+    ends = []
     for n in range(3, 60, 8):
         folder = tmp_path/str(n)
         victim,other = builds.start(acts, folder, KILL.format(n=n)), builds.start(acts, folder)
-        assert builds.wait(victim)[0]==-signal.SIGKILL
+        ends.append(builds.wait(victim)[0])
         assert builds.wait(other)[0]==0
         assert contents(folder)==contents(whole)
+    assert set(ends) <= {0, -signal.SIGKILL} # 0 where the other one had done nearly all by itself
+    assert ends.count(-signal.SIGKILL) > 2
 
 
 def test_it_answers_while_it_is_built(tmp_path, acts, whole, builds):
@@ -297,8 +300,8 @@ def test_a_catalog_that_is_not_ours_is_left_alone(tmp_path, acts, builds, text):
 
 def test_half_a_store_of_another_autoencoder_is_refused(begun, acts):
     was = sha256(begun)
-    for sae,contains in (new_sae(16, 64, k=4, seed=1), 'another autoencoder'), (new_sae(16, 65, k=4), 'another autoencoder'):
-        with pytest.raises(SteerlensError, match=contains): build(Acts(acts), sae, begun, SITE)
+    for sae in new_sae(16, 64, k=4, seed=1), new_sae(16, 65, k=4):
+        with pytest.raises(SteerlensError, match='another autoencoder'): build(Acts(acts), sae, begun, SITE)
     with pytest.raises(SteerlensError, match='threshold=None and not 0.5'):
         build(Acts(acts), new_sae(16, 64, k=4), begun, SITE, threshold=.5)
     assert sha256(begun)==was
@@ -326,7 +329,8 @@ def test_more_entries_than_an_int32_counts(tmp_path):
     write_json(folder/'catalog.json', catalog | dict(finished=True, nnz=n))
     for order,size in dict(by_feature=3, by_row=2**32-1).items():
         (folder/order).mkdir()
-        for name,dtype,length in (('indptr', '<i8', size+1), (parts.IDS[order], Layout(3).ids(order), n), ('values', '<f2', n)):
+        ids = parts.IDS[order]
+        for name,dtype,length in ('indptr', 'i8', size+1), (ids, Layout(3).ids(order), n), ('values', 'f2', n):
             f = folder/order/f'{name}.npy'
             head = parts._header(np.dtype(dtype), length)
             f.write_bytes(head)
@@ -388,7 +392,8 @@ def test_matrices_of_every_kind(tmp_path, form):
         for r in range(300):
             s = slice(m.indptr[r], m.indptr[r+1])
             m.indices[s],m.data[s] = m.indices[s][::-1].copy(), m.data[s][::-1].copy()
-    codes = write_codes(tmp_path/'codes', iter([m[:7], m[7:290], m[290:]]) if form=='chunks' else m, None, 40, chunk_rows=90)
+    given = iter([m[:7], m[7:290], m[290:]]) if form=='chunks' else m
+    codes = write_codes(tmp_path/'codes', given, None, 40, chunk_rows=90)
     assert codes.nnz==(dense!=0).sum()
     for f in range(40):
         assert np.array_equal(codes.load(f)[0], dense[:,f].nonzero()[0])
@@ -399,8 +404,8 @@ def test_matrices_of_every_kind(tmp_path, form):
 def test_a_thousand_wrong_questions(whole):
     "One line each, and never a feature counted from the end"
     codes,g = Codes(whole), random.Random(0)
-    odd = [None, True, False, '', '3', b'3', 1.0, 1.5, float('nan'), float('inf'), [], {}, (1,), -1, 64, 2**31, 2**63, -2**63,
-           2**200, np.float32(3), np.array([1, 2]), np.array(3.), np.nan, object(), 'nan', '١', 1j]
+    odd = [None, True, False, '', '3', b'3', 1.0, 1.5, float('nan'), float('inf'), [], {}, (1,), -1, 64, 2**31]
+    odd += [2**63, -2**63, 2**200, np.float32(3), np.array([1, 2]), np.array(3.), np.nan, object(), 'nan', '١', 1j]
     odd += [g.choice([-1, 1])*g.randint(64, 10**g.randint(2, 30)) for _ in range(1000)]
     for i in odd:
         with pytest.raises(OutOfRange) as e: codes.load(i)
@@ -409,7 +414,8 @@ def test_a_thousand_wrong_questions(whole):
 
 
 def test_a_part_of_no_rows_and_a_feature_that_never_fires(tmp_path):
-    write_part(tmp_path/'parts/0000', 0, [Entries(np.zeros(5, 'i8'), np.zeros(0, 'i4'), np.zeros(0, 'f4'))], None, Layout(9))
+    nothing = Entries(np.zeros(5, 'i8'), np.zeros(0, 'i4'), np.zeros(0, 'f4'))
+    write_part(tmp_path/'parts/0000', 0, [nothing], None, Layout(9))
     write_json(tmp_path/'catalog.json', store.new_catalog(Layout(9), 5, 5, site='', streams=[], sae={}, acts={}))
     store.finish(tmp_path, store.read_catalog(tmp_path))
     codes = Codes(tmp_path)

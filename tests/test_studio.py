@@ -161,6 +161,12 @@ def test_a_run_is_cancelled_at_once(page, walker):
     assert after['state']=='done'
 
 
+def test_a_gate_that_never_opens_is_refused_by_every_edit(page, walker):
+    for path,ask in (('sae_perturb', dict(alpha=.1)), ('calibrate', dict(measure='effort'))):
+        asked = page.post(f'/model/{walker}/{path}', json=ask | dict(feature_idx=3, steps=[9, 9]))
+        assert (asked.status_code, 'first before end' in asked.text)==(400, True)
+
+
 def test_what_is_deleted_is_gone_and_what_is_unknown_says_so(page, walker):
     run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=1, steps=20, video=False)))
     assert page.delete(f'/model/{walker}').json()==dict(ok=True)

@@ -355,3 +355,21 @@ def test_another_model_ends_a_run(page):
     page.fill('#steps', '40')
     run(page)
     assert 'seeds 0 to 1' in text(page, '#applied')
+
+
+def test_a_model_that_is_deleted_during_its_run_says_so(page):
+    walker(page)
+    short(page, 200, 2000)
+    page.click('#run')
+    page.wait_for_selector('[data-testid=cancel]')
+    page.evaluate("fetch(`/model/${location.hash.slice(1)}`, {method: 'DELETE'})")
+    api.expect(page.locator('#run-error')).to_contain_text('no such model')
+    assert not page.evaluate('net.playing')
+
+
+def test_a_blank_alpha_is_not_run(page):
+    walker(page)
+    short(page)
+    page.fill('#alpha-number', '')
+    page.click('#run')
+    api.expect(page.locator('#run-error')).to_contain_text('blank')

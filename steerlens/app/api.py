@@ -20,7 +20,7 @@ from .artifacts import FILES, files_in, inside, own_obs, tapped
 from .jobs import arms_of, clean, packed
 from .policies import MOST_BYTES, WeightEdit, embedded, read_policy
 from .reading import Reading
-from .search import diagnose as find_reasons
+from .calibrate import diagnose as find_reasons
 from .studio import DONE, Busy, Job, Model, Studio
 from .worlds import fitting, kind_of
 
@@ -29,10 +29,10 @@ __all__ = ['ERRORS', 'api', 'Studios', 'Owner', 'TheModel', 'TheJob', 'WithSae',
            'MOST_BODY', 'SEALS', 'LOCAL', 'studio_of', 'owner_of', 'model_of', 'job_of', 'described', 'loaded',
            'upload', 'take_embedded', 'models', 'model', 'delete', 'Body', 'LoadSae', 'keep_sae', 'load_sae',
            'upload_sae', 'sae_of', 'read_of', 'Interpret', 'interpret_features', 'targets', 'clusters', 'latent',
-           'frame', 'activations', 'Perturb', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at', 'layer_weights',
-           'value', 'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for', 'applied', 'save_and_run',
-           'Calibrate', 'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel', 'events', 'video',
-           'one_line', 'wrong_input', 'Guard', 'make_app']
+           'frame', 'activations', 'Perturb', 'check_gate', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at',
+           'layer_weights', 'value', 'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for',
+           'save_and_run', 'Calibrate', 'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel',
+           'events', 'video', 'one_line', 'wrong_input', 'Guard', 'make_app']
 
 # %% ../../nbs/92_app.api.ipynb #3ed617c5
 ERRORS = {400: 'wrong input', 404: 'unknown', 409: 'not possible now', 413: 'too large', 429: 'too busy'}
@@ -125,7 +125,7 @@ def keep_sae(
 ):
     "An autoencoder for a model; a perturbation of another one's latent is dropped"
     reading = reading or (None if t.why else Reading(m.original, t))
-    m.tapped,m.reading,m.perturbation = t, reading, None
+    with m.lock: m.tapped,m.reading,m.perturbation = t, reading, None
 
 @api.post('/model/{model_id}/load_sae')
 def load_sae(m:TheModel, body:LoadSae, studio:Studios)->dict:
@@ -187,12 +187,12 @@ def frame(m:Readable, row:int)->Response:
     if png := m.reading.picture(row): return Response(png, media_type='image/png')
     raise HTTPException(404, 'no picture: this walk was not recorded here, so it can not be walked again')
 
+First,End = Annotated[int, Query(alias='from', ge=0, lt=2**31)], Annotated[int, Query(alias='to', ge=1, lt=2**31)]
+
 @api.get('/model/{model_id}/activations')
 def activations(m:Readable, first:First=0, end:End=1)->dict:
     "Every unit at some steps of a recorded walk, at most 200 at once"
     return m.reading.played(first, min(end, first+200))
-
-First,End = Annotated[int, Query(alias='from', ge=0, lt=2**31)], Annotated[int, Query(alias='to', ge=1, lt=2**31)]
 
 # %% ../../nbs/92_app.api.ipynb #e8254823
 class Perturb(Body):
@@ -201,19 +201,25 @@ class Perturb(Body):
     tap_index:int|None = None
     steps:tuple[int, int]|None = None
 
+def check_gate(
+    steps:tuple|None # The first that is edited, and the first that isn't any more
+): # Raises `SteerlensError`
+    need(steps is None or 0<=steps[0]<steps[1], 'steps', steps, 'first and end, first before end')
+
 @api.post('/model/{model_id}/sae_perturb')
 def sae_perturb(m:WithSae, body:Perturb)->dict:
     "Add alpha times a latent's decoder row at the tap, in every run from now on; 0 ends it"
     t = m.tapped
     need(body.feature_idx < t.sae.cfg.d_sae, 'feature_idx', body.feature_idx, f'0 to {t.sae.cfg.d_sae-1}')
     need(body.tap_index in (None, t.tap_index), 'tap_index', body.tap_index, f'{t.tap_index}, where this SAE belongs')
-    need(body.steps is None or 0<=body.steps[0]<body.steps[1], 'steps', body.steps, 'first and end, first before end')
-    m.perturbation = body.model_dump() | dict(tap_index=t.tap_index) if body.alpha else None
-    norm = float(t.sae.W_dec[body.feature_idx].detach().norm())
+    check_gate(body.steps)
     when = f' in steps {body.steps[0]} to {body.steps[1]-1}' if body.steps else ''
-    said = f'{body.alpha:+g} times latent {body.feature_idx} at tap {t.tap_index}{when}, from the next run on'
-    return dict(ok=True, feature_idx=body.feature_idx, alpha=body.alpha, decoder_norm=norm,
-                message=said if body.alpha else 'no perturbation from the next run on')
+    push = f'{body.alpha:+g} times latent {body.feature_idx} at tap {t.tap_index}{when}'
+    said = push if body.alpha else 'no perturbation'
+    told = dict(decoder_norm=float(t.sae.W_dec[body.feature_idx].detach().norm()), message=said)
+    m.perturbation = body.model_dump() | dict(tap_index=t.tap_index) | told if body.alpha else None
+    did = dict(ok=True, feature_idx=body.feature_idx, alpha=body.alpha)
+    return did | told | dict(message=f'{said}, from the next run on')
 
 class Value(Body):
     key:str
@@ -234,13 +240,13 @@ def weight_at(m, key, index):
     m.policy.check_edit(WeightEdit(key, 'set', 0., tuple(index)))
     return float(w[tuple(index)])
 
+MOST_SHOWN = 300_000 # Numbers of a matrix
+
 @api.get('/model/{model_id}/layer_weights/{key}')
 def layer_weights(m:TheModel, key:str)->dict:
     w = m.policy.weights(key)
     need(w.numel()<=MOST_SHOWN, 'key', f'{key}, {w.numel():,} numbers', f'at most {MOST_SHOWN:,}', 'download it')
     return dict(key=key, shape=list(w.shape), values=w.tolist())
-
-MOST_SHOWN = 300_000
 
 @api.post('/model/{model_id}/value')
 def value(m:TheModel, body:Value)->dict: return dict(value=weight_at(m, body.key, body.index))
@@ -293,26 +299,21 @@ def world_for(m, asked):
          f'one with {sizes[0]} and {sizes[1]}', f'{", ".join(known) or "nothing here"} fits')
     return asked
 
-def applied(m):
-    "What a run of this model has in it"
-    p,t = m.perturbation, m.tapped
-    sae = p and p | dict(decoder_norm=float(t.sae.W_dec[p['feature_idx']].detach().norm()),
-                         message=f"{p['alpha']:+g} times latent {p['feature_idx']} at tap {p['tap_index']}")
-    return dict(sae=sae, weights=[vars(e) for e in m.edits])
-
 @api.post('/model/{model_id}/save_and_run')
 def save_and_run(m:TheModel, body:RunIt, studio:Studios)->dict:
     "Run what is there now: all arms on the same seeds"
-    world,done = world_for(m, body.env_id), applied(m)
+    world,now = world_for(m, body.env_id), m.now()
+    done = dict(sae=now.perturbation, weights=[vars(e) for e in now.edits])
     seeds = [body.first_seed+i for i in range(body.n_seeds)]
-    job = studio.start(m, 'run', policy=m.policy, original=m.original, world=world, seeds=seeds, steps=body.steps,
-                       video=body.video, applied=done, sae=m.tapped and packed(m.tapped.sae))
+    job = studio.start(m, 'run', policy=now.policy, original=now.original, world=world, seeds=seeds, steps=body.steps,
+                       video=body.video, applied=done, sae=now.tapped and packed(now.tapped.sae))
     return dict(run_id=job.id, applied=done, arms=arms_of(done))
 
 class Calibrate(Where):
     feature_idx:int = Field(ge=0)
     measure:str = Field(max_length=64)
     target:float = Field(.35, gt=-100, lt=100)
+    steps:tuple[int, int]|None = None
 
 class Search(Where):
     measure:str|None = Field(None, max_length=64)
@@ -328,9 +329,11 @@ def searched(m, body):
 
 @api.post('/model/{model_id}/calibrate')
 def calibrate(m:WithSae, body:Calibrate, studio:Studios)->dict:
-    "Find an alpha that moves a measure by so many of its standard deviations"
+    "Find an alpha that moves a measure by so many of its standard deviations, under a gate if there is one"
+    check_gate(body.steps)
     need(body.feature_idx < m.tapped.sae.cfg.d_sae, 'feature_idx', body.feature_idx, f'0 to {m.tapped.sae.cfg.d_sae-1}')
-    job = studio.start(m, 'calibrate', **searched(m, body), latent=body.feature_idx, target=body.target)
+    asked = dict(latent=body.feature_idx, target=body.target, steps=body.steps)
+    job = studio.start(m, 'calibrate', **searched(m, body), **asked)
     return dict(run_id=job.id)
 
 @api.post('/model/{model_id}/search')

@@ -18,9 +18,9 @@ from .policies import (ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, rea
 from .worlds import Kind, fitting, kind_of, rollout
 
 # %% auto #0
-__all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'read_walks', 'unexplained', 'check_fit', 'misaligned',
-           'Tapped', 'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae', 'write_artifacts',
-           'embedded_sae', 'opened']
+__all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'read_walks', 'unexplained', 'belongs', 'where_it_fits',
+           'check_fit', 'misaligned', 'Tapped', 'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae',
+           'write_artifacts', 'embedded_sae', 'opened']
 
 # %% ../../nbs/88_app.artifacts.ipynb #3ed617c5
 @torch.no_grad()
@@ -132,6 +132,20 @@ def unexplained(
         found[t] = float(rest/(x-x.mean(0)).double().pow(2).sum().clamp_min(1e-12))
     return found
 
+def belongs(
+    tap_index:int, # A tap
+    left:dict      # From `unexplained`
+)->bool: # Does the autoencoder leave little there, and not much more than where it fits best?
+    best = min(left.values())
+    return best<.5 and left.get(tap_index, np.inf) <= max(.05, 4*best)
+
+def where_it_fits(
+    left:dict # From `unexplained`
+)->str: # In words, with the number
+    best = min(left, key=left.get)
+    if belongs(best, left): return f'tap {best} fits, where {left[best]:.3g} is left'
+    return f'no tap fits (tap {best} leaves {left[best]:.3g}): is it of this policy, and is the activation right?'
+
 def check_fit(
     tap_index:int, # Asked for
     left:dict,     # From `unexplained`
@@ -139,15 +153,12 @@ def check_fit(
 ):
     "Raise `SteerlensError` unless the autoencoder belongs to this tap"
     need(left, 'autoencoder', 'no tap of this policy is as wide as it', 'the autoencoder of this policy')
-    best = min(left, key=left.get)
-    some = left[best]<.5
-    do = (f'tap {best} fits, where {left[best]:.3g} is left' if some else
-          f'no tap fits (tap {best} leaves {left[best]:.3g}): is it of this policy, and is the activation right?')
+    do = where_it_fits(left)
     need(tap_index in left, 'tap_index', f'{tap_index}, which is not as wide as the autoencoder', do=do)
     got = f'{tap_index}, where the autoencoder leaves {left[tap_index]:.3g} of the variance unexplained'
-    need(some and left[tap_index]<=max(.05, 4*left[best]), 'tap_index', got, do=do)
-    better = stored in left and left[stored]<=max(.05, 4*left[best]) # a file may say wrong
-    need(stored==tap_index or not better, 'tap_index', tap_index, f'{stored}, as its file says', f'tap {stored} fits')
+    need(belongs(tap_index, left), 'tap_index', got, do=do)
+    better = stored!=tap_index and belongs(stored, left) # a file may say wrong
+    need(not better, 'tap_index', tap_index, f'{stored}, as its file says', f'tap {stored} fits')
 
 # %% ../../nbs/88_app.artifacts.ipynb #1bbbec7e
 def misaligned(

@@ -5,34 +5,49 @@
 # %% ../../nbs/88_app.compare.ipynb #6146959c
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
-from torch import Tensor
 from fastcore.basics import patch
 from ..core import atomic, need
-from ..stats import fdr
+from ..stats import fdr, rate
 from ..steer.edits import Add, Gate, Intervention
 from ..steer.film import caption, write_mp4
-from .policies import Policy
+from .policies import Policy, site_of
 from .worlds import Kind, Walk, rollout
 
 # %% auto #0
-__all__ = ['MOST', 'arms', 'interval', 'side', 'p_of_none', 'beyond', 'as_far', 'Comparison', 'compare', 'films']
+__all__ = ['SEEN', 'FRESH', 'JUDGED', 'MOST', 'push', 'turned', 'arms', 'interval', 'ends', 'side', 'p_of_none', 'beyond',
+           'as_far', 'Comparison', 'compare', 'value_of', 'values_of', 'films']
 
 # %% ../../nbs/88_app.compare.ipynb #0d1092a3
+def push(
+    sae,          # With `W_dec`, [F, D]
+    tap_index:int,# Where
+    latent:int,   # Which
+    alpha:float,  # Lengths of its decoder row
+    gate:Gate|None=None # When; always by default
+)->Intervention: # Raises `SteerlensError` where there is no such latent
+    "x + alpha w_j"
+    n = len(sae.W_dec)
+    need(isinstance(latent, int) and 0<=latent<n, 'latent', latent, f'0 to {n-1}')
+    return Intervention(site_of(tap_index), 'all', Add(sae.W_dec[latent].detach(), alpha), gate)
+
+def turned(
+    edit:Intervention # From `push`
+)->Intervention: # The other way
+    return replace(edit, edit=replace(edit.edit, alpha=-edit.edit.alpha))
+
+SEEN,FRESH = range(2000, 2048), range(3000, 3064) # Seeds: to choose by, and to judge an alpha by
+JUDGED = 4000 # Those that a search judges by count up from here
+
 def arms(
-    site:str,            # Where, such as `tap.4.out`
-    vector:Tensor,       # Direction, [D]
-    alpha:float,         # Lengths of the vector
-    seeds:Sequence[int], # Of the walks
-    gate:Gate|None=None  # When; always by default
+    edit:Intervention,  # From `push`
+    seeds:Sequence[int] # Of the walks
 )->dict: # Arm -> an `Intervention` or None for each seed
     "Back, not at all, forth, and anywhere"
-    def push(a): return Intervention(site, 'all', Add(vector, a), gate)
     n = len(seeds)
-    return dict(minus=[push(-alpha)]*n, baseline=[None]*n, plus=[push(alpha)]*n,
-                placebo=[push(alpha).placebo(s) for s in seeds])
+    return dict(minus=[turned(edit)]*n, baseline=[None]*n, plus=[edit]*n, placebo=[edit.placebo(s) for s in seeds])
 
 # %% ../../nbs/88_app.compare.ipynb #34447178
 def interval(
@@ -44,6 +59,11 @@ def interval(
     if n<2: return mean, None, None
     reach = float(t.ppf(.975, n-1)*np.std(x, ddof=1)/n**.5)
     return mean, mean-reach, mean+reach
+
+def ends(
+    x:np.ndarray # Differences, one a seed
+)->dict: # difference, lo, hi
+    return dict(zip(('difference', 'lo', 'hi'), interval(x)))
 
 def side(
     x:np.ndarray # One number a seed
@@ -94,8 +114,7 @@ def compare(
     steps:int|None=None, # At most; the world's own limit by default
     film:int|None=0,     # Which seed to film, by its place; None for none
     policies:dict|None=None, # Arm -> a policy of its own
-    tell:Callable|None=None, # Called with the share that is done
-    stop:Callable|None=None  # True from it ends everything: `Cancelled` is raised
+    tell:Callable|None=None  # Called with the share that is done
 )->Comparison:
     "The same seeds under every arm"
     for a,edits in arms.items(): need(len(edits)==len(seeds), f"arm '{a}'", f'{len(edits)} interventions', len(seeds))
@@ -107,18 +126,33 @@ def compare(
         def share(x): tell((done+x*len(group))/len(arms))
         edits,shot = [e for a in group for e in arms[a]], [] if film is None else [i*n+film for i in range(len(group))]
         found = rollout(own.get(group[0], policy), kind, [*seeds]*len(group), edits, steps, shot,
-                        tell=share if tell else None, stop=stop)
+                        tell=share if tell else None)
         walks |= {a: found[i*n:i*n+n] for i,a in enumerate(group)}
         done += len(group)
     return Comparison(kind, [*seeds], {a: walks[a] for a in arms}, film)
 
 # %% ../../nbs/88_app.compare.ipynb #1b203df6
+def value_of(
+    walk:Walk,   # To measure
+    kind:Kind,   # Its world
+    measure:str  # Of the kind's `units`, or the name of an action
+)->float: # Raises `SteerlensError` for another name
+    "One number of a walk"
+    if measure in walk.measures: return walk.measures[measure]
+    actions = list(kind.called[1])
+    need(measure in actions, 'measure', measure, f'one of {", ".join([*kind.units, *actions])}')
+    return float(walk.actions[:,actions.index(measure)].mean())
+
+def values_of(walks:list, kind:Kind, measure:str)->np.ndarray: # One number a walk
+    return np.array([value_of(w, kind, measure) for w in walks])
+
+# %% ../../nbs/88_app.compare.ipynb #af7e23eb
 @patch
 def values(self:Comparison,
     arm:str,    # Of `walks`
-    measure:str # Of the kind's `units`
+    measure:str # As for `value_of`
 )->np.ndarray: # One number a seed
-    return np.array([w.measures[measure] for w in self.walks[arm]])
+    return values_of(self.walks[arm], self.kind, measure)
 
 @patch
 def differences(self:Comparison, arm:str, measure:str)->np.ndarray: # From the baseline, one a seed
@@ -135,7 +169,7 @@ def table(self:Comparison)->list[dict]: # arm, measure, unit, n, mean, lo, hi, d
 
 @patch
 def _row(self:Comparison, arm, measure, unit):
-    mean,lo,hi = interval(self.values(arm, measure))
+    mean,lo,hi = interval(self.values(arm, measure)) if measure!='fell' else self._fell(arm)
     row = dict(arm=arm, measure=measure, unit=unit, n=len(self.seeds), mean=mean, lo=lo, hi=hi)
     row |= dict(difference=None, difference_lo=None, difference_hi=None, beyond_placebo=None, as_far=None, p=None)
     if arm=='baseline': return row
@@ -144,6 +178,12 @@ def _row(self:Comparison, arm, measure, unit):
     if arm=='placebo' or 'placebo' not in self.walks: return row
     e = self.differences('placebo', measure)
     return row | dict(beyond_placebo=beyond(d, e), as_far=as_far(d, e), p=max(p_of_none(d), p_of_none(d-e)))
+
+@patch
+def _fell(self:Comparison, arm):
+    "A share of walks, with its interval"
+    r = rate(self.values(arm, 'fell'))
+    return r['rate'], r['lo'], r['hi']
 
 @patch
 def series(self:Comparison)->dict: # Arm -> measure -> a number for each step of the filmed seed

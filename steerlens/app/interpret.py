@@ -317,7 +317,7 @@ def clusters(
     need(len(active_F)==len(alive_F), 'active_F', f'{len(active_F)} for {len(alive_F)} latents', 'one a latent')
     alive_F &= np.asarray(active_F) > 0
     n,width = int(alive_F.sum()), np.shape(w_dec_FD)[1]
-    need(n > 1, 'clusters', f'{n} latents that are alive and write something', '2 or more')
+    if n < 2: return Clusters(np.where(alive_F, 0, -1), 1., 1., cosine_FF) # nothing to merge
     if limit is None: limit = chance_cosine(n*(n-1)//2, width)
     apart = squareform(1-cosine_FF[np.ix_(alive_F, alive_F)], checks=False)
     label_F = np.full(len(alive_F), -1)

@@ -10,15 +10,17 @@ from contextlib import suppress
 import math, pickle
 import torch
 from ..core import SteerlensError
-from .compare import Comparison, arms, compare, films
+from .calibrate import calibrate, diagnose
+from .compare import Comparison, arms, compare, films, push
 from .artifacts import own_obs
-from .policies import Policy, site_of
-from .search import calibrate, diagnose, search
+from .policies import Policy
+from .search import search
 from .worlds import kind_of
 from ..steer.edits import Steps
 
 # %% auto #0
-__all__ = ['TASKS', 'clean', 'packed', 'unpacked', 'task', 'work', 'run', 'arms_of', 'why_nothing', 'calibrated', 'searched']
+__all__ = ['TASKS', 'clean', 'packed', 'unpacked', 'task', 'work', 'run', 'gate_of', 'arms_of', 'why_nothing', 'calibrated',
+           'searched']
 
 # %% ../../nbs/90_app.jobs.ipynb #3ed617c5
 def clean(
@@ -87,13 +89,9 @@ def run(
     video:bool=True  # Film the first seed?
 )->dict: # env_id, fps, applied, seeds, measures, table, series, videos, edited_steps, no_effect
     "Arms of one and the same edit"
-    p,kind,n = applied['sae'], kind_of(world), len(seeds)
-    how = dict(steps=steps, film=0 if video else None, tell=tell)
-    if p: c = compare(policy, kind, _pushed(p, sae, seeds), seeds, **how)
-    elif applied['weights']:
-        both = dict(baseline=[None]*n, edited=[None]*n)
-        c = compare(original, kind, both, seeds, policies=dict(edited=policy), **how)
-    else: c = compare(policy, kind, dict(baseline=[None]*n), seeds, **how)
+    p,kind = applied['sae'], kind_of(world)
+    these = _pushed(p, sae, seeds) if p else {a: [None]*len(seeds) for a in arms_of(applied)}
+    c = compare(policy if p else original, kind, these, seeds, steps, 0 if video else None, dict(edited=policy), tell)
     if video: films(c, folder, _captions(p))
     return dict(env_id=world, fps=kind.fps, applied=applied, seeds=seeds, table=c.table(), series=c.series(),
                 videos=[*c.walks]*video, measures=[dict(measure=m, unit=u) for m,u in kind.units.items()],
@@ -102,8 +100,12 @@ def run(
 
 def _pushed(p, sae, seeds):
     "The four arms of a perturbation"
-    gate = Steps(*p['steps']) if p['steps'] else None
-    return arms(site_of(p['tap_index']), sae[1]['W_dec'][p['feature_idx']], abs(p['alpha']), seeds, gate)
+    return arms(push(unpacked(*sae), p['tap_index'], p['feature_idx'], abs(p['alpha']), gate_of(p['steps'])), seeds)
+
+def gate_of(
+    steps:tuple|None # The first that is edited, and the first that isn't any more
+)->Steps|None: # For `push`
+    return Steps(*steps) if steps else None
 
 def _captions(p):
     "What films say of each arm"
@@ -138,10 +140,10 @@ def why_nothing(
 
 # %% ../../nbs/90_app.jobs.ipynb #149e5644
 @task('calibrate')
-def calibrated(folder, tell, policy, world, sae, tap_index, latent, measure, target):
-    "The alpha that reaches a target"
-    kind = kind_of(world)
-    return calibrate(policy, kind, unpacked(*sae), tap_index, latent, measure, target, tell=tell)
+def calibrated(folder, tell, policy, world, sae, tap_index, latent, measure, target, steps=None):
+    "The alpha that reaches a target, under a gate if there is one"
+    how = dict(target=target, gate=gate_of(steps), tell=tell)
+    return calibrate(policy, kind_of(world), unpacked(*sae), tap_index, latent, measure, **how)
 
 @task('search')
 def searched(folder, tell, policy, world, sae, tap_index, measure):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -36,16 +37,21 @@ class Model:
     edits:list = field(default_factory=list) # `WeightEdit`s
     tapped:Tapped|None = None
     reading:object = None   # What interprets its latents; None without cached data
-    perturbation:dict|None = None # feature_idx, alpha, tap_index, steps
+    perturbation:dict|None = None # feature_idx, alpha, tap_index, steps, decoder_norm, message
     created:float = field(default_factory=time.time)
     touched:float = field(default_factory=time.monotonic)
+
+    lock:Lock = field(default_factory=Lock)
 
     def edit(self,
         edits:list # All of them, in order
     ):
         "Other weights; raises `SteerlensError`, and changes nothing, if one can't be made"
-        self.policy = self.original.edited(edits) if edits else self.original
-        self.edits = edits
+        policy = self.original.edited(edits) if edits else self.original
+        with self.lock: self.policy,self.edits = policy, edits
+
+    def now(self)->Model: # A copy, in which the policy is of these edits and the perturbation of this autoencoder
+        with self.lock: return copy(self)
 
 # %% ../../nbs/91_app.studio.ipynb #d5e16e46
 DONE = ('done', 'failed', 'cancelled')

@@ -21,7 +21,7 @@ from .policies import Policy
 # %% auto #0
 __all__ = ['PICTURES', 'SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'Kind', 'Gym',
            'gait', 'body_of', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d', 'contacts', 'kind_of',
-           'fits', 'fitting', 'Walk', 'Cancelled', 'rollout', 'check_walks']
+           'fits', 'fitting', 'Walk', 'rollout', 'check_walks']
 
 # %% ../../nbs/87_app.worlds.ipynb #16390696
 @dataclass
@@ -275,11 +275,8 @@ class Walk:
     series:dict          # Measure -> its value at every step, [steps]
     obs:np.ndarray       # What the policy got, [steps, n_obs]
     actions:np.ndarray   # What it did, within the bounds, [steps, n_act]
-    saturated:float      # Share of actions at a bound
     edited:int = 0       # Steps with an edit
     pictures:list|None = None # Every so many steps, [H, W, 3] uint8
-
-class Cancelled(Exception): "Somebody asked to stop"
 
 # %% ../../nbs/87_app.worlds.ipynb #8756d3ab
 @dataclass
@@ -312,10 +309,7 @@ def finished(self:_Going)->Walk:
     judged = k.settle if n>k.settle else 0
     means = {m: float(x[judged:].mean()) for m,x in series.items()} | dict(fell=float(w.fell))
     sums = {'return': w.reward, 'steps': float(n)} | {m: means[m] for m in k.measures}
-    actions = np.array(self.actions)
-    near = (k.high-k.low)/1000
-    bound = (actions <= k.low+near) | (actions >= k.high-near)
-    return Walk(self.seed, n, w.reward, bool(w.fell), sums, series, np.array(self.obs), actions, float(bound.mean()),
+    return Walk(self.seed, n, w.reward, bool(w.fell), sums, series, np.array(self.obs), np.array(self.actions),
                 pictures=self.pictures)
 
 # %% ../../nbs/87_app.worlds.ipynb #8dc62f70
@@ -328,7 +322,6 @@ def rollout(
     pictures:Sequence[int]=(), # Which walks to film, by their place in `seeds`
     batch:int=64,          # Walks at a time
     tell:Callable|None=None, # Called with the share that is done
-    stop:Callable|None=None, # True from it ends everything: `Cancelled` is raised
     every:int|None=None    # Steps between pictures; the kind's own by default
 )->list[Walk]: # One for each seed; raises `SteerlensError` where the policy doesn't fit, or its actions aren't finite
     "Closed loop, batched"
@@ -341,7 +334,6 @@ def rollout(
     with alone(policy.subject), intervened(policy.subject, edits) as made:
         while todo or live:
             while todo and len(live)<batch: live[i] = begin(i := todo.pop())
-            if stop and stop(): raise Cancelled('stopped')
             _step(policy, live, batch)
             for i in [i for i,w in live.items() if w.world.over or len(w.obs)>=steps]: done[i] = live.pop(i).finished()
             if tell: tell((len(done)+sum(len(w.obs) for w in live.values())/steps)/len(seeds))

@@ -201,7 +201,8 @@ def read_part(
         kept = {k: kind(part[k]) for k,kind in dict(first=int, n_rows=int, nnz=int, dropped=dict, sums=dict).items()}
         need(set(kept['sums'])==set(FILES), file, 'names other files')
         return kept
-    except (SteerlensError, KeyError, TypeError, ValueError) as e: raise SteerlensError(file, 'damaged', do=REMAKE) from e
+    except (SteerlensError, KeyError, TypeError, ValueError) as e:
+        raise SteerlensError(file, 'damaged', do=REMAKE) from e
 
 def damaged(
     folder:Path,  # Of the files

@@ -96,15 +96,22 @@ class Piece:
     "Consecutive rows in both orders: a whole store, or one part of it"
     def __init__(self,
         folder:Path,   # Of the files
-        first:int,     # Number of the first row
-        n_rows:int,    # How many rows
-        nnz:int,       # How many entries
-        layout:Layout, # How they are kept
+        of:dict,       # `n_rows` and `nnz`, and where it is a part, `first`: the number of its first row
+        layout:Layout, # How entries are kept
     ):
-        self.folder,self.first,self.n_rows,self.nnz = folder, first, n_rows, nnz
-        self.by_feature = _order(folder, 'by_feature', layout.n_features, nnz, layout)
-        self.by_row = _order(folder, 'by_row', n_rows, nnz, layout)
+        self.folder,self.layout = folder, layout
+        self.first,self.n_rows,self.nnz = of.get('first', 0), of['n_rows'], of['nnz']
+        self._maps = {order: self._map(order) for order in IDS} # which checks them
+        if 'first' in of: self._maps = {}
 
+    def _map(self, order):
+        n = self.layout.n_features if order=='by_feature' else self.n_rows
+        return _order(self.folder, order, n, self.nnz, self.layout)
+
+    @property
+    def by_feature(self)->Order: return self._maps.get('by_feature') or self._map('by_feature')
+    @property
+    def by_row(self)->Order: return self._maps.get('by_row') or self._map('by_row')
     @cached_property
     def meta(self): return _meta(self.folder, self.n_rows)
 
@@ -115,24 +122,40 @@ class Codes:
         folder:str|Path # A store, finished or still being built; raises `SteerlensError` where it is missing or torn
     ):
         self.folder = Path(folder)
+        self.refresh()
+
+    def refresh(self):
+        "Look again at what is there"
         self.catalog = read_catalog(self.folder)
         try: self.pieces = self._pieces()
         except SteerlensError:
-            before,self.catalog = self.catalog, read_catalog(self.folder)
-            if before['finished'] or not self.catalog['finished']: raise
+            if not self._finished_meanwhile(): raise
             self.pieces = self._pieces()
         self._firsts = [p.first for p in self.pieces]
+        self.__dict__.pop('rows', None)
 
     def _pieces(self):
         c,layout = self.catalog, layout_of(self.catalog)
-        if c['finished']: return [Piece(self.folder, 0, c['n_rows'], c['nnz'], layout)]
-        parts = parts_of(self.folder).values()
-        return [Piece(p['folder'], p['first'], p['n_rows'], p['nnz'], layout) for p in parts]
+        if c['finished']: return [Piece(self.folder, c, layout)]
+        return [Piece(p['folder'], p, layout) for p in parts_of(self.folder).values()]
+
+    def _finished_meanwhile(self):
+        before,self.catalog = self.catalog, read_catalog(self.folder)
+        return self.catalog['finished'] and not before['finished']
+
+    def _asked(self, question):
+        "The answer, from the merged store where a part is gone"
+        try: return question()
+        except OutOfRange: raise
+        except SteerlensError:
+            if not self._finished_meanwhile(): raise
+        self.refresh()
+        return question()
 
     @cached_property
     def rows(self)->pd.DataFrame:
         "Who the rows are, all of them: one line each, with `row_id`; read once"
-        tables = [pq.read_table(p.folder/'rows.parquet') for p in self.pieces]
+        tables = self._asked(lambda: [_opened(p.folder, 'rows.parquet', pq.read_table) for p in self.pieces])
         if not tables: return pd.DataFrame(dict(row_id=np.zeros(0, 'i8')))
         return pa.concat_tables(tables, promote_options='permissive').to_pandas()
 
@@ -174,7 +197,8 @@ def is_available(self:Codes)->bool:
 @patch(as_prop=True)
 def counts(self:Codes)->np.ndarray: # [features] int64
     "How many entries each feature has"
-    return sum((np.diff(p.by_feature.indptr) for p in self.pieces), np.zeros(self.n_features, 'i8'))
+    parts = self._asked(lambda: [np.diff(p.by_feature.indptr) for p in self.pieces])
+    return sum(parts, np.zeros(self.n_features, 'i8'))
 
 # %% ../../nbs/40_codes.store.ipynb #6376afa8
 class OutOfRange(SteerlensError): "A feature or a row that isn't there"
@@ -194,11 +218,8 @@ def load(self:Codes,
     feature:int # Which; raises `OutOfRange` where there is no such feature
 )->tuple[np.ndarray,np.ndarray]: # Rows, ascending, uint32 [n], and values, float16 or float32 [n]
     "All activations of a feature; mapped and not copied where the store is finished"
-    f,found = _number('feature', feature, self.n_features), []
-    for p in self.pieces:
-        indptr,ids,values = p.by_feature
-        a,b = indptr[f:f+2].tolist()
-        found.append((ids[a:b], values[a:b]))
+    f = _number('feature', feature, self.n_features)
+    found = self._asked(lambda: [_stretch(p.by_feature, f) for p in self.pieces])
     if len(found)==1: return found[0]
     if not found: return np.empty(0, 'u4'), np.empty(0, self.dtype)
     rows,values = zip(*found)
@@ -209,10 +230,16 @@ def row(self:Codes,
     i:int # Which; raises `OutOfRange` where there is no such row, or not yet
 )->tuple[np.ndarray,np.ndarray]: # Features, ascending [n], and values [n]
     "All codes of a row"
-    p,i = self._piece(_number('row', i, self.n_rows))
-    indptr,ids,values = p.by_row
-    a,b = indptr[i:i+2].tolist()
-    return ids[a:b], values[a:b]
+    i = _number('row', i, self.n_rows)
+    def ask():
+        p,here = self._piece(i)
+        return _stretch(p.by_row, here)
+    return self._asked(ask)
+
+def _stretch(order, i):
+    "The entries of one feature, or of one row"
+    a,b = order.indptr[i:i+2].tolist()
+    return order.ids[a:b], order.values[a:b]
 
 @patch
 def _piece(self:Codes, row):
@@ -233,8 +260,8 @@ def lines(self:Codes,
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
     for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
-    schema = self._schema(columns)
-    tables = [t for p in self.pieces for t in _lines(p, some, schema.names)]
+    schema = self._asked(lambda: self._schema(columns))
+    tables = self._asked(lambda: [t for p in self.pieces for t in _lines(p, some, schema.names)])
     found = pa.concat_tables([schema.empty_table(), *tables], promote_options='permissive')
     need(len(found)==len(some), 'rows', 'some are not there yet', do='wait for the build to go on')
     return found.take(pa.array(back))
@@ -247,18 +274,17 @@ def rows_of(self:Codes, ids, columns:list|None=None)->pd.DataFrame:
 @patch
 def _schema(self:Codes, columns):
     "Names and types of these columns of the row table, or of all"
-    number = pa.schema(dict(row_id=pa.int64()))
     theirs = [p.meta.schema.to_arrow_schema() for p in self.pieces]
-    found = pa.unify_schemas([number, *theirs], promote_options='permissive')
-    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {found.names}')
+    found = pa.unify_schemas([pa.schema(dict(row_id=pa.int64())), *theirs], promote_options='permissive')
+    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {", ".join(found.names)}')
     return found if columns is None else pa.schema([found.field(c) for c in columns])
 
-# %% ../../nbs/40_codes.store.ipynb #4df88c18
+# %% ../../nbs/40_codes.store.ipynb #2ca24411
 def _lines(piece, rows, columns):
     "The lines of those `rows` that are in a piece, group by group"
     at = rows[(rows >= piece.first) & (rows < piece.first+piece.n_rows)] - piece.first
     if not len(at): return
-    with pq.ParquetFile(piece.folder/'rows.parquet', metadata=piece.meta) as f:
+    with _opened(piece.folder, 'rows.parquet', lambda file: pq.ParquetFile(file, metadata=piece.meta)) as f:
         columns = [c for c in columns if c in f.schema_arrow.names]
         begins = np.cumsum([0, *(piece.meta.row_group(g).num_rows for g in range(piece.meta.num_row_groups))])
         group = np.searchsorted(begins, at, 'right')-1

@@ -117,7 +117,15 @@ def _sparsify(folder):
     return found, how
 
 # %% ../../nbs/30_sae.models.ipynb #9c06b2eb
-FOREIGN = {'ae.pt': _dictionary_learning, 'sae.safetensors': _sparsify} # What gives a format away -> its reader
+def _splatnlp(folder):
+    "Weights and configuration of a folder of SplatNLP, whose decoder is brought to length 1 in use"
+    w = _tensors(folder/'sae_model_final.pth')
+    found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], b_dec=w['decoder_bias'])
+    found['W_dec'] = normalize(w['decoder.weight'].float(), dim=0).T
+    return found, dict(architecture='standard', apply_b_dec_to_input=True)
+
+# What gives a format away -> its reader
+FOREIGN = {'ae.pt': _dictionary_learning, 'sae.safetensors': _sparsify, 'sae_model_final.pth': _splatnlp}
 
 def _foreign(folder, read):
     "An autoencoder from another library's folder"
@@ -129,7 +137,7 @@ def _foreign(folder, read):
 
 # %% ../../nbs/30_sae.models.ipynb #6fd5861f
 def load_sae(
-    folder:str|Path, # Of sae-lens (for inference or a checkpoint), dictionary_learning or sparsify
+    folder:str|Path, # Of sae-lens (for inference or a checkpoint), dictionary_learning, sparsify or SplatNLP
     site:str|None=None, # The site it is meant for; checked where the directory names one
     scale:float|None=None, # Factor that its activations were scaled by, where its folder doesn't say
 ): # A `sae_lens.SAE` for inference, on the CPU; raises `SteerlensError` where there is none

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 import pandas as pd
@@ -26,7 +26,7 @@ __all__ = ['Recipe', 'held_out_rows', 'Made', 'train_site']
 @dataclass
 class Recipe:
     "An autoencoder to make, and how it is fed"
-    d_sae:int                    # Latents
+    d_sae:int                    # Latents, if `expansion` is 0
     k:float|None = None          # Active latents a row, where the architecture has it
     architecture:str = 'topk'    # A name that sae-lens trains
     init:str = 'random'          # random, data, a folder for the same width, or RELEASE/SAE_ID
@@ -36,6 +36,8 @@ class Recipe:
     longest:float|None = None    # Leave out training rows more than so many median lengths long
     held_rows:int = 32768        # Held-out rows, drawn at random
     seed:int = 0                 # Initial weights, and the order of the rows
+    expansion:float = 0          # Latents for each dimension of the site
+    epochs:float = 0             # Passes over the rows; the training's own steps if 0
 
 # %% ../../nbs/39_sae.sites.ipynb #eee86715
 def held_out_rows(
@@ -74,6 +76,7 @@ def train_site(
     typical_rows(held) # refused here, before training, if nothing can be judged by them
     stream = Stream(acts, site, seed=recipe.seed, batch=recipe.batch, memory_mb=recipe.memory_mb,
                     normalise='expected_average_only_in', longest=recipe.longest)
+    if recipe.epochs: training = replace(training, steps=max(1, round(recipe.epochs*stream.n_rows/recipe.batch)))
     sae = _begin(stream, recipe)
     start = deepcopy(sae)
     done = train(sae, stream, watch, folder, training, callbacks)
@@ -89,10 +92,9 @@ def train_site(
 
 def _begin(stream, recipe):
     "A fresh autoencoder, in the units of the stream"
-    n = max(8192, recipe.d_sae)
-    some = torch.cat(list(islice(stream, -(-n//recipe.batch))))
-    r = recipe
-    sae = new_sae(stream.d_in, r.d_sae, r.k, r.architecture, r.seed, r.init, some, **r.config)
+    r,d_sae = recipe, round(recipe.expansion*stream.d_in) or recipe.d_sae
+    some = torch.cat(list(islice(stream, -(-max(8192, d_sae)//r.batch))))
+    sae = new_sae(stream.d_in, d_sae, r.k, r.architecture, r.seed, r.init, some, **r.config)
     ready = recipe.init in ('random', 'data') # others were made for the network's own vectors
     if not ready: sae.fold_activation_norm_scaling_factor(1/float(stream.scale))
     return sae

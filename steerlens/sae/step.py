@@ -19,7 +19,7 @@ from .kernels import prepare, rebuild, rescore, revived_grads, screened, stronge
 from .kernels import update_rows
 
 # %% auto #0
-__all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'DenseStep']
+__all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'Usage', 'DenseStep']
 
 # %% ../../nbs/32_sae.step.ipynb #744de6bd
 _PAD = 32 # Columns after the weights, the first of which is the bias
@@ -367,6 +367,29 @@ def reset(self:FastStep,
     self.refresh()
 
 # %% ../../nbs/32_sae.step.ipynb #2b89541a
+class Usage:
+    "A penalty on how often latents fire: KL(target || usage), a mean over latents"
+    def __init__(self,
+        d_sae:int,         # Latents F
+        target:float=.05,  # Share of rows in which each is to fire
+        decay:float=.99,   # Of the moving average
+        width:float=.3,    # Of the sigmoid that passes the gradient on
+    ):
+        need(0<target<1, 'usage', f'target {target}', 'a share of rows, above 0 and below 1')
+        self.target,self.decay,self.width = target, decay, width
+        self.ema,self.t = torch.zeros(d_sae), torch.zeros(())
+    def __call__(self,
+        pre_BF:Tensor,  # Pre-activations, [B, F]
+        acts_BF:Tensor, # Activations, [B, F]
+    )->Tensor: # In nats, with a gradient
+        self.ema = torch.lerp(self.ema.to(pre_BF), (acts_BF!=0).float().mean(0), 1-self.decay)
+        self.t += 1
+        soft = torch.sigmoid(pre_BF/self.width).mean(0)
+        least = 1/len(pre_BF)
+        p = (self.ema/(1-self.decay**self.t)).clamp(least, 1-least) + (soft-soft.detach())
+        return (torch.xlogy(self.target, self.target/p) + torch.xlogy(1-self.target, (1-self.target)/(1-p))).mean()
+
+# %% ../../nbs/32_sae.step.ipynb #b5308188
 class DenseStep:
     "Updates any sae-lens training class in place"
     def __init__(self,
@@ -375,8 +398,9 @@ class DenseStep:
         eps:float=1e-8,        # Adam's
         clip:float=1.,         # Largest norm of the gradient
         autocast:bool=False,   # Products in bfloat16
+        usage:Usage|None=None, # A penalty on how often latents fire, weighted by the coefficient `usage_kl`
     ):
-        self.sae,self.clip,self.autocast = sae, clip, autocast
+        self.sae,self.clip,self.autocast,self.usage = sae, clip, autocast, usage
         self.opt = torch.optim.Adam(sae.parameters(), betas=betas, eps=eps)
     def step(self,
         x:Tensor,              # Activations [B, d_in]
@@ -389,15 +413,17 @@ class DenseStep:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
             given = dict(sae_in=x, coefficients=coefficients, dead_neuron_mask=dead, n_training_steps=self.t)
             out = self.sae.training_forward_pass(TrainStepInput(**given, is_logging_step=False))
+        loss = out.loss
+        if self.usage: loss = loss + coefficients['usage_kl']*self.usage(out.hidden_pre.float(), out.feature_acts)
         self.opt.param_groups[0]['lr'] = lr
         self.opt.zero_grad()
-        out.loss.backward()
+        loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip))
         do = 'look for NaN or infinity in the batch, or lower the learning rate'
         need(math.isfinite(norm), 'dense step', 'the gradient is not finite', do=do)
         self.opt.step()
         fired,mse = (out.feature_acts!=0).sum(0), out.losses['mse_loss'].item()
-        return Step(mse, out.loss.item()-mse, int(fired.sum())/len(x), norm, fired)
+        return Step(mse, loss.item()-mse, int(fired.sum())/len(x), norm, fired)
 
 # %% ../../nbs/32_sae.step.ipynb #96e58635
 @patch(as_prop=True)
@@ -409,14 +435,16 @@ def t(self:DenseStep):
 @patch
 def state_dict(self:DenseStep)->dict: # Tensors by name
     "What an exact continuation needs beside the weights"
-    return {f'{n}.{k}': v for n,p in self.sae.named_parameters() for k,v in self.opt.state[p].items()}
+    found = {f'{n}.{k}': v for n,p in self.sae.named_parameters() for k,v in self.opt.state[p].items()}
+    return found | ({'usage.ema': self.usage.ema, 'usage.t': self.usage.t} if self.usage and found else {})
 
 @patch
 def load_state_dict(self:DenseStep,
     state:dict # From `state_dict`
 ):
     "Go on from there"
-    names = dict(self.sae.named_parameters())
+    names,state = dict(self.sae.named_parameters()), dict(state)
+    if self.usage and state: self.usage.ema,self.usage.t = (state.pop(f'usage.{k}').clone() for k in ('ema', 't'))
     same = not state or {k.rsplit('.', 1)[0] for k in state}==set(names)
     need(same, 'dense step', 'state of another autoencoder or kind of step', do='start anew')
     for k,v in state.items():

@@ -19,7 +19,7 @@ from ..core import SteerlensError, atomic, generator, lock, need, read_json, sha
 from ..acts.stream import Stream
 from .gpu import fast_step
 from .models import calibrate
-from .step import DenseStep, unsupported
+from .step import DenseStep, Usage, unsupported
 
 # %% auto #0
 __all__ = ['MEASURED', 'scheduled', 'Rows', 'Training', 'class_coefficients', 'Trained', 'train', 'live', 'to_wandb']
@@ -82,10 +82,11 @@ class Training:
     steps:int = 800            # Updates
     lr:float|list = 2e-3       # Peak learning rate; a number falls along a cosine to a tenth, pieces don't
     warmup:float = .05         # Share of the updates over which the learning rate rises from zero
-    coefficients:dict = field(default_factory=dict) # Of sparsity losses (`l1_sum`, `l1_mean`, `l0`): numbers or pieces
+    coefficients:dict = field(default_factory=dict) # Of `l1_sum`, `l1_mean`, `l0`, `usage_kl`: numbers or pieces
+    usage:float = .05          # Share of rows in which each latent is to fire, where `usage_kl` is given
     clip:float = 1.            # Largest norm of the gradient
     dead_after:int = 100_000   # Rows without firing after which a latent counts as dead
-    resample:int = 0           # Updates between resamplings of dead latents; 0 for none
+    resample:int|list = 0      # Updates between resamplings of dead latents, or those they follow; 0 for none
     measure:int = 100          # Updates between measurements on held-out rows
     checkpoint:int = 500       # Updates between checkpoints
     dense:bool = False         # The dense step even where the fast one applies
@@ -102,9 +103,9 @@ def class_coefficients(
     "Coefficients of the class's own losses; raises `SteerlensError` for one that it hasn't"
     own,found = set(sae.get_coefficients()), {}
     names = dict(l1_sum=('l1', 1), l1_mean=('l1', 1/sae.cfg.d_sae)) if 'l1' in own else {}
-    known = [*names, *sorted(own - {'l1'})]
+    known = [*names, *sorted(own - {'l1'}), 'usage_kl']
     for name,spec in coefficients.items():
-        need(name in known, 'train', f'{type(sae).__name__} has no coefficient {name}', f'{", ".join(known) or "none"}',
+        need(name in known, 'train', f'{type(sae).__name__} has no coefficient {name}', ", ".join(known),
              'l1 is a sum over latents (l1_sum) or their mean (l1_mean)' if name=='l1' and names else '')
         called,factor = names.get(name, (name, 1))
         pieces = isinstance(spec, (list,tuple))
@@ -149,9 +150,12 @@ def _check_band(name, band):
 # %% ../../nbs/34_sae.train.ipynb #eee3263d
 def _check_values(t):
     "Settings by themselves"
-    for name,least in dict(steps=1, measure=1, checkpoint=1, resample=0, dead_after=1).items():
+    for name,least in dict(steps=1, measure=1, checkpoint=1, dead_after=1).items():
         v = getattr(t, name)
         need(type(v) is int and v >= least, 'train', f'{name}={v!r}', f'a whole number from {least} on')
+    after = t.resample if isinstance(t.resample, (list,tuple)) else [t.resample]
+    fits = all(type(n) is int and n>=0 for n in after)
+    need(fits, 'train', f'resample={t.resample!r}', 'a whole number from 0 on, or a list of them')
     need(t.steps < 10_000_000, 'train', f'steps={t.steps:,}', 'less than ten million')
     need(_number(t.clip) and t.clip>0, 'train', f'clip={t.clip!r}', 'a positive number')
     need(_number(t.warmup) and 0<=t.warmup<=1, 'train', f'warmup={t.warmup!r}', 'a share of the updates, 0 to 1')
@@ -187,7 +191,8 @@ class _Run:
     "What a run knows, and a checkpoint keeps"
     def __init__(self, sae, stream, held, t):
         self.sae,self.stream,self.held,self.t = sae, stream, held, t
-        self.why = 'asked for' if t.dense else unsupported(sae) # not to use the fast step; empty if it is used
+        self.usage = Usage(sae.cfg.d_sae, t.usage) if 'usage_kl' in t.coefficients else None
+        self.why = 'asked for' if t.dense else unsupported(sae) or 'a penalty on usage'*bool(self.usage)
         self.stepper,self.kind = self._stepper()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device) # rows since each latent fired
         self.done = 0             # updates
@@ -201,7 +206,8 @@ class _Run:
         "What makes an update, and its name"
         t = self.t
         if self.why:
-            return DenseStep(self.sae, clip=t.clip, autocast=t.precision=='bfloat16'), f'dense step: {self.why}'
+            dense = DenseStep(self.sae, clip=t.clip, autocast=t.precision=='bfloat16', usage=self.usage)
+            return dense, f'dense step: {self.why}'
         fast = fast_step(self.sae, clip=t.clip, encode=getattr(torch, t.precision) if t.precision else None)
         return fast, f"fast step, screened in {str(fast.encode).split('.')[1]}"
 
@@ -215,11 +221,11 @@ class _Run:
 # %% ../../nbs/34_sae.train.ipynb #44c68158
 def _coefficients(run):
     "Of the class's own losses, for the next update"
-    found = {}
+    found = {name: scheduled(spec, run.done) for name,spec in run.coefficients.items()}
     for name,c in run.sae.get_coefficients().items():
-        value,warm = getattr(c, 'value', c), getattr(c, 'warm_up_steps', 0)
-        own = value*min(1, (run.done+1)/max(1, warm))
-        found[name] = scheduled(run.coefficients[name], run.done) if name in run.coefficients else own
+        warm = min(1, (run.done+1)/max(1, getattr(c, 'warm_up_steps', 0)))
+        value = found.get(name, getattr(c, 'value', c))
+        found[name] = value if isinstance(run.coefficients.get(name), (list,tuple)) else value*warm
     return found
 
 # %% ../../nbs/34_sae.train.ipynb #5bef56bb
@@ -264,6 +270,10 @@ def _drift(run, row):
     return '; '.join(said) or None
 
 # %% ../../nbs/34_sae.train.ipynb #4a5d0d0f
+def _due(resample, done):
+    "Does a resampling follow this update?"
+    return done in resample if isinstance(resample, (list,tuple)) else bool(resample) and done%resample==0
+
 @torch.no_grad()
 def _resample(run, x):
     "Dead latents on rows of this batch that are rebuilt badly; how many"
@@ -423,7 +433,7 @@ def _train(run, folder, callbacks, show):
         step = _update(run, x)
         show(run.done)
         last,save = run.done==t.steps, run.done%t.checkpoint==0
-        if t.resample and run.done%t.resample==0 and not last: _resample(run, x)
+        if _due(t.resample, run.done) and not last: _resample(run, x)
         if not (last or save or run.done%t.measure==0): continue
         row = _measure(run, step, (run.done-since)*len(x)/(time.perf_counter()-clock))
         log = _note(run, folder, row)
