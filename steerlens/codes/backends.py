@@ -99,8 +99,9 @@ def about(self:CodeStore,
     columns:list|None=None, # Which; all by default
 )->pd.DataFrame: # A line for each, in their order
     "Who some rows are"
+    if columns==[]: return pd.DataFrame(index=range(len(rows)))
     if self.who is not None: return self.who.rows_of(rows, columns)
-    need(columns in (None, [], ['row_id']), 'columns', ', '.join(columns or []),
+    need(columns in (None, ['row_id']), 'columns', ', '.join(columns or []),
          'none, as these codes have no row table', 'name a data_dir that has metadata/')
     return pd.DataFrame(dict(row_id=np.asarray(rows, 'i8')))
 

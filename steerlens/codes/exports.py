@@ -16,7 +16,7 @@ from .steps import SILENT, steps, stepwise
 from .store import Codes, write_codes
 
 # %% auto #0
-__all__ = ['export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'export_zarr', 'import_codes']
+__all__ = ['SOME', 'export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'export_zarr', 'import_codes']
 
 # %% ../../nbs/42_codes.exports.ipynb #0db457be
 @contextmanager
@@ -44,7 +44,9 @@ def zarr_out(
     "An array to write to, compressed as published: blosc, zstd at level 3, shuffled"
     import zarr
     need(zarr_format in (2, 3), 'zarr_format', zarr_format, '2 or 3')
-    if (path/'zarr.json').exists() or (path/'.zarray').exists(): return zarr.open_array(str(path), mode='r+')
+    if (path/'zarr.json').exists() or (path/'.zarray').exists():
+        for left in path.rglob('*.partial'): left.unlink() # chunks that a kill fell into
+        return zarr.open_array(str(path), mode='r+')
     blosc = dict(cname='zstd', clevel=3)
     if zarr_format==3: packed = zarr.codecs.BloscCodec(shuffle='shuffle', **blosc)
     else: packed = dict(id='blosc', shuffle=1, **blosc)
@@ -80,6 +82,8 @@ def _dense(some, a, b):
     return x
 
 # %% ../../nbs/42_codes.exports.ipynb #899fab14
+SOME = 256 # Latents of a step
+
 def export_neurons(
     codes:Codes,   # A finished store
     dest:Path|str, # A new folder, the `neuron_acts_dir` of a configuration
@@ -87,8 +91,8 @@ def export_neurons(
 )->Path: # `dest`
     "Write `neuron_0000/{acts.npy,idxs.npy}` for every latent, float32 and int64"
     with export_folder(dest, codes, layout='neurons') as out:
-        for f in steps(out, range(0, codes.n_features, 256), tell, 'features'):
-            for g in range(f, min(f+256, codes.n_features)): _write_neuron(out/f'neuron_{g:04d}', *codes.load(g))
+        for f in steps(out, range(0, codes.n_features, SOME), tell, 'features'):
+            for g in range(f, min(f+SOME, codes.n_features)): _write_neuron(out/f'neuron_{g:04d}', *codes.load(g))
         write_json(out/'neuron_metadata.json', dict(n_features=codes.n_features, n_samples=codes.n_rows))
     return Path(dest)
 

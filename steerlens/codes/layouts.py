@@ -191,7 +191,7 @@ def load(self:Transposed, feature:int):
     in_range(feature, self.n_features)
     where = f'{self.array.store_path}, latent {feature}'
     def part(a): return nonzeros(read_zarr(self.array, feature, slice(a, a+CELLS)), a, where)
-    parts = [part(a) for a in range(0, self.n_rows, CELLS)]
+    parts = [part(a) for a in range(0, max(self.n_rows, 1), CELLS)]
     return tuple(map(np.concatenate, zip(*parts)))
 
 # %% ../../nbs/41_codes.layouts.ipynb #10c5e093
@@ -369,8 +369,8 @@ def rows_of(self:BatchRows,
     for c in columns: need(c in ('row_id', *self.names), f"column '{c}'", f'not in {self.names}')
     for i in ids[(ids < 0) | (ids >= self.first[-1])][:1]: in_range(i, self.first[-1], 'row')
     batch = np.searchsorted(self.first, ids, side='right')-1
-    parts = [self._part(i, ids[batch==i], columns) for i in np.unique(batch)]
-    if not parts: return pd.DataFrame(columns=columns)
+    some = np.unique(batch) if len(ids) else [0] # of no rows, the first batch has the types
+    parts = [self._part(i, ids[batch==i], columns) for i in some]
     back = np.argsort(np.argsort(batch, kind='stable'), kind='stable') # the parts follow each other by batch
     return pd.concat(parts, ignore_index=True).iloc[back].reset_index(drop=True)[columns]
 
@@ -380,7 +380,7 @@ def _part(self:BatchRows, i, ids, columns):
     theirs = {v: k for k,v in _OURS.items()}
     table = _parquet(self.files[i]).read([theirs.get(c, c) for c in columns if c != 'row_id'])
     rows = table.take(ids-self.first[i]).to_pandas().rename(columns=_OURS)
-    if self.vocab and 'tokens' in rows: rows['tokens'] = [[self.vocab[t] for t in ts] for ts in rows.tokens]
+    if self.vocab and 'tokens' in rows: rows['tokens'] = rows.tokens.map(lambda ts: [self.vocab[t] for t in ts])
     return rows.assign(row_id=ids)
 
 @patch

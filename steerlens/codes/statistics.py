@@ -241,9 +241,8 @@ def statistics(
     how = dict(version=STATS, n_rows=codes.n_rows, catalog=sha256(codes.folder/'catalog.json'), columns=columns,
                top=top, bins=bins, partners=partners, values=values, influences=influences,
                decoder=_hash_of(codes, sae, head, names))
-    if not _is_made(codes, how):
-        with stepwise(codes.folder/'stats', how, replace=True) as folder:
-            _work(codes, sae, head, names, how, folder, step, workers or len(os.sched_getaffinity(0)), tell)
+    with stepwise(codes.folder/'stats', how, lambda: _is_made(codes, how)) as folder:
+        if folder: _work(codes, sae, head, names, how, folder, step, workers or len(os.sched_getaffinity(0)), tell)
     return Stats(codes.folder)
 
 def _is_made(codes, how):
@@ -268,11 +267,11 @@ def _work(codes, sae, head, names, how, folder, step, workers, tell):
     "The steps, and then one file of each kind"
     columns = _encoded(codes, how['columns'], folder, tell)
     ranges = _cuts(codes.counts, step, 2**13)
-    for a,b in steps(folder, ranges, tell, 'features'):
-        _range(codes, a, b, how, columns, folder/f'.ranges/{a:09d}', workers)
+    at = {r: folder/f'.ranges/{r[0]}' for r in ranges}
+    for a,b in steps(folder, ranges, tell, 'features'): _range(codes, a, b, how, columns, at[a,b], workers)
     for _ in steps(folder, ['all'] if head is not None else [], tell, 'influences'):
         _influences(sae.W_dec, head, names, how['influences'], folder/'influences.parquet')
-    _join(folder, sorted((folder/'.ranges').iterdir()))
+    _join(folder, list(at.values()))
     _write_idf(folder/'idf.parquet', columns, codes.n_rows)
     manifest(folder, 'stats', how)
 

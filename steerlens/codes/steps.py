@@ -16,17 +16,18 @@ __all__ = ['stepwise', 'SILENT', 'steps']
 # %% ../../nbs/41_codes.steps.ipynb #0db457be
 @contextmanager
 def stepwise(
-    dest:Path|str,     # The folder to make
-    how:dict,          # What identifies the job; half of another one is not continued
-    replace:bool=False # May `dest` be there already? It is replaced in the end
-)->Iterator[Path]: # Where to work
+    dest:Path|str, # The folder to make
+    how:dict,      # What identifies the job; half of another one is not continued
+    made:Callable|None=None, # Is what is there what is wanted? Otherwise it is replaced; by default nothing may be there
+)->Iterator[Path|None]: # Where to work; None where all is done already
     "A folder to fill in `steps`: complete, or not there"
     dest = Path(dest)
     tmp = dest.with_name(f'.tmp-steps-{dest.name}')
     try:
-        with lock(tmp/'.lock', str(dest)):
+        with lock(dest.with_name(f'.lock-{dest.name}'), str(dest)):
+            if made and made(): return (yield)
             free = not dest.exists() or dest.is_dir() and not any(dest.iterdir())
-            need(free or replace, dest, 'is there already', 'a new or empty folder')
+            need(free or made, dest, 'is there already', 'a new or empty folder')
             _begin(tmp, sha256(how))
             yield tmp
             os.sync()
@@ -36,8 +37,7 @@ def stepwise(
 def _begin(tmp, job):
     "Continue this job, or clear away another one"
     if (tmp/'.job.json').exists() and read_json(tmp/'.job.json')==job: return
-    for p in tmp.iterdir():
-        if p.name != '.lock': shutil.rmtree(p) if p.is_dir() else p.unlink()
+    shutil.rmtree(tmp, ignore_errors=True)
     write_json(tmp/'.job.json', job)
 
 def _place(tmp, dest):
