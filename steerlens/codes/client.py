@@ -26,8 +26,9 @@ class Client:
         self.url = url or os.environ.get('ACTIVATION_SERVER_URL') or 'http://127.0.0.1:8765'
         token = token or os.environ.get('ACTIVATION_TOKEN')
         headers = {'authorization': f'Bearer {token}'} if token else {}
-        if urlsplit(self.url).hostname in ('localhost', '127.0.0.1', '::1'): headers['accept-encoding'] = 'identity'
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+        here = urlsplit(self.url).hostname in ('localhost', '127.0.0.1', '::1')
+        if here: headers['accept-encoding'] = 'identity'
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not here)
 
     def __enter__(self): return self
     def __exit__(self, *args): self.close()

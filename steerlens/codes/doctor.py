@@ -14,16 +14,13 @@ from .statistics import Stats
 from .store import Codes, read_catalog, verify
 
 # %% auto #0
-__all__ = ['LEVELS', 'AGAIN', 'PICKLES', 'Finding', 'command', 'torn', 'in_store', 'made_by', 'in_layouts', 'beside', 'pickles',
-           'doctor', 'examine', 'environment']
+__all__ = ['AGAIN', 'Finding', 'command', 'torn', 'in_store', 'made_by', 'in_layouts', 'beside', 'pickles', 'walk', 'doctor',
+           'stores_below', 'examine', 'environment']
 
 # %% ../../nbs/46_codes.doctor.ipynb #3ed617c5
-LEVELS = dict(ok='as it should be', slow='works, but slowly', missing='is not there', torn='damaged or incomplete',
-              unsafe='could run code when it is opened')
-
 class Finding(NamedTuple):
     "Something that was looked at"
-    level:str # One of `LEVELS`
+    level:str # ok, slow, missing, torn or unsafe
     what:str  # One sentence
     do:str='' # A command to run, or what else to do
 
@@ -61,8 +58,9 @@ def _wrong(folder, line):
     except SteerlensError: again = ''
     if 'still being built' in what: return Finding('missing', what, again or advice)
     part = re.search(r'parts/\d+', what)
-    remove = f'rm -r {shlex.quote(str(folder/part[0] if part else folder))}'
-    return Finding('torn', what or advice, f'{remove} && {again}' if again else advice)
+    remove = f'rm -r {shlex.quote(str(folder/part[0] if part else folder))} && '
+    goes_on = what and 'remove' not in advice and ' build ' in again # an import begins anew
+    return Finding('torn', what or advice, ('' if goes_on else remove)+again if again else advice)
 
 def _summary(codes):
     "Sizes, and how long a query takes"
@@ -122,7 +120,7 @@ def _read(loader):
 def _slow(config):
     where = config.data_dir
     return Finding('slow', f'{where}: only batches, so a feature takes a pass over all of them',
-                   command('codes', 'import', where, Path('codes')/where.name))
+                   _import(where))
 
 # %% ../../nbs/46_codes.doctor.ipynb #132dc6bb
 def _shapes(loader)->Iterator[Finding]:
@@ -148,9 +146,11 @@ def beside(
     if (folder/'metadata').exists(): yield from _metadata(folder)
     else:
         yield Finding('missing', f'{folder}: no metadata/, so nobody knows who the rows are', 'copy it here')
+    if not (folder/'conversion_metadata.json').exists():
+        yield Finding('missing', f'{folder}: no conversion_metadata.json', 'write it all anew: `steerlens codes export`')
     for name in ('histograms', 'feature_stats', 'idf', 'influences'):
         if not [*(folder/'precomputed').glob(f'{name}.*')]:
-            yield Finding('missing', f'{folder}/precomputed: no {name}', f'{_import(folder)}; {_stats(folder)}')
+            yield Finding('missing', f'{folder}/precomputed: no {name}', _as_store(folder))
 
 def _metadata(folder):
     try: wrong = BatchRows(folder, Batches(StorageConfig(data_dir=folder)).n_rows).problems()
@@ -159,20 +159,25 @@ def _metadata(folder):
     if not (folder/'vocab.json').exists():
         yield Finding('missing', f'{folder}: no vocab.json, so tokens stay numbers', "copy the model's vocab.json here")
 
-def _store(folder): return Path('codes')/folder.name
-def _import(folder): return command('codes', 'import', folder, _store(folder))
-def _stats(folder): return command('codes', 'stats', _store(folder))
+def _import(folder): return command('codes', 'import', folder, Path('codes')/folder.name)
+def _as_store(folder): return f"{_import(folder)} && {command('codes', 'stats', Path('codes')/folder.name)}"
 
 def pickles(
-    folder:Path # To look in, two levels deep
+    folder:Path, # To look below
+    do:str       # How to have what they hold
 )->Iterator[Finding]:
     "Files that run code when they are opened"
-    found = [p for level in ('*', '*/*') for p in sorted(folder.glob(level)) if p.suffix in PICKLES]
-    for p in found:
-        yield Finding('unsafe', f'{p}: a pickle, which is never opened here', 'have its contents as parquet and npz: '
-                      + (f'{_import(folder)}; {_stats(folder)}'))
+    for here,files in walk(folder):
+        for f in sorted(f for f in files if f.endswith(('.pkl', '.pickle', '.joblib'))):
+            yield Finding('unsafe', f'{here/f}: a pickle, which is never opened here', do)
 
-PICKLES = ('.pkl', '.pickle', '.joblib')
+def walk(
+    folder:Path # To look below
+)->Iterator[tuple[Path,list]]: # Folders, and the names of their files
+    "All folders but those that hold the millions of files of an array"
+    for here,dirs,files in os.walk(folder):
+        dirs[:] = sorted(d for d in dirs if not d.startswith(('.', 'neuron_')) and not d.endswith('.zarr'))
+        yield Path(here), files
 
 # %% ../../nbs/46_codes.doctor.ipynb #1f3536d5
 def doctor(
@@ -181,14 +186,16 @@ def doctor(
 )->list[Finding]: # Raises `SteerlensError` where there are no codes
     "Look at a folder of codes"
     if folder is None: return [*environment(deep)]
-    folder = Path(folder)
-    stores = [f.parent for f in sorted(folder.rglob('catalog.json')) if _is_codes(f)]
-    if stores: return [found for s in stores for found in (*in_store(s, deep), *pickles(s))]
-    return [*dict.fromkeys(examine(config_of(folder), deep))] # once, whoever says it
+    stores = stores_below(folder)
+    configs = [StorageConfig(data_dir=s) for s in stores] or [config_of(folder)]
+    return [*dict.fromkeys(found for c in configs for found in examine(c, deep))] # once, whoever says it
 
-def _is_codes(file):
-    "Is this the catalog of a code store? Activations have one, too"
-    return 'n_features' in file.read_text(errors='replace')
+def stores_below(
+    folder:str|Path # A store, or any folder
+)->list[Path]:
+    "The code stores in a folder, finished or not"
+    catalogs = [here/'catalog.json' for here,files in walk(Path(folder)) if 'catalog.json' in files]
+    return [c.parent for c in catalogs if 'n_features' in c.read_text(errors='replace')] # activations have some, too
 
 def examine(
     config:StorageConfig, # Folders
@@ -196,10 +203,11 @@ def examine(
 )->Iterator[Finding]:
     "Look at what a configuration names"
     folder = config.data_dir
-    if folder and (folder/'catalog.json').exists(): yield from in_store(folder, deep)
+    ours = folder and (folder/'catalog.json').exists()
+    if ours: yield from in_store(folder, deep)
     yield from in_layouts(config, deep)
     if folder and (folder/'activations').exists(): yield from beside(folder)
-    for f in {config.data_dir, config.transposed_dir, config.neuron_acts_dir}-{None}: yield from pickles(f)
+    if folder: yield from pickles(folder, command('codes', 'stats', folder) if ours else _as_store(folder))
 
 # %% ../../nbs/46_codes.doctor.ipynb #7d7fa176
 def environment(

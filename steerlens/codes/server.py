@@ -38,12 +38,13 @@ class Picks(BaseModel):
     limit:int|None = Field(None, ge=1, description='Rows at most, the first of them; by default all.')
     sample_frac:float|None = Field(None, gt=0, le=1, description='A random share of the rows, before the limit.')
     seed:int = Field(0, ge=0, lt=2**63, description='Which random share; the same seed gives the same rows.')
-    include_tokens:bool|None = Field(None, description='What the row table knows of each row.')
-    include_abilities:bool|None = Field(None, description="The guide's name for include_tokens.")
+    include_tokens:bool = Field(False, description='Add what the row table knows of each row.')
+    include_abilities:bool|None = Field(None, description="Add the guide's columns, the numbers of a row's tokens and "
+                                                          'context; by default where there is a vocabulary.')
 
 class JsonPicks(Picks):
     "The same, with a limit: JSON is large"
-    limit:int = Field(10_000, ge=1, description='Rows at most, the first of them.')
+    limit:int = Field(10_000, ge=1, le=1_000_000, description='Rows at most, the first of them; Arrow has no bound.')
 
 # %% ../../nbs/44_codes.server.ipynb #b4f0e1f3
 @patch
@@ -170,7 +171,7 @@ MOST_LINES = 1<<20 # Rows with their tokens in one answer
 def adds(self:Source, picks:Picks)->tuple[bool,bool]:
     "Whether the table's lines are asked for, and whether the guide's columns are"
     asked = picks.include_abilities
-    return bool(picks.include_tokens), self.vocab is not None if asked is None else asked
+    return picks.include_tokens, self.vocab is not None if asked is None else asked
 
 @patch
 def lines(self:Source, ids, picks:Picks)->dict[str,pa.Array]:
@@ -328,8 +329,9 @@ def activations(feature_id:int, picks:Annotated[JsonPicks, Query()], source:TheS
     "A feature's rows; `/arrow` is faster and smaller"
     f = source.found(feature_id, picks)
     lines = pa.Table.from_batches(batches(f.rows, f.values, f.more))
-    return answer(request, Activations(feature_id=feature_id, n_rows=len(lines), columns=lines.schema.names,
-                                       data=lines.to_pylist(), load_time_ms=f.ms, n_total=f.n_total))
+    return answer(request, Activations.model_construct( # which doesn't look at a million rows again
+        feature_id=feature_id, n_rows=len(lines), columns=lines.schema.names, data=lines.to_pylist(), load_time_ms=f.ms,
+        n_total=f.n_total))
 
 # %% ../../nbs/44_codes.server.ipynb #b9de8d64
 ARROW = 'application/vnd.apache.arrow.stream'
@@ -354,10 +356,10 @@ async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSourc
     quick = source.quick(feature_id, picks)
     f = await aside(quick, source.found, feature_id, picks)
     how = coding(request.headers.get('accept-encoding', ''), 'zstd')
-    headers = coded(how) | described(feature_id, f)
-    pieces = (packed(p, how) for p in stream(batches(f.rows, f.values, f.more)))
-    if len(f.rows) > BATCH: return StreamingResponse(pieces, media_type=ARROW, headers=headers)
-    return Response(await aside(quick, b''.join, pieces), media_type=ARROW, headers=headers)
+    kind = dict(media_type=ARROW, headers=coded(how) | described(feature_id, f))
+    pieces = stream(batches(f.rows, f.values, f.more))
+    if len(f.rows) > BATCH: return StreamingResponse((packed(p, how) for p in pieces), **kind)
+    return Response(await aside(quick, lambda: packed(b''.join(pieces), how)), **kind)
 
 # %% ../../nbs/44_codes.server.ipynb #84dc705b
 def stats_of(source:TheSource)->Stats:

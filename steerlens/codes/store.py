@@ -260,7 +260,7 @@ def lines(self:Codes,
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
     for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
-    schema = self._schema(columns)
+    schema = self._asked(lambda: self._schema(columns))
     tables = self._asked(lambda: [t for p in self.pieces for t in _lines(p, some, schema.names)])
     found = pa.concat_tables([schema.empty_table(), *tables], promote_options='permissive')
     need(len(found)==len(some), 'rows', 'some are not there yet', do='wait for the build to go on')
@@ -274,13 +274,12 @@ def rows_of(self:Codes, ids, columns:list|None=None)->pd.DataFrame:
 @patch
 def _schema(self:Codes, columns):
     "Names and types of these columns of the row table, or of all"
-    number = pa.schema(dict(row_id=pa.int64()))
     theirs = [p.meta.schema.to_arrow_schema() for p in self.pieces]
-    found = pa.unify_schemas([number, *theirs], promote_options='permissive')
-    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {found.names}')
+    found = pa.unify_schemas([pa.schema(dict(row_id=pa.int64())), *theirs], promote_options='permissive')
+    for c in columns or (): need(c in found.names, f"column '{c}'", f'not in {", ".join(found.names)}')
     return found if columns is None else pa.schema([found.field(c) for c in columns])
 
-# %% ../../nbs/40_codes.store.ipynb #4df88c18
+# %% ../../nbs/40_codes.store.ipynb #2ca24411
 def _lines(piece, rows, columns):
     "The lines of those `rows` that are in a piece, group by group"
     at = rows[(rows >= piece.first) & (rows < piece.first+piece.n_rows)] - piece.first

@@ -91,21 +91,19 @@ def codes_ls(
     json:Json=False, # For scripts
 ):
     "List the code stores below a folder, finished or not."
-    from pathlib import Path
+    from steerlens.codes.doctor import stores_below
     rows = []
-    for f in sorted(Path(folder).rglob('catalog.json')):
-        try: row = _listed(f)
+    for f in stores_below(folder):
+        try: rows.append(_listed(f))
         except SteerlensError as e: print(e, file=sys.stderr) # not whole, or of another version
-        else: rows += [row]*bool(row)
     need(rows, folder, 'no code stores below', 'a catalog.json somewhere', 'make one with `steerlens codes build`')
     if json: show_json(rows)
     else: show_table([*rows[0]], [[*r.values()] for r in rows])
 
-def _listed(catalog):
-    "A line of the list; None for catalogs of other kinds"
+def _listed(folder):
+    "A line of the list"
     from steerlens.codes.store import Codes
-    if 'n_features' not in read_json(catalog): return None # of activations or tokens
-    c = Codes(catalog.parent)
+    c = Codes(folder)
     parts = -(-c.n_rows//c.catalog['chunk_rows'])
     state = 'finished' if c.finished else f'{len(c.pieces)} of {parts} parts'
     stats = 'yes' if (c.folder/'stats/manifest.json').exists() else 'no'
@@ -124,7 +122,7 @@ def codes_show(
     c = Codes(folder)
     n,k = c.counts, c.catalog
     more = 'threshold', 'chunk_rows', 'site', 'streams', 'dropped'
-    known = _listed(c.folder/'catalog.json') | {x: k[x] for x in more}
+    known = _listed(c.folder) | {x: k[x] for x in more}
     known |= dict(bytes_an_entry=known['GB']*1e9/max(c.nnz, 1), rows_a_feature=float(n.mean()) if len(n) else 0.,
                   most=int(n.max(initial=0)), never=int((n==0).sum()), sae=k['sae'], acts=k['acts'])
     if json: return show_json(known)
