@@ -80,7 +80,7 @@ lab: $(HERE) ## JupyterLab
 studio: $(HERE) ## the policy studio, a page in your browser
 	@"$(BIN)"/steerlens studio
 
-SUBJECT ?= nano_vla nano_lm walker
+SUBJECT ?= nano_vla nano_lm walker set_model
 subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them
 	@for s in $(SUBJECT); do "$(BIN)"/python -m steerlens.subjects.$$s || exit 1; done
 

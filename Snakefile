@@ -11,7 +11,7 @@ from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 NUMBERED = {p.split("_")[0]: p for p in PHASES}
-ASKED = {"nano_vla": "1234", "nano_lm": "123"}
+ASKED = {"nano_vla": "1234", "nano_lm": "123", "set_model": "12"}
 if "everything" in config:  # and what takes longer than `make run` may
     ASKED["walker"] = "1236"
 if "subjects" in config:  # others, through two phases or more: --config subjects=smollm2 phases=3

@@ -20,8 +20,9 @@ from .set_data import WEIGHTS, Sets, Views, collect, kept, summary, views, vocab
 from .set_net import complete, frequencies, new_net, save, subject, train, tuned_logistic
 
 # %% auto #0
-__all__ = ['JUDGED', 'COUNTED', 'COLUMNS', 'LIBRARIES', 'answers', 'intervals', 'compared', 'judged', 'by_size', 'view_table',
-           'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'held_out', 'work', 'retrain']
+__all__ = ['JUDGED', 'COUNTED', 'COLUMNS', 'LIBRARIES', 'answers', 'intervals', 'compared', 'judged', 'by_size', 'between',
+           'view_table', 'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'held_out', 'work',
+           'retrain']
 
 # %% ../../nbs/17_subjects.set_model.ipynb #2d16221c
 def answers(
@@ -91,6 +92,17 @@ def by_size(
     rows = {who: t.groupby(quarter, observed=True).ap.mean() for who,t in found.items()}
     table = pd.DataFrame(rows).T
     return table.set_axis([f'{int(i.left)+1} to {int(i.right)}' for i in table.columns], axis=1)
+
+# %% ../../nbs/17_subjects.set_model.ipynb #7bdc16a5
+def between(
+    x_ND:Tensor,   # Activations
+    group_N:Tensor # Number of the group that each row is in
+)->float: # Share of the variance that lies between the groups' means
+    "What belonging to a group tells of the activations"
+    group = group_N.unique(return_inverse=True)[1]
+    n = torch.bincount(group)[:,None]
+    means = torch.zeros(len(n), x_ND.shape[1]).index_add_(0, group, x_ND)/n
+    return 1-((x_ND-means[group]).pow(2).sum()/(x_ND-x_ND.mean(0)).pow(2).sum()).item()
 
 # %% ../../nbs/17_subjects.set_model.ipynb #9b1bbe28
 COLUMNS = ['module', 'function', 'split', 'context']
@@ -201,15 +213,7 @@ def size_shares(
     "What set size alone tells of the activations; each size a group of its own"
     stream = acts.streams[0]
     size = torch.tensor(acts.rows(stream)['size'].to_numpy())
-    return {site: _between(acts.x(site, stream)[:].float(), size) for site in acts.sites(stream)}
-
-def _between(x_ND, group_N):
-    "Share of the variance that lies between groups"
-    group = group_N.unique(return_inverse=True)[1]
-    n = torch.bincount(group)[:,None]
-    means = torch.zeros(len(n), x_ND.shape[1]).index_add_(0, group, x_ND)/n
-    far = x_ND-x_ND.mean(0)
-    return 1-((x_ND-means[group]).pow(2).sum()/far.pow(2).sum()).item()
+    return {site: between(acts.x(site, stream)[:].float(), size) for site in acts.sites(stream)}
 
 # %% ../../nbs/17_subjects.set_model.ipynb #56c816e7
 class Completion(NextTokens):
