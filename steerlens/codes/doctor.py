@@ -147,8 +147,7 @@ def beside(
     else:
         yield Finding('missing', f'{folder}: no metadata/, so nobody knows who the rows are', 'copy it here')
     if not (folder/'conversion_metadata.json').exists():
-        again = 'write it all anew: `steerlens codes export`'
-        yield Finding('missing', f'{folder}: no conversion_metadata.json', again)
+        yield Finding('missing', f'{folder}: no conversion_metadata.json', 'write it anew: `steerlens codes export`')
     for name in ('histograms', 'feature_stats', 'idf', 'influences'):
         if not [*(folder/'precomputed').glob(f'{name}.*')]:
             yield Finding('missing', f'{folder}/precomputed: no {name}', _as_store(folder))
