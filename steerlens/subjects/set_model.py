@@ -105,13 +105,13 @@ def between(
     return 1-((x_ND-means[group]).pow(2).sum()/(x_ND-x_ND.mean(0)).pow(2).sum()).item()
 
 # %% ../../nbs/17_subjects.set_model.ipynb #9b1bbe28
-COLUMNS = ['module', 'function', 'split', 'context']
+COLUMNS = ['module', 'function', 'context']
 
 def view_table(
     sets:Sets,  # Of some splits
     masked:int, # Views of each set with something hidden
     seed:int    # Which
-)->pd.DataFrame: # episode, step, task, module, function, split, context, known, size, tokens, hidden
+)->pd.DataFrame: # episode, step, task, module, function, context, known, size, tokens, hidden
     "Every set whole, then with something hidden"
     some = views(sets, masked, 'harvest', seed)
     visible = torch.cat([sets.X, some.visible])
