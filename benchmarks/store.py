@@ -260,7 +260,7 @@ def cold(root, f):
     for _ in range(20):
         drop(root)
         codes = store(root)
-        _,seconds = timed(lambda: [x.sum() for x in codes.load(f)])
+        _,seconds = timed(lambda: [x.sum(dtype='f8') for x in codes.load(f)])
         ours.append(seconds*1e3)
         a,b = codes.pieces[0].by_feature.indptr[f:f+2].tolist()
         del codes

@@ -48,24 +48,23 @@ def number(
 # %% ../../nbs/43_codes.counting.ipynb #daecab09
 @_part
 def _digit(k, level, width):
-    "Eleven bits of a key, the first ones at level 0"
-    left = max(width-11*(level+1), 0)
-    return k>>left & ((1<<min(11, width-11*level))-1)
+    "Eight bits of a key, the first ones at level 0"
+    return k>>(width-8*(level+1)) & 255
 
 # %% ../../nbs/43_codes.counting.ipynb #78b7951b
 @_jit
 def ranked(
     bits,  # Of the values, [n]
     ranks, # Whole numbers from 0 to n-1, in any order, [r] int64; used up
-    count, # Room, [r, 2048] int64
-    child, # Room, [3, r, 2048] int8
+    count, # Room, [r, 256] int64
+    child, # Room, [4, r, 256] int8
     out    # Filled: the keys at these ranks, [r] int64
 ):
     "The values at some ranks, as keys"
     width,n = 8*bits.itemsize,1
     node = np.zeros(len(ranks), np.int64)
     out[:] = 0
-    for level in range((width+10)//11):
+    for level in range(width//8):
         count[:n] = 0
         for i in range(len(bits)):
             k,s = key(bits[i], width),np.int64(0)
@@ -73,11 +72,11 @@ def ranked(
                 s = np.int64(child[l,s,_digit(k, l, width)])
                 if s < 0: break
             if s >= 0: count[s,_digit(k, level, width)] += 1
-        n = _descend(ranks, count, child[level], node, out, min(11, width-11*level))
+        n = _descend(ranks, count, child[level], node, out)
 
 # %% ../../nbs/43_codes.counting.ipynb #bdd19f35
 @_jit
-def _descend(ranks, count, child, node, out, n_bits):
+def _descend(ranks, count, child, node, out):
     "Each rank to the digit it falls into; how many nodes there are then"
     child[:] = -1
     n = 0
@@ -86,7 +85,7 @@ def _descend(ranks, count, child, node, out, n_bits):
         while ranks[j] >= count[s,d]:
             ranks[j] -= count[s,d]
             d += 1
-        out[j] = out[j]<<n_bits | d
+        out[j] = out[j]<<8 | d
         if child[s,d] < 0:
             child[s,d] = n
             n += 1
@@ -166,7 +165,7 @@ def describe(
     "Sums, quantiles, best rows and histograms of latents `a` to `b`"
     r,width = len(q)+1,8*bits.itemsize
     place,found = np.empty(r, np.int64),np.empty(r, np.int64)
-    count,child = np.empty((r, 2048), np.int64),np.empty((3, r, 2048), np.int8)
+    count,child = np.empty((r, 256), np.int64),np.empty((4, r, 256), np.int8)
     for f in range(a, b):
         i,v = f-a,bits[indptr[f]:indptr[f+1]]
         n = len(v)

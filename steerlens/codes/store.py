@@ -9,7 +9,7 @@ from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
-import shutil
+import mmap, shutil
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
@@ -18,8 +18,8 @@ from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, dam
 from .parts import read_part, write_part
 
 # %% auto #0
-__all__ = ['CATALOG', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange', 'verify',
-           'rows_a_part', 'write_codes', 'finish']
+__all__ = ['CATALOG', 'SOON', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange',
+           'verify', 'rows_a_part', 'write_codes', 'finish']
 
 # %% ../../nbs/42_codes.store.ipynb #824a3c91
 CATALOG = 1 # Version of catalog.json
@@ -239,7 +239,17 @@ def row(self:Codes,
 def _stretch(order, i):
     "The entries of one feature, or of one row"
     a,b = order.indptr[i:i+2].tolist()
+    for x in order[1:]: _soon(x, a, b)
     return order.ids[a:b], order.values[a:b]
+
+SOON = 2**16 # Bytes
+
+def _soon(x, a, b):
+    "Have entries fetched from the disk together; page by page, as they are touched, takes twenty times as long"
+    file,size = x.base, (b-a)*x.itemsize
+    if size < SOON or not hasattr(mmap, 'MADV_WILLNEED') or not isinstance(file.base, mmap.mmap): return
+    page,at = mmap.PAGESIZE, file.offset%mmap.ALLOCATIONGRANULARITY + a*x.itemsize
+    file.base.madvise(mmap.MADV_WILLNEED, at//page*page, size+at%page)
 
 @patch
 def _piece(self:Codes, row):
