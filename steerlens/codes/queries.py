@@ -58,7 +58,8 @@ def show_answers(
     title = f"All of a latent's activations in {ours:,.0f} µs, from npy files in {theirs:,.0f}"
     fig,(ax,) = plot.sheet(title, 3.2)
     for (name,of),colour in zip(t.groupby('layout'), (HUES['blue'], '#9a9a9a')):
-        ax.plot(of.nonzeros, of.milliseconds, '.', color=colour, label={'native': 'this store'}.get(name, name))
+        called = {'native': 'this store'}.get(name, name)
+        ax.plot(of.nonzeros, of.milliseconds, '.', color=colour, label=called, rasterized=True)
     ax.set(xscale='log', yscale='log', xlabel='rows in which it fires')
     ax.set_title('milliseconds, median of three', fontsize=9)
     ax.legend(frameon=False)
