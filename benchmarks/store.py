@@ -20,18 +20,23 @@ from steerlens.codes.store import Codes, write_codes
 from steerlens.codes.encode import encoder, usable
 from steerlens.core import write_json
 from steerlens.sae.models import new_sae
-from table import Peak, args, run, timed
+from table import Peak, args, race, run, timed
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
 F,K = 16_384, 32                              # Latents, and active ones a row
 SIZES = [62_500, 125_000, 250_000] if QUICK else [250_000, 500_000, 1_000_000] # Rows: three sizes, the largest is asked
 N = SIZES[-1]
-AIMS = [25_000, 125_000] if QUICK else [100_000, 500_000] # Entries of the two latents that are asked for
+AIMS = [26_400, 160_000] if QUICK else [105_700, 650_000] # Draws of the two latents; of those in a row one counts
 D = 64                                        # Width of the site in `encode`
 SOME = 64                                     # Latents that the layouts of one file a latent are written for
 SECONDS = 5 if QUICK else 60                  # Of serving
 TIMES = 200                                   # Queries of a kind
+
+
+def fresh(path):
+    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 def row(name, unit, ours, peer, peer_name, mb=0, bar=None, met=None):
@@ -148,16 +153,12 @@ def delphi():
     "The module of delphi's cache, without the packages that the rest of it wants"
     spec = importlib.util.find_spec('delphi')
     if not spec: return None
-    for name in ('delphi', 'delphi.config', 'delphi.latents', 'delphi.latents.collect_activations', 'jaxtyping'):
+    for name in ('delphi', 'delphi.config', 'delphi.latents', 'delphi.latents.collect_activations'):
         sys.modules.setdefault(name, ModuleType(name))
     import logging
     sys.modules['delphi'].logger = logging.getLogger('delphi')
     sys.modules['delphi.config'].CacheConfig = object
     sys.modules['delphi.latents.collect_activations'].collect_activations = None
-    class Any:
-        def __class_getitem__(cls, item): return cls
-    types = sys.modules['jaxtyping']
-    if not hasattr(types, 'Float'): types.Float = types.Int = Any
     file = Path(spec.submodule_search_locations[0])/'latents'/'cache.py'
     spec = importlib.util.spec_from_file_location('delphi_cache', file)
     module = importlib.util.module_from_spec(spec)
@@ -169,7 +170,7 @@ def delphi():
 
 def encode_rows(root):
     "Activations into a store, beside the encoder alone on the same rows"
-    n = 65_536 if QUICK else 262_144
+    n = 65_536 if QUICK else 131_072
     g = torch.Generator().manual_seed(0)
     who = pd.DataFrame(dict(episode=np.arange(n)//256, step=np.arange(n)%256))
     parts = 16
@@ -185,14 +186,14 @@ def encode_rows(root):
     def alone():
         from steerlens.acts.stream import Stream
         for x in Stream(acts, 'lm.0.out', 'decision', None, 1024, shuffle=False, epochs=1): encode(x)
-    build(acts, sae, root/'warm', 'lm.0.out')
-    _,bare = timed(alone)
-    with Peak() as peak: made,whole = timed(lambda: build(acts, sae, root/'encoded', 'lm.0.out'))
-    beyond = made.nnz/max(whole-bare, 1e-3)/1e6
-    named = f'encode and build, {made.nnz/1e6:.1f} M nonzeros'
-    return [row(named, 's', whole, bare, 'reading and encoding alone', peak.mb),
-            row('the same, nonzeros a second beyond the encoder', 'M nonzero/s', beyond, 5., 'the bar', peak.mb,
-                '5 M/s, 2 GB', beyond>=5 and peak.mb<=2000)]
+    def whole(): return build(acts, sae, fresh(root/'encoded'), 'lm.0.out').nnz
+    nnz = whole() # compiles
+    ours,peer,mb = race(nnz, whole, alone)
+    beyond = 1/max(1/ours-1/peer, 1e-9)/1e6
+    named = f'encode and build, {nnz/1e6:.1f} M nonzeros'
+    met = beyond>=5 and mb<=2000
+    return [row(named, 'M nonzero/s', ours/1e6, peer/1e6, 'reading and encoding alone', mb),
+            row('the same, beyond the encoder', 'M nonzero/s', beyond, 5., 'the bar', mb, '5 M/s, 2 GB', met)]
 
 
 # Queries
@@ -329,10 +330,33 @@ def statistics_rows(root):
 
 # Server
 
+OURS = 'from steerlens.cli import main; main()'
+GUIDE = '''# the published design: a dense line of the transposed zarr, its nonzeros as an Arrow file, ten latents kept
+import socket, sys
+import numpy as np, pyarrow as pa, uvicorn, zarr
+from fastapi import FastAPI, Response
+z,kept,app = zarr.open_array(sys.argv[2], mode='r'), {}, FastAPI()
+
+@app.get('/activations/{f}/arrow')
+def arrow(f:int):
+    if f not in kept:
+        x = z[f]
+        kept[f] = np.flatnonzero(x), x[x!=0]
+        if len(kept) > 10: kept.pop(next(iter(kept)), None)
+    rows,values = kept[f]
+    batch,sink = pa.RecordBatch.from_pydict(dict(row_id=rows, activation=values)), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as w: w.write(batch)
+    return Response(sink.getvalue().to_pybytes())
+
+s = socket.create_server(('127.0.0.1', 0))
+print(f'http://127.0.0.1:{s.getsockname()[1]}', flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False)).run([s])
+'''
+
+
 class Served:
-    "`steerlens serve` in a process of its own"
-    def __init__(self, *words):
-        code = 'from steerlens.cli import main; main()'
+    "A server in a process of its own"
+    def __init__(self, code, *words):
         asked = [sys.executable, '-c', code, 'serve', *map(str, words), '--port', '0']
         self.process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=HERE)
         self.port = None
@@ -385,13 +409,14 @@ def server_rows(root):
         array[f] = x
     paths = [f'/activations/{f}/arrow' for f in near]
     found = {}
-    for name,words in dict(ours=[codes.folder], zarr=['--transposed-dir', root/'served']).items():
+    zarr = root/'served'/'transposed_activations.zarr'
+    for name,words in dict(ours=[OURS, codes.folder], zarr=[GUIDE, zarr]).items():
         with Served(*words) as s:
             pressed(s.port, paths, 2)
             before = s.mb()
             found[name] = *pressed(s.port, paths, SECONDS if name=='ours' else min(SECONDS, 15)), s.mb()-before
     (rate,p50,p99,errors,grown),(other,q50,q99,_,_) = found['ours'], found['zarr']
-    peer = 'the same endpoint over the transposed zarr'
+    peer = 'the published design, over the transposed zarr'
     met = rate>=400 and p99<=20 and not errors and grown<10
     named,bar = 'served, Arrow, latents of 10,000, 8 connections', '400/s, p99 20 ms, no error'
     return [row(named, 'requests/s', rate, other, peer, grown, bar, met),

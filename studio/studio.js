@@ -73,7 +73,7 @@ function newest(name) { // is this still the latest of its kind?
 
 const FIXES = [ // an error's words -> what a button beside it offers
   [/tap (\d+) fits/, m => S.artifacts && [`Use tap ${m[1]}`, () => loadSae(+m[1])]],
-  [/say activation=(\w+)/, m => S.file && [`Upload again as ${m[1]}`, () => upload(S.file, m[1])]],
+  [/say activation=(\w+)/, m => S.file && [`Upload again as ${m[1]}`, () => again(m[1])]],
   [/Need SAE|no SAE is loaded/, () => ['Load SAE', () => openSae(true)]],
   [/SAE not found/, () => ['Upload the files instead', () => { openSae(true); $('sae-files').click() }]],
   [/no such model/, () => ['Start again', start]],
@@ -148,6 +148,12 @@ function upload(file, activation = $('activation').value, squash = $('squash').v
   if (squash) form.append('squash', squash)
   const where = S.model ? 'network-error' : 'start-error'
   return attempt(where, $('drop'), async () => open(await api('/upload', form), file))
+}
+
+async function again(activation) { // the same policy, read otherwise, with the same autoencoder
+  const { artifacts } = S, tap = $('tap-index').value
+  await upload(S.file, activation)
+  if (artifacts) { S.artifacts = artifacts; await loadSae(tap) }
 }
 
 $('policy-file').onchange = e => {
@@ -292,8 +298,10 @@ const IDLE = 'Its units glow once an SAE with cached data is loaded.'
 function saeLine(sae) {
   const tap = S.model.summary.taps.find(t => t.tap_index === sae.tap_index)
   const where = `tap ${sae.tap_index}${tap ? ` (${tap.kind}, ${tap.width} wide)` : ''}`
-  return `${sae.d_latent} latents${sae.k ? `, ${sae.k} active at a time` : ''}, at ${where}; `
-    + `${percent(sae.unexplained)} of the variance unexplained.`
+  const fits = sae.unexplained == null ? 'which puts out the same in every step: there is nothing to explain'
+    : `${percent(sae.unexplained)} of the variance unexplained`
+  const now = S.edits?.length ? ` with ${plural(S.edits.length, 'weight edit')}` : ''
+  return `${sae.d_latent} latents${sae.k ? `, ${sae.k} active at a time` : ''}, at ${where}; ${fits}${now}.`
 }
 
 async function readLatents() {
@@ -304,6 +312,20 @@ async function readLatents() {
   await net.load(0)
   await interpret()
   net.draw()
+}
+
+async function reread(sae) { // under the weights as they are now
+  if (!sae) return
+  S.sae = sae
+  $('sae-line').textContent = saeLine(sae)
+  if (!sae.has_cached_data) return
+  net.stop()
+  Object.assign(net, { steps: [], most: null })
+  await attempt('latents-error', null, async () => {
+    await net.load(0, false)
+    await interpret()
+    await choose(S.j)
+  })
 }
 
 async function interpret() {
@@ -317,6 +339,7 @@ async function interpret() {
   $('fit-line').replaceChildren(r.r2 == null ? `Nothing to predict in ${name}.`
     : h('span', `Latents predict ${name} with R² ${num(r.r2)} on held-out walks${interval}.`))
   const notes = [`${r.n_rows.toLocaleString('en')} steps, λ ${num(r.lam)}`, ...r.notes ?? []]
+  if (S.edits?.length) notes.push('Steps were recorded before the weights were edited; the rest is as it is now')
   if (r.auc != null) notes.unshift(`AUC ${num(r.auc)}`)
   if (r.placebo?.length) notes.unshift(`Targets that mean nothing reach ${num(Math.max(...r.placebo), 2)}`)
   $('fit-note').textContent = `${notes.join('. ')}.`
@@ -327,7 +350,7 @@ const MORE = 40
 function showLatents(n = MORE) {
   const by = f => f[$('sort').value] ?? f.weight, size = f => Math.abs(by(f))
   const list = S.features.sort((a, b) => size(b) - size(a)), most = size(list[0]) || 1
-  const rows = list.slice(0, n).map(f => latentRow(f, by(f) / most))
+  const rows = list.slice(0, n).map(f => latentRow(f, by(f), most))
   if (list.length > n) rows.push(h('button', { type: 'button', class: 'more', onclick: () => showLatents(n + 200) },
     `Show ${Math.min(200, list.length - n)} more of ${list.length}`))
   $('latent-list').replaceChildren(...rows)
@@ -336,11 +359,11 @@ function showLatents(n = MORE) {
   markLatent()
 }
 
-function latentRow(f, share) {
-  const j = f.feature_idx, often = f.active == null ? '' : percent(f.active)
+function latentRow(f, value, most) {
+  const j = f.feature_idx, share = value / most, often = f.active == null ? '' : percent(f.active)
   const bar = h('span', { class: share < 0 ? 'bar neg' : 'bar', '--share': Math.abs(share) })
   const label = `Latent ${j}, weight ${signed(f.weight)}${often && `, active ${often}`}`
-  const cells = [h('span.id', j), h('span.bars', bar), h('span.value', signed(f.weight)), h('span.active', often)]
+  const cells = [h('span.id', j), h('span.bars', bar), h('span.value', signed(value)), h('span.active', often)]
   const props = { type: 'button', 'data-j': j, 'data-testid': `latent-${j}`, 'aria-label': label }
   return h('button.latent', { ...props, onclick: () => choose(j, true) }, cells)
 }
@@ -492,8 +515,8 @@ const toPlace = a => Math.cbrt(clamp(a, -MOST, MOST) / MOST)
 
 for (const a of [-5, -1, -.1, 0, .1, 1, 5]) $('ticks').append(h('span', { '--at': (toPlace(a) + 1) / 2 }, num(a)))
 
-function nudge() { // 1 % of a typical activation's length, rounded up: felt, and mostly survived; or 0.1
-  const length = S.typical ? .01 * S.typical / (S.card?.decoder_norm || 1) : .1
+function nudge() { // half a percent of a typical activation's length, rounded up: mostly survived; or 0.1
+  const length = S.typical ? .005 * S.typical / (S.card?.decoder_norm || 1) : .1
   return clamp(Math.ceil(100 * length) / 100, .01, MOST)
 }
 
@@ -525,6 +548,7 @@ let later
 function moved(a) {
   if (!Number.isFinite(a)) return
   setAlpha(a)
+  hush()
   $('apply-line').textContent = ''
   clearTimeout(later)
   later = setTimeout(() => S.sae && attempt('apply-error', null, apply), 300)
@@ -563,7 +587,7 @@ async function apply() {
   if (!mine()) return
   $('apply-line').replaceChildren(h('b', 'Applied: '), r.message)
   if (!S.alpha) return
-  const why = await ask('diagnose', {}).catch(() => ({ reasons: [] })) // a comment; the run itself tells, too
+  const why = await ask('diagnose', where()).catch(() => ({ reasons: [] })) // a comment; the run itself tells, too
   if (mine() && why.reasons.length) $('apply-line').append(`. ${capital(why.reasons.map(x => x.words).join('; '))}.`)
 }
 $('apply').onclick = () => attempt('apply-error', $('apply'), apply)
@@ -577,9 +601,11 @@ function showMode(mode) {
     $(tab).tabIndex = mode === name ? 0 : -1
     $(panel).hidden = mode !== name
   }
+  hush()
   heat.draw()
   plan()
 }
+const hush = () => ['apply-error', 'weights-error', 'run-error'].forEach(id => $(id).replaceChildren())
 $('tab-latent').onclick = () => showMode('latent')
 $('tab-weights').onclick = () => showMode('weights')
 document.querySelector('.tabs').onkeydown = e => {
@@ -686,7 +712,9 @@ $('find-alpha-form').onsubmit = e => {
   e.preventDefault()
   attempt('apply-error', $('find-alpha'), async () => {
     $('calibrate-result').replaceChildren()
-    const body = { feature_idx: S.j, measure: $('cal-measure').value, target: +$('cal-target').value, ...where() }
+    const target = +$('cal-target').value
+    if (!target) throw new Error('By how much? Write a change in SD, above or below zero.')
+    const body = { feature_idx: S.j, measure: $('cal-measure').value, target, ...where() }
     const steps = gate()
     if (steps) body.steps = steps
     const { run_id } = await ask('calibrate', body)
@@ -702,14 +730,15 @@ function calibrated(r) {
   const sides = r.side_effects.filter(x => x.lo > 0 || x.hi < 0).map(inPercent)
   const within = x => `${num(x.lo, 2)} to ${num(x.hi, 2)}`
   const side = x => `${readable(x.measure)} ${signed(x.difference, 2)} ${x.unit} (${within(x)})`
-  const missed = o.beyond_placebo === false ? ' Not beyond random directions of that length.' : ''
+  const fells = r.too_much ? ' Too much: under it so many more fall that gait says little.' : ''
+  const missed = (o.beyond_placebo === false ? ' Not beyond random directions of that length.' : '') + fells
   const track = e => [fill(e.effect / most), mark((r.target / most + 1) / 2)]
   const tried = r.evaluations.sort((a, b) => a.alpha - b.alpha).map(e =>
-    row(`α ${signed(e.alpha, 2)}`, track(e), signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
+    row(`α ${signed(e.alpha, 2)}`, track(e), e.n < 2 ? 'falls' : signed(e.effect, 2), e.alpha === r.alpha && 'chosen'))
   return [
     h('p.answer', `α = ${signed(r.alpha)} moves ${readable(r.measure)} by ${signed(o.effect, 2)} SD `
       + `in ${o.n} fresh walks (95 %: ${within(o)}); ${signed(r.target)} was wanted.${missed}`),
-    ...tried, h('p.note', 'Effect of each α that was tried, in SD; the line is the target.'),
+    ...tried, h('p.note', `Effect of each α that was tried, in SD over ${r.steps} steps; the line is the target.`),
     h('p', `Side effects: ${sides.map(side).join('; ') || 'none whose interval leaves zero out'}.`)]
 }
 
@@ -731,7 +760,10 @@ function searched(r) {
   const pairs = `${r.tried} pairs of latent and measure`
   const real = 'These effects are real; that they are latents is no reason yet: the last column is the share of random directions '
     + 'of which less is expected.'
-  const note = h('p.note', `${pairs}; judged on ${r.n} fresh seeds; q is the false discovery rate. ${n ? real : ''}`)
+  const sure = r.walked.filter(f => f.both && f.q <= .05 && f.too_much?.length)
+  const felled = new Set(sure.map(f => f.feature_idx).filter(j => !r.found.some(f => f.feature_idx === j))).size
+  const fells = felled ? `${plural(felled, 'other')} did, too, but felled too many walkers. ` : ''
+  const note = h('p.note', `${pairs}; judged on ${r.n} fresh seeds; q is the false discovery rate. ${fells}${n ? real : ''}`)
   const take = f => async () => { await choose(f.feature_idx, true); moved(Number(f.alpha.toPrecision(2))) }
   const button = f => h('button.chip', { type: 'button', 'data-testid': `take-${f.feature_idx}`, onclick: take(f) },
     `Take ${f.feature_idx}`)
@@ -774,20 +806,20 @@ function answer(rows) { // of one measure, from its arms
   const found = rows.filter(strong), weak = rows.filter(r => pushed(r) && clear(r))
   const beyond = found.some(r => r.beyond_placebo) ? `, ${found.length > 1 ? 'both ' : ''}beyond the placebo` : ''
   if (!rows.some(pushed)) return `${name}: ${num(mean)} ${unit}`
-  if (n < 2) return `${name}: a single seed has no interval`
+  if (n < 2) return `${name}: ${S.seeds > 1 ? 'the walks end too early to say' : 'a single seed has no interval'}`
   if (found.length) return said(found) + beyond
   return weak.length ? `${said(weak)}, but not beyond the placebo` : `${name}: no clear difference`
 }
 
-function headline(measures) {
+function headline(measures, tooMuch) {
   const fell = measures.find(rows => rows[0].measure === 'fell') ?? []
-  const down = fell.filter(r => pushed(r) && r.difference >= 50)
   const often = r => `${named(r.arm)} falls in ${num(r.mean, 2)} % of the walks`
-  const rest = fell.filter(r => !pushed(r)).map(r => `${ARMS[r.arm]} in ${num(r.mean, 2)} %`)
-  if (down.length) return `Too much: ${[...down.map(often), ...rest].join(', ')}`
+  const down = fell.filter(r => tooMuch.includes(r.arm)), rest = fell.filter(r => !down.includes(r))
+  const others = rest.map(r => `${named(r.arm)} in ${num(r.mean, 2)} %`)
+  if (down.length) return `Too much: ${[...down.map(often), ...others].join(', ')}`
   const weight = r => Math.abs(r.difference) / (r.difference_hi - r.difference_lo || 1)
   const weighs = rows => Math.max(0, ...rows.filter(strong).map(weight)) * rows.filter(strong).length
-  const [first] = [...measures].sort((a, b) => weighs(b) - weighs(a)), n = first[0].n
+  const [first] = [...measures].sort((a, b) => weighs(b) - weighs(a)), n = S.seeds
   if (weighs(first)) return answer(first)
   if (!first.some(pushed)) return `The policy as it is, in ${plural(n, 'walk')}`
   if (n < 2) return 'A single seed has no interval: run more of them'
@@ -799,7 +831,7 @@ function appliedLine({ applied, env_id, seeds, edited_steps }) {
   const p = applied?.sae, w = applied?.weights ?? [], parts = []
   if (p) parts.push(`latent ${p.feature_idx} at ${signed(p.alpha)} on tap ${p.tap_index}`)
   if (p?.steps) parts.push(`only in steps ${p.steps[0]} to ${p.steps[1] - 1}`)
-  if (w.length) parts.push(plural(w.length, 'weight edit'))
+  if (w.length) parts.push(`${plural(w.length, 'weight edit')}${p ? ' in every arm' : ''}`)
   const n = p && edited_steps ? Math.max(...Object.values(edited_steps)) : 0
   const had = parts.length ? `This run really had ${parts.join(', ')}` : 'This run had no edit at all'
   const where = `${env_id}, seed${seeds.length > 1 ? `s ${seeds[0]} to ${seeds.at(-1)}` : ` ${seeds[0]}`}`
@@ -816,10 +848,11 @@ function showResult(r, run_id) {
   const names = [...new Set(r.table.map(x => x.measure))]
   const measures = names.map(m => r.table.filter(x => x.measure === m).map(inPercent))
   S.measures = names
+  S.seeds = r.seeds.length
   fillMeasures()
   $('result').hidden = false
   $('applied').textContent = appliedLine(r)
-  $('result-title').textContent = headline(measures)
+  $('result-title').textContent = headline(measures, r.too_much)
   showHints(r)
   films.open(r, run_id)
   $('measures').replaceChildren(...measures.filter(rows => rows.some(pushed)).map(measureBlock))
@@ -828,13 +861,14 @@ function showResult(r, run_id) {
 }
 
 function showHints(r) {
-  const hints = (r.no_effect ?? []).map(x => h('p.warn', `${capital(x.words)}.`))
+  const hints = [...r.notes, ...r.no_effect].map(x => h('p.warn', `${capital(x.words)}.`))
   const a = r.applied?.sae?.alpha, half = Number((a / 2).toPrecision(2))
-  const fell = r.table.some(x => x.measure === 'fell' && pushed(x) && x.difference >= .25)
   const again = () => { moved(half); $('run').click() }
-  if (fell && a) hints.push(h('p.warn', 'Measures of a walk that ends early say little about gait.',
+  if (r.too_much.length && a) hints.push(h('p.warn', 'What fells a walker says little about how it walks.',
     h('button', { type: 'button', id: 'half-alpha', class: 'fix', onclick: again }, `Run again at α ${signed(half)}`)))
   $('hints').replaceChildren(...hints)
+  const fell = r.filmed?.fell.map(a => named(a)).join(', ')
+  $('filmed').textContent = r.filmed ? `Filmed is seed ${r.filmed.seed}, in which ${fell || 'no arm'} fell.` : ''
 }
 
 const films = { // all videos, one clock, and the charts that follow it
@@ -845,7 +879,9 @@ const films = { // all videos, one clock, and the charts that follow it
     const arms = armsIn(a => r.videos?.includes(a))
     const p = r.applied?.sae, yours = p && (p.alpha > 0 ? 'plus' : 'minus')
     const pushes = p ? { plus: Math.abs(p.alpha), minus: -Math.abs(p.alpha) } : {}
-    const words = a => pushes[a] ? `latent ${p.feature_idx} at ${signed(pushes[a])}` : CAPTION[a]
+    const also = p && r.applied.weights?.length ? ', with your weights' : ''
+    const plain = a => also && a === 'baseline' ? 'no push' : CAPTION[a]
+    const words = a => (pushes[a] ? `latent ${p.feature_idx} at ${signed(pushes[a])}` : plain(a)) + also
     this.videos = arms.map(a => this.video(`/run/${run_id}/video/${a}.mp4`, a, words(a)))
     const film = (v, a) => h('figure', { class: `film ${a} ${a === yours ? 'yours' : ''}` }, v,
       h('figcaption', h('b', ARMS[a]), h('span', words(a))))
@@ -916,6 +952,8 @@ $('scrub').oninput = () => { films.pause(); films.seek(+$('scrub').value) }
 function showSeries(r) { // one chart a measure; returns what moves their cursors
   const arms = armsIn(a => r.series?.[a]), measures = Object.keys(r.series?.[arms[0]] ?? {})
   const unit = m => r.table.find(x => x.measure === m)?.unit ?? ''
+  $('series-box').hidden = !measures.length
+  $('series-title').textContent = `Step by step, in seed ${r.filmed?.seed}`
   const made = measures.map(m => seriesChart(m, unit(m), arms.map(a => [a, r.series[a][m]])))
   $('series').replaceChildren(...made.map(([figure]) => figure))
   return made.map(([, follow]) => follow)
@@ -953,7 +991,8 @@ function rounder(reach) { // as many decimals for all numbers of a chart
   const places = reach < 1e-8 ? 0 : clamp(1 - Math.floor(Math.log10(reach)), 0, 5)
   return (x, plus = '') => {
     const text = x.toFixed(places)
-    return Number(text) ? minus((x > 0 ? plus : '') + text) : '0'
+    if (Math.abs(x) < 1e-6 * reach) return '0'
+    return Number(text) ? minus((x > 0 ? plus : '') + text) : (x > 0 ? plus : '') + num(x, 1)
   }
 }
 
@@ -983,7 +1022,9 @@ function showTable(r, measures) {
     const cells = arms.map(a => cell(rows.find(x => x.arm === a)))
     return h('tr', h('th', { scope: 'row' }, readable(rows[0].measure), h('small', rows[0].unit)), cells)
   })
-  const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all`
+  const fewer = measures.map(([x]) => x).filter(x => x.n < r.seeds.length)
+  const some = fewer.length ? `; of ${fewer[0].n} for gait, in the steps that all arms walk` : ''
+  const caption = `Means of ${plural(r.seeds.length, 'walk')} an arm with 95 % intervals, the same seeds for all${some}`
   $('table').replaceChildren(h('caption', `${caption}${arms.includes('placebo') ? '; * is beyond the placebo' : ''}.`),
     h('thead', h('tr', th('col', 'Measure'), arms.map(a => th('col', ARMS[a], a)))), h('tbody', body))
 }
@@ -1019,7 +1060,7 @@ const net = {
     })
   },
 
-  async load(step) { // a chunk of the recorded walk
+  async load(step, plays = true) { // a chunk of the recorded walk
     const first = Math.floor(step / this.chunk) * this.chunk
     if (this.steps[first] || this.loading === first) return
     this.loading = first
@@ -1032,7 +1073,7 @@ const net = {
     } finally { this.loading = null }
     $('net-transport').hidden = this.n < 2
     $('net-scrub').max = this.n - 1
-    if (first === 0 && this.n > 1 && !this.playing && !still()) this.play()
+    if (plays && first === 0 && this.n > 1 && !this.playing && !still()) this.play()
   },
 
   scale(list) {
@@ -1349,9 +1390,11 @@ $('edit-i').oninput = $('edit-j').oninput = () => { heat.draw(); heat.now() }
 async function edited(line) {
   $('edits-line').textContent = line
   const model = await api(`/model/${S.model.model_id}`)
+  hush()
   setEdits(model.weight_edits)
   await heat.load()
   net.edges()
+  await reread(model.sae)
 }
 
 $('edit-one').onsubmit = e => {

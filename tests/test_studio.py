@@ -1,5 +1,6 @@
 "The studio's server, as a user starts it: its API, its guards, and many users at once"
 import io, json, subprocess, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import httpx, pytest, torch
 from conftest import BIN
 
@@ -86,8 +87,8 @@ def test_the_guides_own_walk(page, root):
 def test_an_accepted_perturbation_changes_the_next_run_and_alpha_0_ends_it(page, walker):
     def speed(**body):
         page.post(f'/model/{walker}/sae_perturb', json=dict(feature_idx=3) | body)
-        run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=2, steps=120, video=False)))
-        return {r['arm']: r['mean'] for r in run['result']['table'] if r['measure']=='effort'}
+        run = finished(page, page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=2, steps=60, video=False)))
+        return {r['arm']: r['mean'] for r in run['result']['table'] if r['measure']=='return'}
     pushed,still = speed(alpha=1.), speed(alpha=0.)
     assert set(still)=={'baseline'} and still['baseline']==pushed['baseline']!=pushed['plus']
     gated = speed(alpha=1., steps=[100_000, 100_001])
@@ -161,10 +162,78 @@ def test_a_run_is_cancelled_at_once(page, walker):
     assert after['state']=='done'
 
 
-def test_a_gate_that_never_opens_is_refused_by_every_edit(page, walker):
+def test_an_empty_gate_is_refused_by_every_edit(page, walker):
     for path,ask in (('sae_perturb', dict(alpha=.1)), ('calibrate', dict(measure='effort'))):
         asked = page.post(f'/model/{walker}/{path}', json=ask | dict(feature_idx=3, steps=[9, 9]))
         assert (asked.status_code, 'first before end' in asked.text)==(400, True)
+        for steps in ([0, 10**24], [-1, 5]):
+            asked = page.post(f'/model/{walker}/{path}', json=ask | dict(feature_idx=3, steps=steps))
+            assert asked.status_code==400 and '1000000' in asked.text or 'greater than or equal to 0' in asked.text
+
+
+def test_no_alpha_is_found_under_a_gate_that_never_opens(page, walker):
+    asked = dict(feature_idx=131, measure='effort', steps=[5000, 5001])
+    told = finished(page, page.post(f'/model/{walker}/calibrate', json=asked))
+    assert (told['state'], 'it never opened' in told['message'])==('failed', True)
+
+
+@pytest.mark.parametrize('wrong', [dict(target=0), dict(measure='nope'), dict(first_seed=7)])
+def test_what_can_not_be_calibrated_is_refused_at_once(page, walker, wrong):
+    asked = dict(feature_idx=3, measure='speed') | wrong
+    assert page.post(f'/model/{walker}/calibrate', json=asked).status_code==400
+
+
+def test_edits_at_once_are_all_kept(page, walker):
+    def edit(i):
+        return page.post(f'/model/{walker}/edit_at', json=dict(key='out.weight', index=[0, i], op='set', value=5.))
+    with ThreadPoolExecutor(16) as many: answers = [*many.map(edit, range(48))]
+    assert {a.json()['after'] for a in answers}=={5.}
+    model = page.get(f'/model/{walker}').json()
+    assert sorted(e['index'][1] for e in model['weight_edits'])==[*range(48)]
+    saved = upload(page, page.get(f'/model/{walker}/save').content, 'p.safetensors').json()['model_id']
+    values = page.get(f'/model/{saved}/layer_weights/out.weight').json()['values'][0]
+    assert values[:48]==[5.]*48 and values[48]!=5
+
+
+def test_latents_are_read_under_the_weights_as_they_are_now(page, walker):
+    at = f'/model/{walker}'
+    def r2(): return page.post(f'{at}/interpret_features', json=dict(target_dim=0)).json()['r2']
+    before,fits = r2(), page.get(at).json()['sae']['unexplained']
+    page.post(f'{at}/perturb', json=dict(key='layers.0.0.weight', op='add_noise', value=.3))
+    assert r2()!=before and page.get(at).json()['sae']['unexplained']!=fits
+    page.post(f'{at}/perturb', json=dict(key='layers.2.0.weight', op='set', value=0))
+    assert r2() is None and page.get(at).json()['sae']['unexplained'] is None
+    page.post(f'{at}/sae_perturb', json=dict(feature_idx=3, alpha=1.))
+    assert 'tap 5 puts out the same in every row' in page.post(f'{at}/diagnose').json()['reasons'][0]['words']
+    page.post(f'{at}/reset')
+    assert r2()==before and page.get(at).json()['sae']['unexplained']==fits
+
+
+def test_walks_that_end_before_there_is_a_gait_have_none(page, walker):
+    page.post(f'/model/{walker}/sae_perturb', json=dict(feature_idx=131, alpha=5.))
+    asked = page.post(f'/model/{walker}/save_and_run', json=dict(n_seeds=3, steps=300, video=False))
+    run = finished(page, asked)['result']
+    rows = {(r['arm'], r['measure']): r for r in run['table']}
+    assert [rows['plus','speed'][k] for k in ('n', 'mean', 'beyond_placebo')]==[0, None, None]
+    assert rows['plus','steps']['n']==3 and 'plus' in run['too_much'] and run['no_effect']==[]
+    assert 'too early to speak of gait' in run['notes'][0]['words']
+
+
+def test_a_policy_of_another_world_is_searched_and_diagnosed(page):
+    "Pendulum, which is no world of the studio's own; its rows come with the autoencoder"
+    state = mlp(3, 8, 1)
+    at = f"/model/{upload(page, file_of(state), activation='tanh').json()['model_id']}"
+    obs = torch.randn(300, 3)
+    both = torch.cat([torch.eye(8), -torch.eye(8)])
+    weights = {'encoder.weight': both, 'decoder.weight': both.T.contiguous()}
+    sae = dict(sae_state=weights, d_in=8, d_latent=16, k=8, tap_index=1)
+    acts = (obs@state['0.weight'].T).tanh()
+    parts = dict(sae=('s', file_of(sae)), obs=('o', file_of(obs)), activations=('a', file_of(acts)))
+    assert page.post(f'{at}/upload_sae', files=parts).json()['has_cached_data']
+    page.post(f'{at}/sae_perturb', json=dict(feature_idx=0, alpha=1.))
+    for body in (None, dict(env_id='Pendulum-v1')): assert page.post(f'{at}/diagnose', json=body).json()['reasons']
+    found = finished(page, page.post(f'{at}/search', json=dict(env_id='Pendulum-v1', measure='effort')))
+    assert found['state']=='done' and found['result']['tried']==16, found['message']
 
 
 def test_what_is_deleted_is_gone_and_what_is_unknown_says_so(page, walker):

@@ -211,6 +211,7 @@ def test_raw_weights(page):
     page.fill('#edit-value', '0.5')
     page.click('#edit-apply')
     api.expect(page.locator('#edits-line')).to_contain_text('is 0.5')
+    api.expect(page.locator('#sae-line')).to_contain_text('with 1 weight edit')
     page.select_option('#key', 'layers.1.0.weight')
     page.fill('#all-value', '0.9')
     page.click('#all-apply')
@@ -221,6 +222,7 @@ def test_raw_weights(page):
     run(page)
     assert 'really had 2 weight edits' in text(page, '#applied')
     assert page.locator('.film').count() == 2
+    api.expect(page.locator('#hints')).to_contain_text('too early to speak of gait')
     page.click('#reset')
     api.expect(page.locator('#edits-line')).to_contain_text('as they were uploaded')
     with page.expect_download() as d: page.click('#download-safetensors')
@@ -266,13 +268,54 @@ def answered(page, kind, result):
     page.route('**/run/canned/events', lambda r: r.fulfill(**told))
 
 
+def test_a_target_has_to_be_one(page):
+    walker(page)
+    page.click('#find-alpha-open')
+    for target in ('', '0'):
+        page.fill('#cal-target', target)
+        page.click('#find-alpha')
+        api.expect(page.locator('#apply-error')).to_contain_text('above or below zero')
+    page.click('#tab-weights')
+    page.click('#tab-latent')
+    api.expect(page.locator('#apply-error')).to_be_empty()
+
+
+def test_what_fells_the_walker_is_said_of_every_arm(page):
+    walker(page)
+    page.fill('#alpha-number', '3')
+    short(page, 3, 200)
+    run(page)
+    assert re.match(r'Too much: .*baseline in \d+ %.*placebo in \d+ %', text(page, '#result-title'))
+    hints = text(page, '#hints')
+    assert 'too early to speak of gait' in hints and 'Nothing is in the way' not in hints
+    assert 'Filmed is seed 0, in which' in text(page, '#filmed')
+    page.click('#half-alpha')
+    until(page, 'document.getElementById("alpha-number").value=="1.5"')
+
+
+def test_a_wrong_activation_has_a_button(page, tmp_path):
+    from steerlens.app.policies import embedded
+    p = embedded()
+    obs = torch.randn(400, 32)
+    state = dict(W_enc=torch.eye(64), W_dec=torch.eye(64))
+    sae = dict(sae_state=state, d_in=64, d_latent=64, k=64, tap_index=5)
+    files = dict(walker_sae=sae, cached_obs=obs, tapped_activations=p.passes(obs)[5])
+    for name,x in files.items(): torch.save(x, tmp_path/f'{name}.pt')
+    torch.save({k: p.weights(k) for k in p.keys}, tmp_path/'policy.pt')
+    page.set_input_files('#policy-file', tmp_path/'policy.pt')
+    page.set_input_files('#sae-files', [tmp_path/f'{name}.pt' for name in files])
+    api.expect(page.locator('#sae-error')).to_contain_text('say activation=relu at upload')
+    page.click('text=Upload again as relu')
+    api.expect(page.locator('#fit-line')).to_contain_text('Latents predict')
+
+
 def test_find(page):
     "An alpha is found, and latents; both are taken over"
     walker(page)
     side = dict(measure='tilt', unit='rad', difference=.1, lo=.05, hi=.2)
     held = dict(effect=.3, lo=.1, hi=.5, n=24, beyond_placebo=True)
     tried = [dict(alpha=a, effect=e) for a,e in ((.05, .1), (-.05, -.2), (.12, .36))]
-    found = dict(alpha=.12, target=.35, measure='speed', effect=.36, held_out=held)
+    found = dict(alpha=.12, target=.35, measure='speed', effect=.36, held_out=held, steps=300, too_much=False)
     answered(page, 'calibrate', found | dict(side_effects=[side], evaluations=tried))
     page.click('#find-alpha-open')
     page.click('#find-alpha')

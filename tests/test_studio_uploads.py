@@ -217,7 +217,11 @@ BAD_SAES = {
     'sizes that lie': sae(d_latent=9), 'sizes huge': sae(d_in=10**12, d_latent=10**12),
     'k a string': sae(k='2'), 'k below 0': sae(k=-1), 'k above all': sae(k=10**9), 'k a fraction': sae(k=1.5),
     'tap a string': sae(tap_index='5'), 'tap below 0': sae(tap_index=-1), 'tap too high': sae(tap_index=99),
-    'tap elsewhere': sae(tap_index=1)}
+    'tap elsewhere': sae(tap_index=1),
+    'one latent': sae(dict(W_enc=torch.ones(64, 1), W_dec=torch.ones(1, 64)), d_latent=1, k=1),
+    'silent': sae(WEIGHTS | dict(b_enc=torch.full((8,), -1e6))), 'one number a thousand million times': sae(
+        {'encoder.weight': torch.zeros(1).expand(65536, 10**9), 'decoder.weight': torch.zeros(1).expand(10**9, 65536)},
+        d_in=10**9, d_latent=65536, k=1)}
 
 
 @pytest.mark.parametrize('name', BAD_SAES)
@@ -233,6 +237,38 @@ def embedded(client):
     r = client.post('/embedded')
     assert r.status_code==200, r.text[:300]
     return r.json()['model_id']
+
+
+def test_many_latents_are_pushed_and_not_interpreted(place):
+    client,_,_ = place
+    model,n = embedded(client), 3000
+    obs = torch.randn(400, 32)
+    from steerlens.app import policies
+    x = policies.embedded().passes(obs)[5]
+    state = dict(W_enc=torch.cat([torch.eye(64), -torch.ones(64, n-64)], 1))
+    state['W_dec'] = torch.cat([torch.eye(64), torch.ones(n-64, 64)])
+    files = dict(sae=sae(state, d_latent=n, k=64), obs=saved(obs), activations=saved(x))
+    told = client.post(f'/model/{model}/upload_sae', files=files).json()
+    assert (told['has_cached_data'], '1,024 are interpreted' in told['why'])==(False, True), told
+    assert client.post(f'/model/{model}/sae_perturb', json=dict(feature_idx=9, alpha=1)).status_code==200
+    assert 'Need SAE + cached data: 3,000 latents' in refused(client.get(f'/model/{model}/clusters'))
+
+
+def test_the_wrong_activation_is_named(place):
+    client,_,_ = place
+    from steerlens.app import policies
+    walker = policies.embedded()
+    model = send(client, walker.saved(), activation='gelu', squash='tanh').json()['model_id']
+    obs = torch.randn(400, 32)
+    both = dict(W_enc=torch.eye(64), W_dec=torch.eye(64))
+    files = dict(sae=sae(both, d_latent=64, k=64), obs=saved(obs), activations=saved(walker.passes(obs)[5]))
+    assert 'say activation=relu at upload' in refused(client.post(f'/model/{model}/upload_sae', files=files))
+
+
+def test_keys_with_slashes_are_read(place):
+    client,_,_ = place
+    model = send(client, saved({'net/0/weight': torch.ones(8, 4), 'net/2/weight': torch.ones(2, 8)})).json()['model_id']
+    assert client.get(f'/model/{model}/layer_weights/net%2F0%2Fweight').json()['shape']==[8, 4]
 
 
 # -- folders

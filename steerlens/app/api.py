@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from ..core import SteerlensError, need, root
-from .artifacts import FILES, files_in, inside, own_obs, tapped
+from .artifacts import FILES, files_in, inside, some_of, tapped
 from .jobs import arms_of, clean, packed
 from .policies import MOST_BYTES, WeightEdit, embedded, read_policy
 from .reading import Reading
@@ -25,11 +25,11 @@ from .studio import DONE, Busy, Job, Model, Studio
 from .worlds import fitting, kind_of
 
 # %% auto #0
-__all__ = ['ERRORS', 'api', 'Studios', 'Owner', 'TheModel', 'TheJob', 'WithSae', 'Readable', 'First', 'End', 'MOST_SHOWN',
+__all__ = ['ERRORS', 'api', 'Studios', 'Owner', 'TheModel', 'TheJob', 'WithSae', 'Read', 'First', 'End', 'Step', 'MOST_SHOWN',
            'MOST_BODY', 'SEALS', 'LOCAL', 'studio_of', 'owner_of', 'model_of', 'job_of', 'described', 'loaded',
-           'upload', 'take_embedded', 'models', 'model', 'delete', 'Body', 'LoadSae', 'keep_sae', 'load_sae',
-           'upload_sae', 'sae_of', 'read_of', 'Interpret', 'interpret_features', 'targets', 'clusters', 'latent',
-           'frame', 'activations', 'Perturb', 'check_gate', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at',
+           'upload', 'take_embedded', 'models', 'model', 'delete', 'Body', 'LoadSae', 'load_sae', 'upload_sae',
+           'sae_of', 'read_of', 'Interpret', 'interpret_features', 'targets', 'clusters', 'latent', 'frame',
+           'activations', 'Perturb', 'check_gate', 'sae_perturb', 'Value', 'EditAt', 'EditAll', 'weight_at',
            'layer_weights', 'value', 'edit_at', 'perturb', 'reset', 'save', 'Where', 'RunIt', 'world_for',
            'save_and_run', 'Calibrate', 'Search', 'searched', 'calibrate', 'search', 'diagnose', 'run', 'cancel',
            'events', 'video', 'one_line', 'wrong_input', 'Guard', 'make_app']
@@ -74,8 +74,8 @@ def described(
 
 def loaded(
     m:Model # A model
-)->dict|None: # What `load_sae` answers; None before it was called
-    t = m.tapped
+)->dict|None: # What `load_sae` answers, under the weights as they are now; None before it was called
+    t,_ = m.seen()
     if not t: return None
     return clean(dict(ok=True, d_in=t.sae.cfg.d_in, d_latent=t.sae.cfg.d_sae, k=t.k, tap_index=t.tap_index,
                       has_cached_data=not t.why, why=t.why, loaded_from=t.loaded_from,
@@ -93,7 +93,7 @@ def upload(file:UploadFile, studio:Studios, owner:Owner,
 def take_embedded(studio:Studios, owner:Owner)->dict:
     "The shipped walker, with its autoencoder"
     m = studio.add(embedded(), 'embedded walker', owner)
-    keep_sae(m, *studio.shipped())
+    m.keep(*studio.shipped())
     return described(m)
 
 @api.get('/models')
@@ -118,22 +118,13 @@ class LoadSae(Body):
     artifacts_dir:str
     tap_index:int|None = None
 
-def keep_sae(
-    m:Model, # Whose
-    t,       # `Tapped`
-    reading=None # Of it, where that is there already
-):
-    "An autoencoder for a model; a perturbation of another one's latent is dropped"
-    reading = reading or (None if t.why else Reading(m.original, t))
-    with m.lock: m.tapped,m.reading,m.perturbation = t, reading, None
-
 @api.post('/model/{model_id}/load_sae')
 def load_sae(m:TheModel, body:LoadSae, studio:Studios)->dict:
     "From a folder below the server's root"
     folder = inside(studio.artifacts, body.artifacts_dir)
     files = files_in(folder) if folder.is_dir() else {}
     if not files: raise HTTPException(404, f"SAE not found: no {FILES['sae']} in '{body.artifacts_dir}'")
-    keep_sae(m, tapped(m.original, files, body.tap_index, body.artifacts_dir))
+    m.keep(tapped(m.original, files, body.tap_index, body.artifacts_dir))
     return loaded(m)
 
 @api.post('/model/{model_id}/upload_sae')
@@ -141,18 +132,19 @@ def upload_sae(m:TheModel, sae:UploadFile, obs:UploadFile|None=None, activations
                tap_index:Annotated[int|None, Form()]=None)->dict:
     "From the browser: the same files"
     files = {n: f.file.read() for n,f in dict(sae=sae, obs=obs, acts=activations).items() if f}
-    keep_sae(m, tapped(m.original, files, tap_index))
+    m.keep(tapped(m.original, files, tap_index))
     return loaded(m)
 
 def sae_of(m:TheModel)->Model:
     if not m.tapped: raise HTTPException(409, 'no SAE is loaded; load one first')
     return m
 
-def read_of(m:Annotated[Model, Depends(sae_of)])->Model:
-    if m.reading: return m
-    raise HTTPException(400, f'Need SAE + cached data: {m.tapped.why}')
+def read_of(m:Annotated[Model, Depends(sae_of)])->Reading:
+    t,reading = m.seen()
+    if reading: return reading
+    raise HTTPException(400, f'Need SAE + cached data: {t.why}')
 
-WithSae,Readable = Annotated[Model, Depends(sae_of)], Annotated[Model, Depends(read_of)]
+WithSae,Read = Annotated[Model, Depends(sae_of)], Annotated[Reading, Depends(read_of)]
 
 # %% ../../nbs/92_app.api.ipynb #0eb43d55
 class Interpret(Body):
@@ -162,44 +154,48 @@ class Interpret(Body):
     lam:float|Literal['cv'] = 1e-2
 
 @api.post('/model/{model_id}/interpret_features')
-def interpret_features(m:Readable, body:Interpret)->dict:
+def interpret_features(reading:Read, body:Interpret)->dict:
     "Which latents go with an action, an observation or an event"
-    return clean(m.reading.interpret(body.target, body.target_dim, body.lam, body.top_k))
+    return clean(reading.interpret(body.target, body.target_dim, body.lam, body.top_k))
 
 @api.get('/model/{model_id}/targets')
-def targets(m:Readable)->dict: return m.reading.targets
+def targets(reading:Read)->dict: return reading.targets
 
 @api.get('/model/{model_id}/clusters')
-def clusters(m:Readable)->dict:
+def clusters(reading:Read)->dict:
     "Latents whose decoder rows point the same way"
-    return dict(clusters=[dict(cluster=i, features=js) for i,js in enumerate(m.reading.grouped.groups())])
+    return dict(clusters=[dict(cluster=i, features=js) for i,js in enumerate(reading.grouped.groups())])
 
 @api.get('/model/{model_id}/latent/{j}')
-def latent(m:Readable, j:int)->dict:
+def latent(m:TheModel, reading:Read, j:int)->dict:
     "One latent's card; each of its top rows has the address of a picture"
-    card = clean(m.reading.card(j))
+    card = clean(reading.card(j))
     for t in card['top']: t['frame'] = f"/model/{m.id}/frame/{t['row']}"
     return card
 
 @api.get('/model/{model_id}/frame/{row}')
-def frame(m:Readable, row:int)->Response:
+def frame(m:WithSae, row:int)->Response:
     "What a recorded step looked like, as a PNG"
-    if png := m.reading.picture(row): return Response(png, media_type='image/png')
+    moments = m.moments
+    if not moments: raise HTTPException(400, f'Need SAE + cached data: {m.tapped.why}')
+    if png := moments.picture(row): return Response(png, media_type='image/png')
     raise HTTPException(404, 'no picture: this walk was not recorded here, so it can not be walked again')
 
 First,End = Annotated[int, Query(alias='from', ge=0, lt=2**31)], Annotated[int, Query(alias='to', ge=1, lt=2**31)]
 
 @api.get('/model/{model_id}/activations')
-def activations(m:Readable, first:First=0, end:End=1)->dict:
+def activations(reading:Read, first:First=0, end:End=1)->dict:
     "Every unit at some steps of a recorded walk, at most 200 at once"
-    return m.reading.played(first, min(end, first+200))
+    return reading.played(first, min(end, first+200))
 
 # %% ../../nbs/92_app.api.ipynb #e8254823
+Step = Annotated[int, Field(ge=0, le=1_000_000)]
+
 class Perturb(Body):
     feature_idx:int = Field(ge=0)
     alpha:float = Field(ge=-1000, le=1000)
     tap_index:int|None = None
-    steps:tuple[int, int]|None = None
+    steps:tuple[Step, Step]|None = None
 
 def check_gate(
     steps:tuple|None # The first that is edited, and the first that isn't any more
@@ -217,7 +213,7 @@ def sae_perturb(m:WithSae, body:Perturb)->dict:
     push = f'{body.alpha:+g} times latent {body.feature_idx} at tap {t.tap_index}{when}'
     said = push if body.alpha else 'no perturbation'
     told = dict(decoder_norm=float(t.sae.W_dec[body.feature_idx].detach().norm()), message=said)
-    m.perturbation = body.model_dump() | dict(tap_index=t.tap_index) | told if body.alpha else None
+    m.perturb(t, body.model_dump() | dict(tap_index=t.tap_index) | told if body.alpha else None)
     did = dict(ok=True, feature_idx=body.feature_idx, alpha=body.alpha)
     return did | told | dict(message=f'{said}, from the next run on')
 
@@ -235,40 +231,39 @@ class EditAll(Body):
     value:float
     seed:int = Field(0, ge=0, lt=2**63)
 
-def weight_at(m, key, index):
-    w = m.policy.weights(key)
-    m.policy.check_edit(WeightEdit(key, 'set', 0., tuple(index)))
-    return float(w[tuple(index)])
+def weight_at(policy, key, index):
+    policy.check_edit(WeightEdit(key, 'set', 0., tuple(index)))
+    return float(policy.weights(key)[tuple(index)])
 
 MOST_SHOWN = 300_000 # Numbers of a matrix
 
-@api.get('/model/{model_id}/layer_weights/{key}')
+@api.get('/model/{model_id}/layer_weights/{key:path}')
 def layer_weights(m:TheModel, key:str)->dict:
     w = m.policy.weights(key)
     need(w.numel()<=MOST_SHOWN, 'key', f'{key}, {w.numel():,} numbers', f'at most {MOST_SHOWN:,}', 'download it')
     return dict(key=key, shape=list(w.shape), values=w.tolist())
 
 @api.post('/model/{model_id}/value')
-def value(m:TheModel, body:Value)->dict: return dict(value=weight_at(m, body.key, body.index))
+def value(m:TheModel, body:Value)->dict: return dict(value=weight_at(m.policy, body.key, body.index))
 
 @api.post('/model/{model_id}/edit_at')
 def edit_at(m:TheModel, body:EditAt)->dict:
     "One weight"
-    before = weight_at(m, body.key, body.index)
-    m.edit([*m.edits, WeightEdit(body.key, body.op, body.value, tuple(body.index))])
-    return dict(ok=True, before=before, after=weight_at(m, body.key, body.index))
+    both = m.add_edit(WeightEdit(body.key, body.op, body.value, tuple(body.index)))
+    before,after = (weight_at(p, body.key, body.index) for p in both)
+    return dict(ok=True, before=before, after=after)
 
 @api.post('/model/{model_id}/perturb')
 def perturb(m:TheModel, body:EditAll)->dict:
     "A whole matrix or bias"
-    before = m.policy.weights(body.key)
-    m.edit([*m.edits, WeightEdit(body.key, body.op, body.value, seed=body.seed)])
-    return dict(ok=True, changed=int((m.policy.weights(body.key)!=before).sum()))
+    both = m.add_edit(WeightEdit(body.key, body.op, body.value, seed=body.seed))
+    before,after = (p.weights(body.key) for p in both)
+    return dict(ok=True, changed=int((after!=before).sum()))
 
 @api.post('/model/{model_id}/reset')
 def reset(m:TheModel)->dict:
     "The weights as they were uploaded"
-    m.edit([])
+    m.reset()
     return dict(ok=True)
 
 @api.get('/model/{model_id}/save')
@@ -281,9 +276,9 @@ def save(m:TheModel, format:Literal['safetensors', 'pt']='safetensors')->Respons
 # %% ../../nbs/92_app.api.ipynb #a4b6ab93
 class Where(Body):
     env_id:str|None = Field(None, max_length=64)
-    first_seed:int = Field(0, ge=0, lt=2**31)
 
 class RunIt(Where):
+    first_seed:int = Field(0, ge=0, lt=2**31)
     n_seeds:int = Field(8, ge=1, le=200)
     steps:int = Field(500, ge=10, le=2000)
     video:bool = True
@@ -313,13 +308,13 @@ class Calibrate(Where):
     feature_idx:int = Field(ge=0)
     measure:str = Field(max_length=64)
     target:float = Field(.35, gt=-100, lt=100)
-    steps:tuple[int, int]|None = None
+    steps:tuple[Step, Step]|None = None
 
 class Search(Where):
     measure:str|None = Field(None, max_length=64)
 
 def searched(m, body):
-    "What calibration and search take"
+    "What calibration and search take; their seeds are their own"
     world = world_for(m, body.env_id)
     kind = kind_of(world)
     known = [*kind.units, *kind.called[1]*(body.measure in kind.called[1])]
@@ -331,24 +326,28 @@ def searched(m, body):
 def calibrate(m:WithSae, body:Calibrate, studio:Studios)->dict:
     "Find an alpha that moves a measure by so many of its standard deviations, under a gate if there is one"
     check_gate(body.steps)
+    need(body.target, 'target', body.target, 'a change, above or below zero')
     need(body.feature_idx < m.tapped.sae.cfg.d_sae, 'feature_idx', body.feature_idx, f'0 to {m.tapped.sae.cfg.d_sae-1}')
     asked = dict(latent=body.feature_idx, target=body.target, steps=body.steps)
-    job = studio.start(m, 'calibrate', **searched(m, body), **asked)
+    job = studio.start(m, 'calibrate', **searched(m.now(), body), **asked)
     return dict(run_id=job.id)
 
 @api.post('/model/{model_id}/search')
 def search(m:WithSae, body:Search, studio:Studios)->dict:
     "Find latents that move a measure both ways"
-    return dict(run_id=studio.start(m, 'search', **searched(m, body)).id)
+    now = m.now()
+    obs = None if now.tapped.obs is None else some_of(now.tapped.obs, now.tapped.sae, 8192)
+    return dict(run_id=studio.start(m, 'search', **searched(now, body), obs=obs).id)
 
 @api.post('/model/{model_id}/diagnose')
-def diagnose(m:WithSae)->dict:
-    "Why might the perturbation do nothing?"
-    if not m.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
-    p,t = m.perturbation, m.tapped
-    obs = own_obs(m.policy, 1) if t.obs is None else t.obs[::max(1, len(t.obs)//2000)] # from all walks
-    kind = kind_of(world_for(m, None))
-    return clean(dict(reasons=find_reasons(m.policy, kind, t.sae, t.tap_index, p['feature_idx'], p['alpha'], obs)))
+def diagnose(m:WithSae, body:Where|None=None)->dict:
+    "Why might the perturbation do nothing? Where no world is named or known, bounds of actions are not asked for"
+    now,asked = m.now(), body and body.env_id
+    if not now.perturbation: raise HTTPException(409, 'no perturbation is applied; apply one first')
+    p,(t,_) = now.perturbation, m.seen()
+    kind = kind_of(world_for(m, asked)) if asked or fitting(m.policy) else None
+    asks = p['feature_idx'], p['alpha'], some_of(t.seen, t.sae)
+    return clean(dict(reasons=find_reasons(now.policy, kind, t.sae, t.tap_index, *asks, t.left)))
 
 # %% ../../nbs/92_app.api.ipynb #cc1fa23b
 @api.get('/run/{run_id}')
@@ -466,6 +465,7 @@ def make_app(
     app.exception_handler(RequestValidationError)(wrong_input)
     app.exception_handler(Busy)(lambda request, e: one_line(429, e))
     app.exception_handler(SteerlensError)(lambda request, e: one_line(400, e))
+    app.exception_handler(MemoryError)(lambda request, e: one_line(413, 'more than fits into memory here'))
     app.include_router(api)
     app.mount('/', StaticFiles(directory=root()/'studio', html=True))
     return app

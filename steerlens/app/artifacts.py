@@ -8,19 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from ..core import atomic, need, root
 from ..sae.models import for_use, load_sae, new_sae, save_sae
 from ..sae.scores import quality
 from ..sae.train import Rows, Training, train
-from .policies import (ACTIVATIONS, MOST_BYTES, Policy, as_policy, embedded, read_policy, read_tensors,
-                                    site_of)
+from .policies import (ACTIVATIONS, MOST_BYTES, MOST_WIDE, Policy, as_policy, embedded, read_policy,
+                                    read_tensors, site_of)
 from .worlds import Kind, fitting, kind_of, rollout
 
 # %% auto #0
-__all__ = ['FILES', 'ALIKE', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'read_walks', 'unexplained', 'belongs', 'where_it_fits',
-           'check_fit', 'misaligned', 'Tapped', 'tapped', 'own_obs', 'inside', 'files_in', 'recorded', 'train_sae',
-           'write_artifacts', 'embedded_sae', 'opened']
+__all__ = ['FILES', 'ALIKE', 'MOST_LATENTS', 'MOST_CODES', 'FIRST', 'as_sae', 'read_sae', 'read_rows', 'read_walks', 'some_of',
+           'unexplained', 'belongs', 'is_left', 'where_it_fits', 'check_fit', 'misaligned', 'check_activation',
+           'Tapped', 'tapped', 'check_rows', 'check_awake', 'too_many', 'own_obs', 'inside', 'files_in', 'recorded',
+           'train_sae', 'write_artifacts', 'embedded_sae', 'opened']
 
 # %% ../../nbs/88_app.artifacts.ipynb #3ed617c5
 @torch.no_grad()
@@ -34,8 +36,11 @@ def as_sae(
     from sae_lens import SAE
     by_name = isinstance(state, dict) and all(isinstance(t, Tensor) for t in state.values())
     need(by_name, 'sae_state', f'a {type(state).__name__}', 'tensors by name')
-    sizes = all(type(n) is int and n>0 for n in (d_in, d_latent, k)) and k<=d_latent<=65536
-    need(sizes, FILES['sae'], f'd_in {d_in}, d_latent {d_latent}, k {k}', 'whole numbers, k at most d_latent')
+    sizes = all(type(n) is int and n>0 for n in (d_in, d_latent, k)) and k<=d_latent and d_latent>1
+    said = f'd_in {d_in}, d_latent {d_latent}, k {k}'
+    need(sizes, FILES['sae'], said, 'whole numbers, two latents or more, k at most d_latent')
+    small = d_in<=MOST_WIDE and d_latent<=65536 and 4*d_in*d_latent<=MOST_BYTES
+    need(small, FILES['sae'], said, f'a decoder of at most {MOST_BYTES>>20} MB') # before any number is looked at
     enc,dec = _matrix(state, 'enc', d_latent, d_in), _matrix(state, 'dec', d_in, d_latent)
     b_enc,b_dec = _biases(state, d_in, d_latent)
     unread = {*state} - {enc, dec, b_enc, b_dec}
@@ -117,19 +122,28 @@ def read_walks(
     return walks.long().numpy()
 
 # %% ../../nbs/88_app.artifacts.ipynb #84053967
+def some_of(
+    obs_NI:Tensor, # Rows
+    sae,           # Whose codes of them are to fit into memory
+    most:int=1024  # Rows, at most
+)->Tensor: # So many of them, evenly spaced
+    n = min(len(obs_NI), max(256, min(most, (1<<24)//sae.cfg.d_sae)))
+    return obs_NI[torch.linspace(0, len(obs_NI)-1, n).long()]
+
 @torch.no_grad()
 def unexplained(
     policy:Policy,  # Whose taps
     sae,            # To try
     obs_NI:Tensor   # Observations, [N, n_obs]
-)->dict: # tap -> share of the variance that is left, at each tap of its width
+)->dict: # tap -> share of the variance that is left, at each tap of its width; infinite at a constant one
     "Where does an autoencoder fit?"
-    some = obs_NI[torch.linspace(0, len(obs_NI)-1, min(len(obs_NI), 4096)).long()]
+    def squares(x): return float(x.double().pow(2).sum())
     found = {}
-    for t,x in enumerate(policy.passes(some)):
+    for t,x in enumerate(policy.passes(some_of(obs_NI, sae))):
         if x.shape[1]!=sae.cfg.d_in: continue
-        rest = (sae.decode(sae.encode(x))-x).double().pow(2).sum()
-        found[t] = float(rest/(x-x.mean(0)).double().pow(2).sum().clamp_min(1e-12))
+        varies = squares(x-x.mean(0))
+        constant = varies <= 1e-11*squares(x) # single precision can't tell
+        found[t] = np.inf if constant else squares(sae.decode(sae.encode(x))-x)/varies
     return found
 
 def belongs(
@@ -139,12 +153,19 @@ def belongs(
     best = min(left.values())
     return best<.5 and left.get(tap_index, np.inf) <= max(.05, 4*best)
 
+def is_left(
+    tap_index:int, # A tap
+    left:dict      # From `unexplained`
+)->str: # In words, with the number
+    if left[tap_index]==np.inf: return f'tap {tap_index} puts out the same in every row, so there is nothing to explain'
+    return f'the autoencoder leaves {left[tap_index]:.3g} of the variance at tap {tap_index}'
+
 def where_it_fits(
     left:dict # From `unexplained`
 )->str: # In words, with the number
     best = min(left, key=left.get)
     if belongs(best, left): return f'tap {best} fits, where {left[best]:.3g} is left'
-    return f'no tap fits (tap {best} leaves {left[best]:.3g}): is it of this policy, and is the activation right?'
+    return f'no tap fits ({is_left(best, left)}): is it of this policy, and is the activation right?'
 
 def check_fit(
     tap_index:int, # Asked for
@@ -155,8 +176,7 @@ def check_fit(
     need(left, 'autoencoder', 'no tap of this policy is as wide as it', 'the autoencoder of this policy')
     do = where_it_fits(left)
     need(tap_index in left, 'tap_index', f'{tap_index}, which is not as wide as the autoencoder', do=do)
-    got = f'{tap_index}, where the autoencoder leaves {left[tap_index]:.3g} of the variance unexplained'
-    need(belongs(tap_index, left), 'tap_index', got, do=do)
+    need(belongs(tap_index, left), 'tap_index', f'{tap_index}, but {is_left(tap_index, left)}', do=do)
     better = stored!=tap_index and belongs(stored, left) # a file may say wrong
     need(not better, 'tap_index', tap_index, f'{stored}, as its file says', f'tap {stored} fits')
 
@@ -176,11 +196,21 @@ def misaligned(
     own = policy.passes(obs_NI)[tap_index]
     if _apart(*(x.norm(dim=1, keepdim=True).sort(dim=0).values for x in (own, acts_ND))) < ALIKE:
         return 'the same rows in another order than the observations'
-    for name in ACTIVATIONS:
-        other = as_policy({k: policy.weights(k) for k in policy.keys}, name, policy.squash)
-        if _error(other, tap_index, obs_NI, acts_ND) < ALIKE:
-            return f"activations computed with '{name}', not '{policy.activation}'; say activation={name} at upload"
     return f'computed again from the observations, one row differs by {error:.2g} of what rows usually differ by'
+
+def check_activation(
+    policy:Policy,   # That the rows are of
+    tap_index:int,   # Where
+    obs_NI:Tensor,   # [N, n_obs]
+    acts_ND:Tensor   # [N, width]
+):
+    "Raise `SteerlensError` if these activations were computed with another nonlinearity than the policy's"
+    for name in (policy.activation, *ACTIVATIONS):
+        other = as_policy({k: policy.weights(k) for k in policy.keys}, name, policy.squash)
+        if _error(other, tap_index, obs_NI, acts_ND) < ALIKE: break
+    else: return
+    got = f"'{policy.activation}', but {FILES['acts']} was computed with '{name}'"
+    need(name==policy.activation, 'activation', got, do=f'say activation={name} at upload')
 
 ALIKE = .03 # Half precision is good to a thousandth of the largest number
 
@@ -197,6 +227,7 @@ class Tapped:
     k:int|None         # Active latents a row, where it has such a number
     tap_index:int      # Where it belongs
     left:dict          # tap -> unexplained variance
+    seen:Tensor        # Observations that this was found on, [N, n_obs]
     loaded_from:str
     obs:Tensor|None = None  # [N, n_obs], with activations in the same order
     acts:Tensor|None = None # [N, d_in]
@@ -214,25 +245,71 @@ def tapped(
     sae,k,stored,world = read_sae(files['sae'])
     obs,acts = (read_rows(files[n], FILES[n]) if n in files else None for n in ('obs','acts'))
     fits = obs is not None and obs.shape[1]==policy.widths[0]
-    left = unexplained(policy, sae, obs if fits else own_obs(policy))
+    if fits: check_rows(policy, obs)
+    seen = obs if fits else own_obs(policy)
+    left = unexplained(policy, sae, seen)
     asked = next((t for t in (tap_index, stored) if t is not None), min(left, key=left.get, default=0))
+    alike = fits and acts is not None and list(acts.shape)==[len(obs), sae.cfg.d_in] and asked in left
+    if alike: check_activation(policy, asked, obs, acts)
+    check_awake(policy, sae, asked, seen)
     check_fit(asked, left, stored)
     missing = [FILES[n] for n,x in (('obs',obs),('acts',acts)) if x is None]
-    why = f'{" and ".join(missing)} missing' if missing else misaligned(policy, asked, obs, acts)
-    if why: return Tapped(sae, k, asked, left, loaded_from, why=why, world=world)
+    why = f'{" and ".join(missing)} missing' if missing else misaligned(policy, asked, obs, acts) or too_many(sae, obs)
+    if why: return Tapped(sae, k, asked, left, seen, loaded_from, why=why, world=world)
     walks = read_walks(files['episode'], len(obs)) if 'episode' in files else None
-    return Tapped(sae, k, asked, left, loaded_from, obs, acts, walks, world=world)
+    return Tapped(sae, k, asked, left, seen, loaded_from, obs, acts, walks, world=world)
+
+# %% ../../nbs/88_app.artifacts.ipynb #0b4341f8
+def check_rows(
+    policy:Policy, # That they are of
+    obs_NI:Tensor  # [N, n_obs]
+):
+    "Raise `SteerlensError` if everything that the network makes of them would not fit into memory"
+    most = 2*MOST_BYTES//sum(t['width'] for t in policy.taps())
+    need(len(obs_NI)<=most, FILES['obs'], f'{len(obs_NI):,} rows', f'at most {most:,}', 'keep every other one')
+
+@torch.no_grad()
+def check_awake(
+    policy:Policy, # Whose tap
+    sae,           # To try
+    tap_index:int, # Where
+    obs_NI:Tensor  # Observations, [N, n_obs]
+):
+    "Raise `SteerlensError` for an autoencoder that is silent; one of another width is left to `check_fit`"
+    x = dict(enumerate(policy.passes(some_of(obs_NI, sae)))).get(tap_index)
+    awake = x is None or x.shape[1]!=sae.cfg.d_in or bool((sae.encode(x)!=0).any())
+    need(awake, FILES['sae'], 'no latent that is ever active in these observations', 'a trained autoencoder')
+
+MOST_LATENTS,MOST_CODES = 1024, 1<<26 # That are interpreted: their Gram matrix, and codes of all rows
+
+def too_many(
+    sae,          # Whose latents
+    obs_NI:Tensor # [N, n_obs]
+)->str: # Why they are not interpreted; empty if they are
+    n,rows = sae.cfg.d_sae, len(obs_NI)
+    if n>MOST_LATENTS: return f'{n:,} latents, at most {MOST_LATENTS:,} are interpreted'
+    most = MOST_CODES//n
+    return f'{rows:,} rows of {n:,} latents, at most {most:,} are read: keep every other one' if rows>most else ''
+
+# %% ../../nbs/88_app.artifacts.ipynb #5c13eac1
+@patch
+def under(self:Tapped,
+    policy:Policy # The same network with other weights
+)->Tapped: # What is left at its taps, and its activations
+    acts = None if self.acts is None else policy.passes(self.obs)[self.tap_index]
+    return replace(self, left=unexplained(policy, self.sae, self.seen), acts=acts)
 
 # %% ../../nbs/88_app.artifacts.ipynb #1ac473cd
 def own_obs(
-    policy:Policy, # To run
-    n:int=4        # Walks
+    policy:Policy,     # To run
+    kind:Kind|None=None, # Where; the first world that fits by default
+    n:int=4            # Walks
 )->Tensor: # [N, n_obs]; raises `SteerlensError` where no simulator fits
     "What a policy sees"
     worlds = fitting(policy)
     sizes = f'{policy.widths[0]} observations and {policy.widths[-1]} actions'
-    need(worlds, 'policy', f'{sizes} fit no simulator here', do=f'load {FILES["obs"]} beside the autoencoder')
-    walked = rollout(policy, kind_of(worlds[0]), range(FIRST, FIRST+n), steps=300)
+    need(kind or worlds, 'policy', f'{sizes} fit no simulator here', do=f'load {FILES["obs"]} beside the autoencoder')
+    walked = rollout(policy, kind or kind_of(worlds[0]), range(FIRST, FIRST+n), steps=300)
     return torch.cat([torch.as_tensor(w.obs) for w in walked])
 
 FIRST = 300_000 # Seeds of recordings count up from here; runs use smaller ones
@@ -332,7 +409,7 @@ def embedded_sae(
     obs,walk = recorded(policy, kind_of('walker'), walks, 600, tell)
     t = tapped(policy, dict(sae=root()/'weights'/'walker'/'sae'))
     acts = policy.passes(obs)[t.tap_index]
-    known = dict(obs=obs, acts=acts, episode=walk.long().numpy(), world='walker')
+    known = dict(obs=obs, acts=acts, seen=obs, episode=walk.long().numpy(), world='walker')
     return replace(t, **known, why='', loaded_from='weights/walker/sae')
 
 # %% ../../nbs/88_app.artifacts.ipynb #e9f357c3

@@ -12,11 +12,11 @@ from ..core import need
 from ..steer.edits import Gate
 from .policies import Policy
 from .worlds import Kind, rollout
-from .artifacts import belongs, unexplained, where_it_fits
-from .compare import FRESH, SEEN, beyond, compare, ends, interval, push, values_of
+from .artifacts import belongs, is_left, unexplained, where_it_fits
+from .compare import FRESH, SEEN, WHOLE, beyond, compare, push, values_of
 
 # %% auto #0
-__all__ = ['next_alpha', 'calibrate', 'at_bound', 'diagnose']
+__all__ = ['SMALL', 'next_alpha', 'calibrate', 'at_bound', 'diagnose']
 
 # %% ../../nbs/89_app.calibrate.ipynb #b35523ba
 def next_alpha(
@@ -55,39 +55,71 @@ def calibrate(
     steps:int|None=None, # At most; 200 that count by default
     gate:Gate|None=None, # When it is pushed
     tell:Callable|None=None # Called with the share that is done
-)->dict: # alpha, target, measure, sd, effect, held_out, side_effects, evaluations
+)->dict: # alpha, target, measure, sd, steps, effect, evaluations, held_out, side_effects, too_much
     "The alpha whose effect is closest to the target"
     need(target and np.isfinite(target), 'target', target, 'a change, above or below zero')
     need(0<probe<=clip, 'probe', probe, f'above 0, at most clip ({clip})')
     need(not {*seeds} & {*held_out}, 'held_out', 'seeds that alpha is chosen by', 'others')
-    steps,tried,runs = steps or kind.settle+200, {}, evaluations+4
+    steps = max(steps or kind.settle+200, min(getattr(gate, 'end', None) or 0, kind.limit))
+    opens = getattr(gate, 'first', 0)
+    need(opens<steps, 'gate', f'it never opened: it would at step {opens}, and walks end at {steps}', 'an earlier one')
+    tried,runs = {}, evaluations+4
     def walk(a):
         def share(x): tell((len(tried)+bool(tried or a)+x)/runs)
         edits = [push(sae, tap_index, latent, a, gate)]*len(seeds) if a else None
-        walks = rollout(policy, kind, seeds, edits, steps, tell=share if tell else None)
-        return values_of(walks, kind, measure)
+        return rollout(policy, kind, seeds, edits, steps, tell=share if tell else None)
     base = walk(0)
-    sd = float(base.std(ddof=1))
-    need(sd>0, 'measure', f'{measure} is the same in all unedited walks', 'one that varies')
-    while len(tried)<evaluations and (a := next_alpha(tried, abs(target), probe, clip)) is not None:
-        d = (walk(a)-base)/sd*np.sign(target)
-        tried[a] = float(d.mean()), float(d.std(ddof=1)/len(d)**.5)
-    alpha = min(tried, key=lambda a: abs(tried[a][0]-abs(target)))
-    found = [dict(alpha=a, effect=float(e*np.sign(target)), se=se) for a,(e,se) in tried.items()]
+    sd = _sd(base, kind, measure)
+    while len(tried)<evaluations and (a := next_alpha(_effects(tried), abs(target), probe, clip)) is not None:
+        tried[a] = _changes(base, walk(a), kind, measure)/sd*np.sign(target)
+    seen = _effects(tried)
+    alpha = _closest(tried, seen, abs(target), measure)
     judged = _judged(policy, kind, push(sae, tap_index, latent, alpha, gate), held_out, steps, measure, sd)
     if tell: tell(1.)
-    return dict(alpha=alpha, target=target, measure=measure, sd=sd, evaluations=found,
-                effect=float(tried[alpha][0]*np.sign(target))) | judged
+    found = [dict(alpha=a, effect=float(e*np.sign(target)), se=se, n=len(tried[a])) for a,(e,se) in seen.items()]
+    told = dict(alpha=alpha, target=target, measure=measure, sd=sd, steps=steps, evaluations=found)
+    return told | dict(effect=float(seen[alpha][0]*np.sign(target))) | judged
+
+# %% ../../nbs/89_app.calibrate.ipynb #5ad1d3b1
+def _sd(base, kind, measure):
+    "From one unedited walk to the next"
+    x = values_of(dict(base=base), kind, measure)['base']
+    x = x[np.isfinite(x)]
+    early = f'the walks end too early to speak of {measure}'
+    need(len(x)>1, 'measure', early, do=f'choose one of {", ".join(WHOLE[:2])}')
+    sd = float(x.std(ddof=1))
+    need(sd>0, 'measure', f'{measure} is the same in all unedited walks', 'one that varies')
+    return sd
+
+def _changes(base, walks, kind, measure):
+    "Differences from the baseline, of the seeds in which both walk"
+    edited = any(w.edited for w in walks)
+    need(edited, 'gate', 'it never opened: no step was edited', do='let it open before the walks end')
+    x = np.subtract(*values_of(dict(walks=walks, base=base), kind, measure).values())
+    return x[np.isfinite(x)]
+
+def _effects(tried):
+    "alpha -> mean and standard error; none where too few walk"
+    def told(x): return (float(x.mean()), float(x.std(ddof=1)/len(x)**.5)) if len(x)>1 else (0., 0.)
+    return {a: told(x) for a,x in tried.items()}
+
+def _closest(tried, seen, target, measure):
+    "The alpha whose effect is the nearest, of those under which enough walk on"
+    walked = [a for a,x in tried.items() if len(x)>1]
+    early = f'under every alpha the walks end too early to speak of {measure}'
+    need(walked, 'measure', early, do='take a smaller probe')
+    return min(walked, key=lambda a: abs(seen[a][0]-target))
 
 def _judged(policy, kind, edit, seeds, steps, measure, sd):
     "Effect and side effects on fresh seeds"
     n = len(seeds)
     three = dict(baseline=[None]*n, plus=[edit]*n, placebo=[edit.placebo(s) for s in seeds])
     c = compare(policy, kind, three, seeds, steps, film=None)
-    plus,lost = (c.differences(a, measure) for a in ('plus', 'placebo'))
-    effect = dict(zip(('effect', 'lo', 'hi'), (None if x is None else x/sd for x in interval(plus))))
-    rest = [dict(measure=m, unit=kind.units[m]) | ends(c.differences('plus', m)) for m in kind.units if m!=measure]
-    return dict(held_out=effect | dict(n=n, beyond_placebo=beyond(plus, lost)), side_effects=rest)
+    plus,more = (c.against('plus', measure, a) for a in ('baseline', 'placebo'))
+    effect = {k: None if plus[x] is None else plus[x]/sd for k,x in dict(effect='difference', lo='lo', hi='hi').items()}
+    rest = [dict(measure=m, unit=kind.units[m]) | c.against('plus', m) for m in kind.units if m!=measure]
+    held = effect | dict(n=plus['n'], beyond_placebo=beyond(plus, more))
+    return dict(held_out=held, side_effects=rest, too_much=bool(c.too_much()))
 
 # %% ../../nbs/89_app.calibrate.ipynb #b9310aa7
 def at_bound(
@@ -98,32 +130,35 @@ def at_bound(
     near = (high-low)/1000
     return float(((actions_NA <= low+near) | (actions_NA >= high-near)).float().mean())
 
+SMALL = .002 # Of an activation's length, of an action's standard deviation: much less than found latents need
+
 @torch.no_grad()
 def diagnose(
     policy:Policy, # Who walks
-    kind:Kind,     # Where
+    kind:Kind|None, # Where, and with it the bounds of the actions
     sae,           # The autoencoder
     tap_index:int, # Where it is edited
     latent:int,    # Which is pushed
     alpha:float,   # How far
-    obs_NI:Tensor  # Observations to ask about, [N, n_obs]
+    obs_NI:Tensor, # Observations to ask about, [N, n_obs]
+    left:dict|None=None # From `unexplained`, if that is known already
 )->list[dict]: # words, number: what is in the way; a line that says so where nothing is
     "Why does nothing happen?"
-    v,left = push(sae, tap_index, latent, alpha).edit.vector, unexplained(policy, sae, obs_NI)
+    v,left = push(sae, tap_index, latent, alpha).edit.vector, left or unexplained(policy, sae, obs_NI)
     *_,x = policy.passes(obs_NI)[:tap_index+1]
     acts,new = (policy.onward(tap_index, y) for y in (x, x+alpha*v))
     active = float((sae.encode(x)[:,latent]>0).float().mean())
     length = float(abs(alpha)*v.norm()/x.norm(dim=-1).median().clamp_min(1e-12))
     moved = float((new-acts).abs().mean()/acts.std(0).mean().clamp_min(1e-12))
-    bound = max(at_bound(a, kind) for a in (acts, new))
-    misfit = f'the autoencoder leaves {left[tap_index]:.2g} of the variance at tap {tap_index}; {where_it_fits(left)}'
+    bound = max(at_bound(a, kind) for a in (acts, new)) if kind else 0.
+    misfit = f'{is_left(tap_index, left)}; {where_it_fits(left)}'
     change = f'the action changes by {moved:.2g} of its standard deviation in a single step'
     found = [
         (not belongs(tap_index, left), left[tap_index], misfit),
         (active < .001, active, f'latent {latent} is active in {active:.2%} of the steps: its direction means little'),
-        (moved < .01 and length < .01, length, f'alpha is too small: the push is {length:.2g} as long as a typical '
+        (max(moved, length) < SMALL, length, f'alpha is too small: the push is {length:.2g} as long as a typical '
          f'activation, and {change}'),
-        (moved < .01 <= length, moved, f'{change}: what comes after the tap swallows the push'),
+        (moved < SMALL <= length, moved, f'{change}: what comes after the tap swallows the push'),
         (bound > .5, bound, f'{bound:.0%} of the actions are at a bound, where a push changes nothing')]
     reasons = [dict(words=words, number=float(number)) for true,number,words in found if true]
     return reasons or [dict(words=f'nothing is in the way: {change}', number=moved)]

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from ..core import atomic, need
-from ..stats import fdr, rate
+from ..stats import fdr, paired_difference, rate
 from ..steer.edits import Add, Gate, Intervention
 from ..steer.film import caption, write_mp4
 from .policies import Policy, site_of
 from .worlds import Kind, Walk, rollout
 
 # %% auto #0
-__all__ = ['SEEN', 'FRESH', 'JUDGED', 'MOST', 'push', 'turned', 'arms', 'interval', 'ends', 'side', 'p_of_none', 'beyond',
-           'as_far', 'Comparison', 'compare', 'value_of', 'values_of', 'films']
+__all__ = ['SEEN', 'FRESH', 'JUDGED', 'WHOLE', 'TOO_MUCH', 'COPIES', 'MOST', 'push', 'turned', 'arms', 'interval', 'p_of_none',
+           'ends', 'side', 'beyond', 'as_far', 'Comparison', 'compare', 'window', 'value_of', 'values_of', 'of_seeds',
+           'films']
 
 # %% ../../nbs/88_app.compare.ipynb #0d1092a3
 def push(
@@ -52,27 +53,14 @@ def arms(
 # %% ../../nbs/88_app.compare.ipynb #34447178
 def interval(
     x:np.ndarray # One number a seed
-)->tuple: # mean, lo, hi: 95%; lo and hi are None for a single seed
+)->tuple: # mean, lo, hi: 95%; lo and hi are None for a single seed, and all are for none
     "The mean and how sure one can be of it (Student 1908)"
     from scipy.stats import t
-    n,mean = len(x), float(np.mean(x))
+    n,mean = len(x), float(np.mean(x)) if len(x) else None
     if n<2: return mean, None, None
     reach = float(t.ppf(.975, n-1)*np.std(x, ddof=1)/n**.5)
     return mean, mean-reach, mean+reach
 
-def ends(
-    x:np.ndarray # Differences, one a seed
-)->dict: # difference, lo, hi
-    return dict(zip(('difference', 'lo', 'hi'), interval(x)))
-
-def side(
-    x:np.ndarray # One number a seed
-)->int: # 1 or -1 where the whole interval is above or below zero, else 0
-    "On which side of zero?"
-    _,lo,hi = interval(x)
-    return 0 if lo is None else int(lo>0)-int(hi<0)
-
-# %% ../../nbs/88_app.compare.ipynb #b978829f
 def p_of_none(
     x:np.ndarray # One number a seed
 )->float: # Of a mean of zero; 1 for a single seed
@@ -81,12 +69,24 @@ def p_of_none(
     if len(x)<2 or not x.any(): return 1.
     return float(ttest_1samp(x, 0).pvalue) if x.std() else 0.
 
+def ends(
+    x:np.ndarray # Differences, one a seed
+)->dict: # difference, lo, hi, p of no difference, n
+    return dict(zip(('difference', 'lo', 'hi'), interval(x))) | dict(p=p_of_none(x), n=len(x))
+
+def side(
+    d:dict # A difference, with `lo` and `hi`
+)->int: # 1 or -1 where the whole interval is above or below zero, else 0
+    "On which side of zero?"
+    return 0 if d['lo'] is None else int(d['lo']>0)-int(d['hi']<0)
+
+# %% ../../nbs/88_app.compare.ipynb #b978829f
 def beyond(
-    arm:np.ndarray,     # Differences of an arm from the baseline, one a seed
-    placebo:np.ndarray  # Those of the placebo
+    base:dict,   # Difference of an arm from the baseline, as from `ends`
+    placebo:dict # Its difference from the placebo
 )->bool: # Is it somewhere else than the baseline, and farther there than the placebo?
     "More than being pushed at all"
-    return side(arm)!=0 and side(arm)==side(arm-placebo)
+    return side(base)!=0 and side(base)==side(placebo)
 
 # %% ../../nbs/88_app.compare.ipynb #032fb02d
 def as_far(
@@ -94,7 +94,7 @@ def as_far(
     placebo:np.ndarray # Those of the placebo
 )->float: # Share of placebo walks that went at least as far to the same side as the arm's mean
     "How usual is this for a random direction?"
-    mean = arm.mean()
+    mean = arm.mean() if len(arm) else 0.
     return float(np.mean(placebo*np.sign(mean) >= abs(mean))) if mean else 1.
 
 # %% ../../nbs/88_app.compare.ipynb #246cd584
@@ -132,31 +132,58 @@ def compare(
     return Comparison(kind, [*seeds], {a: walks[a] for a in arms}, film)
 
 # %% ../../nbs/88_app.compare.ipynb #1b203df6
+WHOLE = 'return', 'steps', 'fell' # Of a whole walk; everything else is of its gait
+
+def window(
+    walks:Sequence[Walk], # Of one seed, to be compared
+    kind:Kind             # Their world
+)->slice|None: # Steps; None where that is less than a second
+    "When all of them walk"
+    end = min(w.steps for w in walks) - kind.fps*any(w.fell for w in walks)
+    return slice(kind.settle, end) if end-kind.settle>=kind.fps else None
+
 def value_of(
     walk:Walk,   # To measure
     kind:Kind,   # Its world
-    measure:str  # Of the kind's `units`, or the name of an action
-)->float: # Raises `SteerlensError` for another name
+    measure:str, # Of the kind's `units`, or the name of an action
+    steps:slice|None # Those that count for a gait
+)->float: # NaN where none count; raises `SteerlensError` for another name
     "One number of a walk"
-    if measure in walk.measures: return walk.measures[measure]
+    if measure in WHOLE: return float((walk.reward, walk.steps, walk.fell)[WHOLE.index(measure)])
     actions = list(kind.called[1])
-    need(measure in actions, 'measure', measure, f'one of {", ".join([*kind.units, *actions])}')
-    return float(walk.actions[:,actions.index(measure)].mean())
-
-def values_of(walks:list, kind:Kind, measure:str)->np.ndarray: # One number a walk
-    return np.array([value_of(w, kind, measure) for w in walks])
+    known = measure in walk.series or measure in actions
+    need(known, 'measure', measure, f'one of {", ".join([*kind.units, *actions])}')
+    x = walk.series[measure] if measure in walk.series else walk.actions[:,actions.index(measure)]
+    return float(x[steps].mean()) if steps else np.nan
 
 # %% ../../nbs/88_app.compare.ipynb #af7e23eb
+def values_of(
+    arms:dict,  # Arm -> a `Walk` for each seed, the same seeds for all
+    kind:Kind,  # Their world
+    measure:str # As for `value_of`
+)->dict: # Arm -> one number a seed, [n]; NaN in every arm where a seed has no window
+    "What is compared, seed by seed"
+    windows = [window(same, kind) for same in zip(*arms.values())]
+    return {a: np.array([value_of(*x, kind, measure, s) for *x,s in zip(walks, windows)]) for a,walks in arms.items()}
+
+# %% ../../nbs/88_app.compare.ipynb #80c2aba9
 @patch
 def values(self:Comparison,
     arm:str,    # Of `walks`
     measure:str # As for `value_of`
-)->np.ndarray: # One number a seed
-    return values_of(self.walks[arm], self.kind, measure)
+)->np.ndarray: # One number for each seed that has one in every arm
+    found = values_of(self.walks, self.kind, measure)
+    return found[arm][np.isfinite([*found.values()]).all(0)]
 
 @patch
-def differences(self:Comparison, arm:str, measure:str)->np.ndarray: # From the baseline, one a seed
-    return self.values(arm, measure)-self.values('baseline', measure)
+def differences(self:Comparison, arm:str, measure:str, than:str='baseline')->np.ndarray: # One a seed
+    return self.values(arm, measure)-self.values(than, measure)
+
+@patch
+def against(self:Comparison, arm:str, measure:str, than:str='baseline')->dict: # difference, lo, hi, p, n
+    "How much more than another arm"
+    a,b = (self.values(x, measure) for x in (arm, than))
+    return paired_difference(a, b) if measure=='fell' and len(a)>1 else ends(a-b)
 
 @patch
 def table(self:Comparison)->list[dict]: # arm, measure, unit, n, mean, lo, hi, difference..., beyond_placebo, as_far
@@ -169,15 +196,16 @@ def table(self:Comparison)->list[dict]: # arm, measure, unit, n, mean, lo, hi, d
 
 @patch
 def _row(self:Comparison, arm, measure, unit):
-    mean,lo,hi = interval(self.values(arm, measure)) if measure!='fell' else self._fell(arm)
-    row = dict(arm=arm, measure=measure, unit=unit, n=len(self.seeds), mean=mean, lo=lo, hi=hi)
+    x = self.values(arm, measure)
+    mean,lo,hi = interval(x) if measure!='fell' else self._fell(arm)
+    row = dict(arm=arm, measure=measure, unit=unit, n=len(x), mean=mean, lo=lo, hi=hi)
     row |= dict(difference=None, difference_lo=None, difference_hi=None, beyond_placebo=None, as_far=None, p=None)
     if arm=='baseline': return row
-    d = self.differences(arm, measure)
-    row |= dict(zip(('difference', 'difference_lo', 'difference_hi'), interval(d)))
-    if arm=='placebo' or 'placebo' not in self.walks: return row
-    e = self.differences('placebo', measure)
-    return row | dict(beyond_placebo=beyond(d, e), as_far=as_far(d, e), p=max(p_of_none(d), p_of_none(d-e)))
+    d = self.against(arm, measure)
+    row |= dict(difference=d['difference'], difference_lo=d['lo'], difference_hi=d['hi'])
+    if arm=='placebo' or 'placebo' not in self.walks or len(x)<2: return row
+    e,far = self.against(arm, measure, 'placebo'), [self.differences(a, measure) for a in (arm, 'placebo')]
+    return row | dict(beyond_placebo=beyond(d, e), as_far=as_far(*far), p=max(d['p'], e['p']))
 
 @patch
 def _fell(self:Comparison, arm):
@@ -185,11 +213,41 @@ def _fell(self:Comparison, arm):
     r = rate(self.values(arm, 'fell'))
     return r['rate'], r['lo'], r['hi']
 
+TOO_MUCH = .25 # More of the walks than of the baseline's
+
+@patch
+def too_much(self:Comparison)->list: # Of the arms but the placebo
+    "Under which so many more fall that it is a matter of falling, and not of gait"
+    pushed = [a for a in self.walks if a not in ('baseline', 'placebo')] if 'fell' in self.kind.units else []
+    return [a for a in pushed if self.against(a, 'fell')['difference']>=TOO_MUCH]
+
 @patch
 def series(self:Comparison)->dict: # Arm -> measure -> a number for each step of the filmed seed
     "For charts"
     if self.filmed is None: return {}
     return {a: {m: x.tolist() for m,x in w[self.filmed].series.items()} for a,w in self.walks.items()}
+
+# %% ../../nbs/88_app.compare.ipynb #06a40faa
+def of_seeds(
+    walks:Sequence[Walk] # Of different seeds
+)->float: # As far as the shortest of them goes
+    "Which share of what varies in the observations varies from seed to seed?"
+    n = min(w.steps for w in walks)
+    x = np.stack([w.obs[:n] for w in walks]).astype('f8')
+    return float(((x-x.mean(0))**2).sum()/max(((x-x.mean((0, 1)))**2).sum(), 1e-12))
+
+COPIES = .2 # Below this share, walks are much alike: the shipped walker's have .63 in 400 steps
+
+@patch
+def notes(self:Comparison)->list[dict]: # words, number
+    "What a reader has to know"
+    n,k = len(self.seeds), self.kind
+    walked,own = sum(window(x, k) is not None for x in zip(*self.walks.values())), of_seeds(self.walks['baseline'])
+    judged = 'the walks end too early to speak of gait' if walked<min(2, n) else 'not every seed counts for the gait'
+    gait = f'{judged}: in {walked} of {n}, all arms walk on for a second after step {k.settle}'
+    alike = f'the walks are much alike: seeds make {own:.0%} of what varies in them, so intervals over seeds say little'
+    found = [(walked<n, gait, walked), (n>1 and own<COPIES, alike, own)]
+    return [dict(words=words, number=number) for true,words,number in found if true]
 
 # %% ../../nbs/88_app.compare.ipynb #dd40ac64
 MOST = 1_000_000 # Bytes of a film

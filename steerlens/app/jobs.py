@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from contextlib import suppress
-import math, pickle
+import math, pickle, traceback
 import torch
 from ..core import SteerlensError
 from .calibrate import calibrate, diagnose
-from .compare import Comparison, arms, compare, films, push
+from .compare import JUDGED, SEEN, Comparison, arms, compare, films, push
 from .artifacts import own_obs
 from .policies import Policy
 from .search import search
@@ -72,6 +72,9 @@ def work(
     try: said = 'done', clean(TASKS[name](Path(folder), tell, **pickle.loads(payload)))
     except SteerlensError as e: said = 'failed', ' '.join(str(e).split())
     except MemoryError: said = 'failed', 'out of memory; ask for fewer seeds or steps'
+    except Exception as e: # not foreseen: the server's log has all of it
+        traceback.print_exc()
+        said = 'failed', f'a fault of the studio ({type(e).__name__}); its log says more'
     with suppress(BrokenPipeError): pipe.send(said) # nobody may be listening any more
 
 # %% ../../nbs/90_app.jobs.ipynb #0eb43d55
@@ -87,15 +90,16 @@ def run(
     sae=None,        # Whose latent is perturbed, as `packed`
     steps:int=500,   # At most
     video:bool=True  # Film the first seed?
-)->dict: # env_id, fps, applied, seeds, measures, table, series, videos, edited_steps, no_effect
+)->dict: # env_id, fps, applied, seeds, measures, table, series, videos, edited_steps, filmed, too_much, notes ...
     "Arms of one and the same edit"
     p,kind = applied['sae'], kind_of(world)
     these = _pushed(p, sae, seeds) if p else {a: [None]*len(seeds) for a in arms_of(applied)}
     c = compare(policy if p else original, kind, these, seeds, steps, 0 if video else None, dict(edited=policy), tell)
-    if video: films(c, folder, _captions(p))
+    if video: films(c, folder, _captions(applied))
     return dict(env_id=world, fps=kind.fps, applied=applied, seeds=seeds, table=c.table(), series=c.series(),
                 videos=[*c.walks]*video, measures=[dict(measure=m, unit=u) for m,u in kind.units.items()],
                 edited_steps={a: sum(w.edited for w in ws) for a,ws in c.walks.items()},
+                filmed=_filmed(c), too_much=c.too_much(), notes=c.notes()+_chosen_by(seeds, p),
                 no_effect=why_nothing(c, policy, sae, p) if p else [])
 
 def _pushed(p, sae, seeds):
@@ -107,12 +111,24 @@ def gate_of(
 )->Steps|None: # For `push`
     return Steps(*steps) if steps else None
 
-def _captions(p):
+def _captions(applied):
     "What films say of each arm"
+    p = applied['sae']
     if not p: return dict(baseline='as it is', edited='edited weights')
-    j,a = p['feature_idx'], abs(p['alpha'])
-    return dict(minus=f'latent {j}, alpha -{a:g}', baseline='baseline', plus=f'latent {j}, alpha +{a:g}',
-                placebo="random direction, as long")
+    j,a,also = p['feature_idx'], abs(p['alpha']), ', edited weights'*bool(applied['weights'])
+    return dict(minus=f'latent {j}, alpha -{a:g}{also}', baseline=f'no push{also}' if also else 'baseline',
+                plus=f'latent {j}, alpha +{a:g}{also}', placebo=f'random direction, as long{also}')
+
+def _filmed(c):
+    "The filmed seed, and the arms that fell in it"
+    if c.filmed is None: return None
+    return dict(seed=c.seeds[c.filmed], fell=[a for a,w in c.walks.items() if w[c.filmed].fell])
+
+def _chosen_by(seeds, p):
+    "A note on seeds that alphas and latents are chosen by"
+    known = {*seeds} & {*SEEN, *range(JUDGED, JUDGED+40)} if p else {}
+    words = f'{len(known)} of these seeds are some that alphas and latents are found by; judge what was found on others'
+    return [dict(words=words, number=len(known))] if known else []
 
 def arms_of(
     applied:dict # What is done to a policy: `sae`, `weights`
@@ -130,8 +146,8 @@ def why_nothing(
 )->list[dict]: # words, number; empty where something happened
     "Reasons, if the latent's arms are no different from the placebo's"
     rows = [r for r in c.table() if r['arm'] in ('minus', 'plus')]
-    if len(c.seeds)<2 or any(r['beyond_placebo'] for r in rows): return []
-    moved = sum(r['difference_lo']>0 or r['difference_hi']<0 for r in rows)
+    if len(c.seeds)<2 or c.too_much() or any(r['beyond_placebo'] for r in rows): return []
+    moved = sum(r['difference_lo']>0 or r['difference_hi']<0 for r in rows if r['difference_lo'] is not None)
     if moved: return [dict(words='it moves, but no more than a random direction as long does', number=moved)]
     n_edits = sum(w.edited for w in c.walks['plus'])
     if not n_edits: return [dict(words='the gate never opened: no step was edited', number=0)]
@@ -146,7 +162,8 @@ def calibrated(folder, tell, policy, world, sae, tap_index, latent, measure, tar
     return calibrate(policy, kind_of(world), unpacked(*sae), tap_index, latent, measure, **how)
 
 @task('search')
-def searched(folder, tell, policy, world, sae, tap_index, measure):
-    "Latents that move a measure both ways"
-    obs = own_obs(policy)
-    return search(policy, kind_of(world), unpacked(*sae), tap_index, obs, measure, tell=tell)
+def searched(folder, tell, policy, world, sae, tap_index, measure, obs=None):
+    "Latents that move a measure both ways; `obs` are those that were recorded, if any were"
+    kind = kind_of(world)
+    obs = own_obs(policy, kind) if obs is None else obs
+    return search(policy, kind, unpacked(*sae), tap_index, obs, measure, tell=tell)

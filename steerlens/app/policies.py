@@ -5,6 +5,7 @@
 # %% ../../nbs/86_app.policies.ipynb #51ff9306
 from __future__ import annotations
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 import io, pickletools, re, zipfile
 import torch
@@ -111,10 +112,10 @@ def chain(
 )->list[tuple]: # (weight's key, bias's key or None), first layer first
     "Which matrix follows which; raises `SteerlensError` where they don't connect"
     weights = [k for k,v in state.items() if v.ndim==2]
-    if not ordered: weights = _by_number(state, weights)
+    if not ordered: weights = _in_order(state, weights)
     shapes = ', '.join(f'{k} {list(state[k].shape)}' for k in weights[:8]) or 'no matrix at all'
-    connect = weights and all(state[a].shape[0]==state[b].shape[1] for a,b in zip(weights, weights[1:]))
-    need(connect, 'policy', f'matrices that do not connect ({shapes})', 'each takes what the one before puts out')
+    apart = f'matrices that do not connect ({shapes})'
+    need(_connect(state, weights), 'policy', apart, 'each takes what the one before puts out')
     layers = [(k, _bias(state, k)) for k in weights]
     unread = {*state} - {k for pair in layers for k in pair}
     need(not unread, 'policy', f'keys that are no linear layer: {", ".join(sorted(unread)[:4])}',
@@ -123,14 +124,22 @@ def chain(
     need(all(biased) or not any(biased), 'policy', 'some layers have a bias and some have none', 'all or none')
     return layers
 
-def _by_number(state, weights):
-    "In the order of the numbers in their names"
+def _connect(state, weights):
+    "Does each take what the one before puts out?"
+    return bool(weights) and all(state[a].shape[0]==state[b].shape[1] for a,b in zip(weights, weights[1:]))
+
+def _in_order(state, weights):
+    "By the numbers in their names; groups with other names in the one order that connects"
     alike = {}
-    for k in weights: alike.setdefault(state[k].shape, set()).add(re.sub(r'\d+', '', k))
-    unclear = next((sorted(names) for names in alike.values() if len(names)>1), None)
-    need(not unclear, 'policy', f'matrices of one shape called {unclear}', 'numbers in their names',
-         'name them by their place, as nn.Sequential does')
-    return sorted(weights, key=lambda k: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', k)])
+    for k in sorted(weights, key=_numbered): alike.setdefault(re.sub(r'\d+', '', k), []).append(k)
+    need(len(alike)<=6, 'policy', f'matrices called {[*alike][:6]}', 'names that differ by numbers')
+    orders = [sum(groups, []) for groups in permutations(alike.values())]
+    found = [o for o in orders if _connect(state, o)] or orders[:1]
+    need(len(found)<2, 'policy', f'matrices called {[*alike]}, of which {len(found)} orders connect',
+         'numbers in their names', 'name them by their place, as nn.Sequential does')
+    return found[0]
+
+def _numbered(key): return [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', key)]
 
 def _bias(state, key):
     "The bias beside a weight, if there is one"

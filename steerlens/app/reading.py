@@ -5,18 +5,26 @@
 # %% ../../nbs/89_app.reading.ipynb #51ff9306
 from __future__ import annotations
 from functools import cached_property, lru_cache
+from threading import Lock
 from fastcore.basics import patch
 import numpy as np, torch
 from ..core import need
 from .artifacts import FIRST, Tapped
 from .interpret import Interpreter, activity, blocks, clusters, drives, fires_in
 from .policies import Policy
-from .worlds import fitting, kind_of, rollout
+from .worlds import Kind, fitting, kind_of
 
 # %% auto #0
-__all__ = ['Reading']
+__all__ = ['home', 'Reading', 'Moments']
 
 # %% ../../nbs/89_app.reading.ipynb #3ed617c5
+def home(
+    policy:Policy, # Who walked
+    t:Tapped       # What was recorded
+)->Kind|None: # The world that the rows are from; None where nobody says, for one of the same sizes may be another
+    world = t.world or policy.world
+    return kind_of(world) if world in fitting(policy) else None
+
 class Reading:
     "Latents of an autoencoder, and what they go with"
     def __init__(self,
@@ -24,17 +32,22 @@ class Reading:
         t:Tapped       # With cached data
     ):
         need(not t.why, 'cached data', t.why, 'observations and their activations')
-        from scipy.sparse import csc_matrix, vstack
         self.policy,self.t = policy, t
-        with torch.no_grad():
-            z = [csc_matrix(t.sae.encode(x).numpy()) for x in t.acts.split(8192)]
-            self.actions = policy.passes(t.obs)[-1]
-        self.z = vstack(z, format='csc')
-        self.reader = Interpreter(self.z, t.episode)
         self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
-        world = t.world or policy.world # one of the same sizes may be another
-        self.kind = kind_of(world) if world in fitting(policy) else None
+        self.kind = home(policy, t)
         self.interpret,self.card = lru_cache(512)(self._interpret), lru_cache(512)(self._card)
+
+    @cached_property
+    @torch.no_grad()
+    def z(self): # Codes, sparse by column, [N, F]
+        from scipy.sparse import csc_matrix, vstack
+        return vstack([csc_matrix(self.t.sae.encode(x).numpy()) for x in self.t.acts.split(8192)], format='csc')
+
+    @cached_property
+    def reader(self): return Interpreter(self.z, self.t.episode)
+
+    @cached_property
+    def actions(self): return self.policy.passes(self.t.obs)[-1]
 
     @cached_property
     def events(self):
@@ -91,7 +104,7 @@ def _card(self:Reading,
     at = np.flatnonzero(self.episode==episode)
     trace = dict(episode=int(episode), steps=[*range(len(at))], values=z[at].round(4).tolist(),
                  events=[] if self.events is None else self.events[at].tolist())
-    acts = self.t.acts[::max(1, len(z)//2048)]
+    acts = self.t.acts[::max(1, len(z)//512)]
     written = drives(lambda x: self.policy.onward(self.t.tap_index, x), acts, w) if w.norm()>0 else None
     return found | dict(feature_idx=j, decoder_norm=float(w.norm()), direction=w.tolist(), trace=trace,
                         cluster=int(self.grouped.label_F[j]), neighbours=self.grouped.neighbours(j), drives=written,
@@ -119,18 +132,41 @@ def played(self:Reading,
     return dict(n_steps=len(at), steps=steps)
 
 # %% ../../nbs/89_app.reading.ipynb #d7597f6b
+class Moments:
+    "Recorded walks, to be looked at"
+    def __init__(self,
+        policy:Policy, # That walked
+        t:Tapped       # With cached data
+    ):
+        self.policy,self.t,self.kind,self.lock = policy, t, home(policy, t), Lock()
+        self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
+        self.again = lru_cache(16)(self._again)
+
+    def _again(self, episode):
+        "A world, and where its body was at each step that went as recorded"
+        obs,world,poses = self.t.obs[self.episode==episode], self.kind.make(FIRST+int(episode), True), []
+        full = obs[np.resize(np.arange(len(obs)), -(-len(obs)//64)*64)] # batches of the size of a rollout's
+        actions = torch.cat([self.policy.subject.run(x) for x in full.split(64)]).numpy()
+        for o,a in zip(obs.numpy(), actions):
+            if world.over or not np.array_equal(world.obs, o): break
+            poses.append(world.pose)
+            world.step(a.clip(self.kind.low, self.kind.high))
+        return world, poses
+
+# %% ../../nbs/89_app.reading.ipynb #46cefe3c
 @patch
-def picture(self:Reading,
+def picture(self:Moments,
     row:int # Of the recorded ones
 )->bytes|None: # A PNG; None where this walk can't be walked again
     "The moment of a row"
     need(0<=row<len(self.t.obs), 'row', row, f'0 to {len(self.t.obs)-1}')
-    episode = self.episode[row]
-    step = row-int(np.flatnonzero(self.episode==episode)[0])
+    step = row-int(np.flatnonzero(self.episode==self.episode[row])[0])
     if not self.kind: return None
-    walk, = rollout(self.policy, self.kind, [FIRST+int(episode)], steps=step+1, pictures=[0], every=max(1, step))
-    same = walk.steps==step+1 and np.array_equal(walk.obs[-1], self.t.obs[row].numpy())
-    return _png(walk.pictures[min(step, 1)]) if same else None
+    with self.lock: # bodies are put here and there
+        world,poses = self.again(self.episode[row])
+        if step>=len(poses): return None
+        world.put(poses[step])
+        return _png(world.picture())
 
 def _png(picture):
     from PIL import Image

@@ -14,7 +14,8 @@ from ..stats import fdr
 from ..steer.edits import Add, Intervention
 from .policies import Policy, site_of
 from .worlds import Kind, rollout
-from .compare import JUDGED, SEEN, arms, as_far, beyond, compare, ends, push, turned, values_of
+from .compare import (JUDGED, SEEN, Comparison, arms, as_far, beyond, compare, ends, push, turned,
+                                    values_of)
 
 # %% auto #0
 __all__ = ['SHARES', 'SIZE', 'at_once', 'spread', 'line', 'screen', 'gaits', 'promising', 'p_of', 'both_ways', 'search',
@@ -39,6 +40,8 @@ def spread(
     x:np.ndarray # Numbers
 )->float: # Their standard deviation, if a few extreme ones are no matter; the plain one where most are equal
     "1.48 times the median distance from the median"
+    x = x[np.isfinite(x)]
+    if not len(x): return 0.
     return float(1.4826*np.median(np.abs(x-np.median(x))) or x.std())
 
 def line(
@@ -72,9 +75,12 @@ def screen(
     walks = rollout(policy, kind, seeds, edits, steps, **run)
     some,typical = x_ND[torch.linspace(0, len(x_ND)-1, min(len(x_ND), 512)).long()], float(length.median())
     theirs,ours = (at_once(policy, kind, tap_index, v, some, typical) for v in (r, vectors_FD))
+    pairs = dict(plus=walks[:n], minus=walks[n:])
     def judged(m):
-        y = values_of(walks, kind, m)
-        w,noise = line(theirs*length.numpy()[:,None], (y[:n]-y[n:])/2)
+        y = np.subtract(*values_of(pairs, kind, m).values())/2
+        ok = np.isfinite(y)
+        if ok.sum()<=theirs.shape[1]: y,ok = 0*length.numpy(), ok|True # too few walked on: expect nothing
+        w,noise = line((theirs*length.numpy()[:,None])[ok], y[ok])
         return dict(expected=ours@w, random=theirs@w, noise=noise, longest=float(length.max()))
     return {m: judged(m) for m in kind.units}
 
@@ -95,7 +101,7 @@ def promising(
     "Those of which most is expected, in whatever measure that is"
     found,moving = {}, [m for m in sd if sd[m] and seen[m]['noise']]
     strength = {m: np.abs(seen[m]['expected'])/seen[m]['noise'] for m in moving}
-    need(moving, 'search', 'no measure varies', do='take more seeds or another world')
+    need(moving, 'search', 'no measure varies, or the walks end too early to speak of gait', do='try another world')
     for i in np.argsort(-np.max([*strength.values()], axis=0))[:keep].tolist():
         m = max(moving, key=lambda m: strength[m][i])
         if strength[m][i]: found[i] = float(min(SIZE*sd[m]/abs(seen[m]['expected'][i]), seen[m]['longest']))
@@ -115,9 +121,11 @@ def both_ways(
     placebo:np.ndarray # The same of random directions
 )->tuple: # Opposite and both beyond the placebo?, p
     "Do plus and minus move it in opposite directions, more than being pushed does?"
+    if len(plus)<2: return False, 1.
     opposite = plus.mean()*minus.mean() < 0 and all(d.mean()*(d-placebo).mean() > 0 for d in (plus, minus))
     p = max(p_of(d) for d in (plus, minus, plus-placebo, minus-placebo))
-    return opposite and beyond(plus, placebo) and beyond(minus, placebo), p if opposite else 1.
+    far = all(beyond(ends(d), ends(d-placebo)) for d in (plus, minus))
+    return opposite and far, p if opposite else 1.
 
 # %% ../../nbs/89_app.search.ipynb #bbf6edb6
 def search(
@@ -142,14 +150,17 @@ def search(
     def part(lo, hi): return tell and (lambda done: tell(lo+(hi-lo)*done))
     seen = screen(policy, kind, tap_index, sae.W_dec[alive].detach(), x, steps, directions, tell=part(0, .3))
     base = rollout(policy, kind, SEEN, steps=steps, tell=part(.3, .33))
-    alphas = promising(seen, {m: spread(values_of(base, kind, m)) for m in measures}, keep)
+    sd = {m: spread(values_of(dict(base=base), kind, m)['base']) for m in measures}
+    alphas = promising(seen, sd, keep)
     edits = {alive[i]: push(sae, tap_index, alive[i], a) for i,a in alphas.items()}
     c = compare(policy, kind, _arms(edits, n), range(JUDGED, JUDGED+n), steps, None, tell=part(.33, 1))
-    rows = [_row(c, alive[i], m, a, _stronger(seen[m], i)) for i,a in alphas.items() for m in measures]
+    four = {i: _four(c, alive[i]) for i in alphas}
+    rows = [_row(four[i], alive[i], m, a, _stronger(seen[m], i)) for i,a in alphas.items() for m in measures]
     tried = len(alive)*len(measures)
     q = fdr([r['p'] for r in rows]+[1.]*(tried-len(rows)))
     rows = sorted((r | dict(q=float(v)) for r,v in zip(rows, q)), key=lambda r: r['q'])
-    return dict(found=[r for r in rows if r['both'] and r['q']<=.05], walked=rows, tried=tried, n=n)
+    found = [r for r in rows if r['both'] and r['q']<=.05 and not r['too_much']]
+    return dict(found=found, walked=rows, tried=tried, n=n)
 
 # %% ../../nbs/89_app.search.ipynb #e4435e62
 def _arms(edits, n):
@@ -163,17 +174,19 @@ def _stronger(seen, i):
     "Share of random directions of which less is expected"
     return float(np.mean(np.abs(seen['random']) < abs(seen['expected'][i])))
 
+def _four(c, j):
+    "The arms of one latent, which alone share their windows"
+    names = dict(plus=1, minus=-1, placebo=0)
+    return Comparison(c.kind, c.seeds, {a: c.walks[j,s] for a,s in names.items()} | dict(baseline=c.walks['baseline']))
+
 def _row(c, j, measure, alpha, stronger):
     "A latent and a measure"
-    names = dict(plus=1, minus=-1, placebo=0)
-    d = {k: c.differences((j,s), measure) for k,s in names.items()}
+    d = {a: c.differences(a, measure) for a in ('plus', 'minus', 'placebo')}
     both,p = both_ways(**d)
-    found = {k: ends(x) | dict(fell=_fell(c.walks[j,names[k]])) for k,x in d.items()}
+    found = {a: c.against(a, measure) | dict(fell=float(c.values(a, 'fell').mean())) for a in d}
     far = max(as_far(d[k], d['placebo']) for k in ('plus', 'minus'))
-    return dict(feature_idx=j, measure=measure, unit=c.kind.units[measure], alpha=alpha, **found, p=p, both=bool(both),
-                as_far=far, stronger_than=stronger)
-
-def _fell(walks): return float(np.mean([w.fell for w in walks]))
+    return dict(feature_idx=j, measure=measure, unit=c.kind.units[measure], alpha=alpha, n=len(d['plus']), **found, p=p,
+                both=bool(both), too_much=c.too_much(), as_far=far, stronger_than=stronger)
 
 # %% ../../nbs/89_app.search.ipynb #1f7969e2
 def impostor(

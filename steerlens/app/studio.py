@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Lock
-import multiprocessing, pickle, secrets, shutil, time
+import multiprocessing, os, pickle, secrets, shutil, time
 from fastcore.basics import patch
+import numpy as np
 from ..core import SteerlensError, need
 from .artifacts import Tapped, embedded_sae
 from .jobs import work
-from .policies import Policy, embedded
-from .reading import Reading
+from .policies import Policy, WeightEdit, embedded
+from .reading import Moments, Reading
 
 # %% auto #0
-__all__ = ['DONE', 'KEPT', 'Busy', 'Model', 'Job', 'Studio']
+__all__ = ['MOST_EDITS', 'DONE', 'KEPT', 'Busy', 'Model', 'Job', 'one_thread_each', 'Studio']
 
 # %% ../../nbs/91_app.studio.ipynb #3ed617c5
 class Busy(SteerlensError): "Too much is asked for at once"
@@ -35,23 +36,72 @@ class Model:
     original:Policy    # As uploaded
     policy:Policy      # With the edits of its weights
     edits:list = field(default_factory=list) # `WeightEdit`s
-    tapped:Tapped|None = None
-    reading:object = None   # What interprets its latents; None without cached data
+    tapped:Tapped|None = None # Under the weights as uploaded
+    reading:Reading|None = None # Of the weights as uploaded; None without cached data
+    moments:Moments|None = None # Recorded steps, to be looked at
     perturbation:dict|None = None # feature_idx, alpha, tap_index, steps, decoder_norm, message
+    latest:tuple = (None,)*4 # A policy, an autoencoder, and how the one fits and reads the other
     created:float = field(default_factory=time.time)
     touched:float = field(default_factory=time.monotonic)
 
     lock:Lock = field(default_factory=Lock)
-
-    def edit(self,
-        edits:list # All of them, in order
-    ):
-        "Other weights; raises `SteerlensError`, and changes nothing, if one can't be made"
-        policy = self.original.edited(edits) if edits else self.original
-        with self.lock: self.policy,self.edits = policy, edits
+    looking:Lock = field(default_factory=Lock)
 
     def now(self)->Model: # A copy, in which the policy is of these edits and the perturbation of this autoencoder
         with self.lock: return copy(self)
+
+# %% ../../nbs/91_app.studio.ipynb #648838da
+MOST_EDITS = 10_000
+
+@patch
+def add_edit(self:Model,
+    e:WeightEdit # To be made
+)->tuple[Policy,Policy]: # Before and after; raises `SteerlensError`, and changes nothing, if it can't be made
+    "One edit more"
+    with self.lock:
+        before = self.policy
+        need(len(self.edits)<MOST_EDITS, 'edits', f'{MOST_EDITS:,}', 'fewer', 'save the policy, and go on from there')
+        self.policy,self.edits = before.edited([e]), [*self.edits, e]
+        return before, self.policy
+
+@patch
+def reset(self:Model):
+    "The weights as they were uploaded"
+    with self.lock: self.policy,self.edits = self.original, []
+
+# %% ../../nbs/91_app.studio.ipynb #1c85e721
+@patch
+def seen(self:Model)->tuple: # `Tapped` and `Reading`, of the weights as they are now; None where there is none
+    "How its autoencoder fits and reads"
+    with self.looking:
+        m = self.now()
+        if not m.tapped or not m.edits: return m.tapped, m.reading
+        policy,tapped,*found = self.latest
+        if policy is not m.policy or tapped is not m.tapped:
+            t = m.tapped.under(m.policy)
+            found = t, None if t.why else Reading(m.policy, t)
+            self.latest = m.policy, m.tapped, *found
+        return tuple(found)
+
+@patch
+def keep(self:Model,
+    t:Tapped, # Its autoencoder
+    reading:Reading|None=None, # Of it, and its moments, where they are there already
+    moments:Moments|None=None
+):
+    "An autoencoder; a perturbation of another one's latent is dropped"
+    if not t.why and reading is None: reading,moments = Reading(self.original, t), Moments(self.original, t)
+    with self.lock: self.tapped,self.reading,self.moments,self.perturbation = t, reading, moments, None
+
+@patch
+def perturb(self:Model,
+    t:Tapped,  # Whose latent
+    push:dict|None # Its perturbation, or none
+):
+    "A perturbation, unless the autoencoder has been replaced meanwhile"
+    with self.lock:
+        need(self.tapped is t, 'SAE', 'another one was loaded meanwhile', do='ask again')
+        self.perturbation = push
 
 # %% ../../nbs/91_app.studio.ipynb #d5e16e46
 DONE = ('done', 'failed', 'cancelled')
@@ -77,6 +127,14 @@ class Job:
                     result=self.result)
 
 # %% ../../nbs/91_app.studio.ipynb #0eb43d55
+def one_thread_each():
+    "Many answer at once: who takes all cores for an answer waits for all others"
+    import scipy.linalg, torch # loaded first, so that their threads are known
+    from threadpoolctl import threadpool_limits
+    os.environ['OMP_NUM_THREADS'] = '1' # of the jobs' processes
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
 def _processes():
     "Where jobs' processes come from"
     ctx = multiprocessing.get_context('forkserver')
@@ -109,15 +167,18 @@ class Studio:
     def warm(self):
         "Get ready before anybody asks: a process that has imported everything, the shipped autoencoder; then keep tidy"
         self.ctx.Process(target=int, daemon=True).start()
-        self.shipped()
+        _,reading,moments = self.shipped()
+        reading.interpret('action', 0)
+        reading.card(0)
+        for row in np.unique(reading.episode, return_index=True)[1].tolist(): moments.picture(row)
         while not self.closed.wait(60): self.forget()
 
-    def shipped(self)->tuple: # `Tapped`, `Reading`
-        "The shipped walker's autoencoder and its reading, made once for everybody"
+    def shipped(self)->tuple: # `Tapped`, `Reading`, `Moments`
+        "The shipped walker's autoencoder, made once for everybody"
         with self.making:
             if not self.made:
-                t = embedded_sae()
-                self.made = t, Reading(embedded(), t)
+                p,t = embedded(), embedded_sae()
+                self.made = t, Reading(p, t), Moments(p, t)
             return self.made
 
 # %% ../../nbs/91_app.studio.ipynb #395468ca

@@ -20,8 +20,8 @@ from .policies import Policy
 
 # %% auto #0
 __all__ = ['PICTURES', 'SIZE', 'WIDE', 'BIPED', 'STANDING', 'TORQUES', 'RAYS', 'FELT', 'PARTS', 'STATE', 'WORLDS', 'Kind', 'Gym',
-           'gait', 'body_of', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d', 'contacts', 'kind_of',
-           'fits', 'fitting', 'Walk', 'rollout', 'check_walks']
+           'gait', 'body_of', 'pose_of', 'put', 'picture_of', 'Led', 'Biped', 'side_view', 'Mujoco', 'Walker2d',
+           'contacts', 'kind_of', 'fits', 'fitting', 'Walk', 'rollout', 'check_walks']
 
 # %% ../../nbs/87_app.worlds.ipynb #16390696
 @dataclass
@@ -37,7 +37,7 @@ class Kind:
     make:Callable     # (seed, pictures) -> a world
     low:np.ndarray    # Least action, [n_act]
     high:np.ndarray   # Largest action, [n_act]
-    settle:int = 0    # Steps that no measure counts
+    settle:int = 0    # Steps that no measure of gait counts
     names:tuple|None = None # Of the observations, and of the actions
     events:Callable|None = None # Observations [N, n_obs] -> what is happening in each step, [N]
 
@@ -105,6 +105,18 @@ def body_of(
     "What `gait` is told"
     return env.hull.position.x, env.hull.angle, env.legs[1].ground_contact, env.legs[3].ground_contact
 
+def pose_of(
+    env # Gymnasium's BipedalWalker
+)->list: # Place and angle of the hull and of each part of a leg
+    return [(*b.position, b.angle) for b in (env.hull, *env.legs)]
+
+def put(
+    env,      # Gymnasium's BipedalWalker
+    pose:list # From `pose_of`
+):
+    "Where it was, to be looked at; it can't walk on from there"
+    for b,(x,y,angle) in zip((env.hull, *env.legs), pose): b.position,b.angle = (x, y), angle
+
 def picture_of(
     env # Gymnasium's BipedalWalker
 )->np.ndarray: # [H, W, 3] uint8
@@ -130,6 +142,7 @@ class Led:
     over = property(lambda self: self.world.over)
     fell = property(lambda self: self.world.fell)
     reward = property(lambda self: self.world.reward-self.lead)
+    pose = property(lambda self: pose_of(self.world.env))
 
     def step(self, action):
         self.before = body_of(self.world.env)
@@ -138,6 +151,7 @@ class Led:
 
     def felt(self): return gait(self.before, self.world.x) | dict(effort=self.effort)
     def picture(self): return picture_of(self.world.env)
+    def put(self, pose): put(self.world.env, pose)
 
 # %% ../../nbs/87_app.worlds.ipynb #23d45e36
 class Biped(Gym):
@@ -149,6 +163,8 @@ class Biped(Gym):
 
     def felt(self): return gait(self.before, self.env.hull.position.x) | super().felt()
     def picture(self): return picture_of(self.env)
+    def put(self, pose): put(self.env, pose)
+    pose = property(lambda self: pose_of(self.env))
 
 # %% ../../nbs/87_app.worlds.ipynb #9c9b264b
 WIDE = 3.6 # Metres in a picture
@@ -185,6 +201,8 @@ class Mujoco(Gym):
     "An environment of MuJoCo, drawn from the side"
     def __init__(self, name, seed, pictures=False): super().__init__(name, seed)
     def picture(self): return side_view(self.env.model, self.env.data)
+    def put(self, pose): self.env.set_state(pose, 0*self.env.data.qvel)
+    pose = property(lambda self: self.env.data.qpos.copy())
 
 class Walker2d(Mujoco):
     "MuJoCo's Walker2d"
@@ -271,8 +289,7 @@ class Walk:
     steps:int            # Until it was over or the steps ran out
     reward:float         # Added up
     fell:bool            # Did it end by the world's rules before its time?
-    measures:dict        # Measure -> mean over the steps that count; `return` and `steps` among them
-    series:dict          # Measure -> its value at every step, [steps]
+    series:dict          # Measure of gait -> its value at every step, [steps]
     obs:np.ndarray       # What the policy got, [steps, n_obs]
     actions:np.ndarray   # What it did, within the bounds, [steps, n_act]
     edited:int = 0       # Steps with an edit
@@ -304,12 +321,8 @@ class _Going:
 @patch
 def finished(self:_Going)->Walk:
     "What is kept of it"
-    w,n,k = self.world, len(self.obs), self.kind
-    series = {m: np.array([f[m] for f in self.felt]) for m in self.felt[0]}
-    judged = k.settle if n>k.settle else 0
-    means = {m: float(x[judged:].mean()) for m,x in series.items()} | dict(fell=float(w.fell))
-    sums = {'return': w.reward, 'steps': float(n)} | {m: means[m] for m in k.measures}
-    return Walk(self.seed, n, w.reward, bool(w.fell), sums, series, np.array(self.obs), np.array(self.actions),
+    w,series = self.world, {m: np.array([f[m] for f in self.felt]) for m in self.felt[0]}
+    return Walk(self.seed, len(self.obs), w.reward, bool(w.fell), series, np.array(self.obs), np.array(self.actions),
                 pictures=self.pictures)
 
 # %% ../../nbs/87_app.worlds.ipynb #8dc62f70

@@ -27,7 +27,8 @@ def studio(
     sock = listening(host, port)
     import uvicorn
     from steerlens.app.api import LOCAL, make_app
-    from steerlens.app.studio import Studio
+    from steerlens.app.studio import Studio, one_thread_each
+    one_thread_each()
     room = Studio(artifacts, workers, hours)
     threading.Thread(target=room.warm, daemon=True).start()
     print(f'studio: http://{host}:{sock.getsockname()[1]} (ctrl-c ends it)', flush=True)
