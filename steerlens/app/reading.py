@@ -4,7 +4,7 @@
 
 # %% ../../nbs/89_app.reading.ipynb #51ff9306
 from __future__ import annotations
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Lock
 from fastcore.basics import patch
 import numpy as np, torch
@@ -15,9 +15,22 @@ from .policies import Policy
 from .worlds import Kind, fitting, kind_of
 
 # %% auto #0
-__all__ = ['home', 'Reading', 'Moments']
+__all__ = ['once', 'home', 'Reading', 'Moments']
 
 # %% ../../nbs/89_app.reading.ipynb #3ed617c5
+def once(
+    known:dict,    # Question -> answer
+    most:int,      # Answers that are kept
+    answer,        # A function
+    *asked         # What it takes
+): # Its answer, which is not made twice
+    "Kept beside an object and not by a cache that holds the object, which would then outlive its last use by far"
+    key = answer.__name__, *asked
+    if key not in known:
+        for old in [*known][:max(0, len(known)+1-most)]: known.pop(old, None)
+        known[key] = answer(*asked)
+    return known[key]
+
 def home(
     policy:Policy, # Who walked
     t:Tapped       # What was recorded
@@ -35,7 +48,7 @@ class Reading:
         self.policy,self.t = policy, t
         self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
         self.kind = home(policy, t)
-        self.interpret,self.card = lru_cache(512)(self._interpret), lru_cache(512)(self._card)
+        self.answers = {}
 
     @cached_property
     @torch.no_grad()
@@ -79,13 +92,17 @@ def values(self:Reading,
     return (self.actions if target=='action' else self.t.obs)[:,dim].double().numpy()
 
 @patch
-def _interpret(self:Reading,
+def interpret(self:Reading,
     target:str,         # `action`, `observation` or `event`
     dim:int,            # Which
     lam:float|str=1e-2, # Penalty of the ridge, or `cv`
     top_k:int=10        # Latents
 )->dict: # features, target_dim, target, name, r2 with interval, intercept, lam, n_rows, placebo, auc, notes
     "Latents with the largest weights"
+    return once(self.answers, 512, self._interpret, target, dim, lam, top_k)
+
+@patch
+def _interpret(self:Reading, target, dim, lam, top_k):
     f = self.reader.fit(self.values(target, dim), lam)
     told = dict(r2=f.r2, r2_lo=f.lo, r2_hi=f.hi, placebo=f.placebo, auc=f.auc, notes=f.notes)
     told |= dict(intercept=f.intercept, lam=f.lam, n_rows=len(self.t.obs))
@@ -93,10 +110,14 @@ def _interpret(self:Reading,
 
 # %% ../../nbs/89_app.reading.ipynb #d5e16e46
 @patch
-def _card(self:Reading,
+def card(self:Reading,
     j:int # Latent
 )->dict: # feature_idx, active, mean_active, firings, top, decoder_norm, direction, cluster, trace, events, drives, ...
     "Everything about one latent"
+    return once(self.answers, 512, self._card, j)
+
+@patch
+def _card(self:Reading, j):
     need(0<=j<self.z.shape[1], 'latent', j, f'0 to {self.z.shape[1]-1}')
     z,w = self.z[:,[j]].toarray()[:,0], self.t.sae.W_dec[j].detach()
     found = activity(z, self.episode)
@@ -140,7 +161,7 @@ class Moments:
     ):
         self.policy,self.t,self.kind,self.lock = policy, t, home(policy, t), Lock()
         self.episode = blocks(len(t.obs)) if t.episode is None else t.episode
-        self.again = lru_cache(16)(self._again)
+        self.walks = {}
 
     def _again(self, episode):
         "A world, and where its body was at each step that went as recorded"
@@ -163,7 +184,7 @@ def picture(self:Moments,
     step = row-int(np.flatnonzero(self.episode==self.episode[row])[0])
     if not self.kind: return None
     with self.lock: # bodies are put here and there
-        world,poses = self.again(self.episode[row])
+        world,poses = once(self.walks, 16, self._again, self.episode[row])
         if step>=len(poses): return None
         world.put(poses[step])
         return _png(world.picture())
