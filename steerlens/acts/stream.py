@@ -37,7 +37,9 @@ def pieces(
 )->Pieces:
     "The stretches of selected rows"
     edges = np.r_[0, np.cumsum(sizes)]
-    mask = np.ones(edges[-1], bool) if mask is None else mask
+    if mask is None: # a piece a file, whatever the number of rows
+        file = np.flatnonzero(sizes)
+        return Pieces(np.r_[edges[file], edges[-1]], edges[file], file, 0*file)
     cut = np.zeros(len(mask)+1, bool)
     cut[edges] = True
     first = np.flatnonzero(mask & (cut[:-1] | ~np.r_[False, mask[:-1]]))

@@ -19,7 +19,7 @@ def _sae():
 # %% ../../nbs/98_commands.sae.ipynb #3ed617c5
 @app.command('export')
 def sae_export(
-    folder:Annotated[str, typer.Argument(help='Of a finished autoencoder, such as sae/set_model/masked_mean.out.')], # From
+    folder:Annotated[str, typer.Argument(help='Such as sae/set_model/masked_mean.out.')], # From
     dest:Annotated[str, typer.Argument(help='A folder for sae_model_final.pth and the JSON beside it.')], # To
 ):
     "Write an autoencoder as SplatNLP's four files."

@@ -8,6 +8,7 @@ __all__ = ['app', 'studio', 'train_sae']
 # %% ../../nbs/98_commands.studio.ipynb #f7a764af
 from typing import Annotated
 import typer
+from .shared import listening
 
 # %% ../../nbs/98_commands.studio.ipynb #51ff9306
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -22,13 +23,8 @@ def studio(
     hours:Annotated[float, typer.Option(min=.01, help='Hours until an unused upload is forgotten.')]=6, # Of each model
 ):
     "Open the policy studio, a local web page."
-    import socket, threading
-    from steerlens.core import SteerlensError
-    try:
-        sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-    except OSError as e: raise SteerlensError(f'{host}:{port}', e.strerror, do='choose another --port') from None
+    import threading
+    sock = listening(host, port)
     import uvicorn
     from steerlens.app.api import LOCAL, make_app
     from steerlens.app.studio import Studio, one_thread_each

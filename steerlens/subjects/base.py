@@ -200,6 +200,7 @@ class Runs:
     inputs:list = field(default_factory=list)  # Files it was made from
     tables:dict = field(default_factory=dict)  # Name -> DataFrame, kept beside the activations
     metrics:dict = field(default_factory=dict) # For the report
+    splits:dict|None = None # `train` and `validation` -> episodes, where the subject itself must not have seen some
 
 # %% ../../nbs/10_subjects.base.ipynb #6d80e7bc
 @dataclass

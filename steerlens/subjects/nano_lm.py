@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-import ast, io, json, math, platform, re, sysconfig, tempfile, time, tokenize as lexer
+import ast, io, json, math, platform, re, tempfile, time, tokenize as lexer
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor, nn
@@ -19,28 +19,14 @@ from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
 from .lm import baselines, batches, bigram, looks, reading, work
+from .stdlib import modules
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
-__all__ = ['SKIP', 'TABLES', 'SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS',
-           'CODE_PROSE', 'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'modules',
-           'split_of', 'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train', 'save',
-           'subject', 'validate', 'samples', 'runs', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
-
-# %% ../../nbs/18_subjects.nano_lm.ipynb #9493b82b
-SKIP = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', 'encodings', 'pydoc_data',
-        '__phello__', '_bundled'}
-TABLES = re.compile('_sysconfigdata.*|config-.*|entities|stringprep')
-
-def modules()->dict[str,Path]: # Dotted name -> file, sorted by file
-    "The standard library's modules, written by people, of the Python that runs"
-    top = Path(sysconfig.get_paths()['stdlib'])
-    found = {}
-    for f in sorted(top.rglob('*.py')):
-        parts = f.relative_to(top).with_suffix('').parts
-        if SKIP & {*parts} or any(map(TABLES.fullmatch, parts)): continue
-        found['.'.join(p for p in parts if p!='__init__')] = f
-    return found
+__all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS', 'CODE_PROSE',
+           'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of', 'kinds', 'corpus',
+           'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train', 'save', 'subject', 'validate', 'samples',
+           'runs', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #97e0cb27
 SPLITS = ('train', 'validation')
