@@ -426,4 +426,7 @@ def server_rows(root):
 
 if __name__=='__main__':
     PARTS = dict(build=build_rows, encode=encode_rows, query=query_rows, statistics=statistics_rows, server=server_rows)
-    run(PARTS, ARGS, nonzeros=N*K, features=F)
+    ABOUT = (f'Synthetic codes, {N:,} rows of about {K} among {F:,} latents that fire as unevenly as words do. '
+             'A load is summed up, so that all of it is touched. The published layouts: zarr, blosc with zstd at 3, '
+             'one latent and 10,000 samples a chunk. A warm load is bound by memory, a cold one by the disk.')
+    run(PARTS, ARGS, title='The code store', about=ABOUT, nonzeros=N*K, features=F)

@@ -45,7 +45,7 @@ def _steerlens(
 # %% ../nbs/99_cli.ipynb #80b847bd
 def main():
     "The command line"
-    try: app(standalone_mode=False)
+    try: status = app(standalone_mode=False)
     except SteerlensError as e: sys.exit(f'steerlens: {" ".join(str(e).split())}')
     except (KeyboardInterrupt, typer.Abort): sys.exit('steerlens: stopped by hand')
     except typer.Exit as e: sys.exit(e.exit_code)
@@ -53,3 +53,4 @@ def main():
         if not hasattr(e, 'format_message'): raise # a bug; the others are words that typer doesn't know
         e.show()
         sys.exit(e.exit_code)
+    if isinstance(status, int) and status: sys.exit(status) # typer gives back what a command exits with

@@ -179,8 +179,8 @@ def where(self:CodeStore,
 def _has(column, wanted):
     "Which lines have one of the wanted values"
     wanted = set(wanted) if isinstance(wanted, (list,tuple,set,range)) else {wanted}
-    lists = len(column) and isinstance(column.iloc[0], (list,np.ndarray))
-    if lists: return np.array([not wanted.isdisjoint(v) for v in column], bool)
+    def listed(v): return isinstance(v, (list,np.ndarray))
+    if any(map(listed, column)): return np.array([listed(v) and not wanted.isdisjoint(v) for v in column], bool)
     return column.isin(wanted).to_numpy(bool)
 
 # %% ../../nbs/45_codes.backends.ipynb #599a07ea
