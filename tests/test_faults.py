@@ -71,7 +71,7 @@ def add_phase(project, phase, work, kernel='python3'):
 def toy(tmp_path):
     "A project with this one's Snakefile and two phases that only wait"
     for d in ('sae_notebooks', 'params/subjects', 'nbs'): (tmp_path/d).mkdir(parents=True)
-    for subject in ('nano_vla', 'nano_lm'): (tmp_path/f'params/subjects/{subject}.yaml').touch()
+    for subject in ('nano_vla', 'nano_lm', 'set_model'): (tmp_path/f'params/subjects/{subject}.yaml').touch()
     for f in ('Snakefile', 'settings.ini', 'profiles/local/config.yaml'):
         (tmp_path/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/f, tmp_path/f)
