@@ -147,7 +147,7 @@ function upload(file, activation = $('activation').value, squash = $('squash').v
   if (activation) form.append('activation', activation)
   if (squash) form.append('squash', squash)
   const where = S.model ? 'network-error' : 'start-error'
-  return attempt(where, $('drop'), async () => open(await api('/upload', form), file))
+  return S.opening = attempt(where, $('drop'), async () => open(await api('/upload', form), file))
 }
 
 async function again(activation) { // the same policy, read otherwise, with the same autoencoder
@@ -243,6 +243,7 @@ function uploadSae(files, tap = $('tap-index').value) {
     for (const f of files) form.append(role(f.name) === 'policy' ? 'sae' : role(f.name), f)
     if (!form.has('sae')) throw new Error('SAE not found: choose walker_sae.pt, too.')
     if (tap !== '') form.append('tap_index', tap)
+    await S.opening // they go to the policy that is on its way
     S.artifacts = { files }
     await showSae(await api(`/model/${S.model.model_id}/upload_sae`, form))
   })
