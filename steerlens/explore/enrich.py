@@ -84,7 +84,8 @@ class Background:
         found = {c: _facet(store, c, self.cells, names) for c,names in named.items()}
         self.facets = {c: f for c,f in found.items() if f[0] or like}
         self.n_values = sum(len(names) for names,_ in self.facets.values())
-        need(self.n_values, 'enrichment', f'no value that is in {CLUSTERS} episodes and not in all rows', 'other columns')
+        none = f'no value that is in {CLUSTERS} episodes and not in all rows'
+        need(self.n_values, 'enrichment', none, 'other columns, or more rows')
 
     def __repr__(self):
         said = ', '.join(f'{c} {len(names)}' for c,(names,_) in self.facets.items())
@@ -104,7 +105,7 @@ def _cells(store, alike, split):
 @patch
 def tested(self:Background,
     *fires:np.ndarray # Where something fires, ascending, for each that is asked about
-)->pd.DataFrame: # at (which of `fires`), column, value, n, share, base, log_odds, lo, hi, p, episodes; with `alike`, crude
+)->pd.DataFrame: # column, value, n, share, base, log_odds, lo, hi, p, episodes, at (which of `fires`); `alike`: crude
     "What comes more often than by chance in some rows, if it is in five episodes of them"
     parts = []
     for column,(names,of) in self.facets.items():

@@ -144,7 +144,7 @@ def sums(
     rows:np.ndarray, # Where a latent fires, ascending, [n]
     cells:Cells,     # The rows that count
     values:Values    # What they may have
-)->tuple[np.ndarray,float,np.ndarray]: # Numbers of the values in enough episodes, firings that count, sums for `as_table`
+)->tuple[np.ndarray,float,np.ndarray]: # Values in enough episodes, firings that count, and sums for `as_table`
     "What is summed over episodes"
     shape = len(cells.n), *values.share.shape
     pairs = _pairs(rows, cells.episode, values.numbers, values.at, shape[2])
