@@ -17,11 +17,12 @@ from ..core import need, read_manifest, rng, root, sha256, write_json
 from ..stats import CLUSTERS, check_finite, cluster_means
 from .base import Batch, Runs, Subject, Work, alone, tap
 from .hf import load, model_files
+from .showing import Showing
 from .text import Tokens, identity, load_tokenizer, source_files, tokenize
 
 # %% auto #0
 __all__ = ['BLOCKS', 'subject', 'COUNTED', 'episodes', 'Batches', 'token_words', 'batches', 'Bigram', 'bigram', 'baselines',
-           'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'work']
+           'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'work', 'showing']
 
 # %% ../../nbs/16_subjects.lm.ipynb #df09076c
 BLOCKS = 20 # A document with more than one in so many windows is cut into blocks
@@ -510,3 +511,7 @@ def held_out(
 def work()->Work:
     "A language model predicts the next token"
     return Work(held_out, NextTokens)
+
+def showing()->Showing:
+    "The text around a token"
+    return Showing('text', ('episode','step'), around=(24,12), beside=('document',), asked=('token','task','position'))

@@ -14,6 +14,8 @@ from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
 from .scorers import Outputs, smoothness
+from .showing import Showing
+from .sketches import tabletop
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
@@ -23,7 +25,7 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
 __all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
            'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
            'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed', 'shown', 'steering', 'unprompted',
-           'retrain']
+           'observed', 'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -417,6 +419,21 @@ def unprompted(
         trials=trials, run=rollout, outcome=judge, scene=lambda end: 'all', swap=False,
         able=lambda episode, end: episode.event==episode.task,
         shown=shown)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #2b504c54
+def observed(
+    folder:str|Path # Of activations
+)->pd.Series: # (scene, observation) by episode and step
+    "What there was to see at each decision"
+    t = pd.read_parquet(Path(folder)/'decisions.parquet')
+    seen = [(scene_of(task), o) for task,o in zip(t.task, t.obs)]
+    return pd.Series(seen, index=pd.MultiIndex.from_frame(t[['episode','step']]))
+
+def showing()->Showing:
+    "Words, sketches of the table, and a trace"
+    return Showing('episode', ('episode','step','asked','denoise'), beside=('task','asked','step','token'),
+                   asked=('task','asked','event','token','token_type','step','denoise'),
+                   trace=('episode','asked','stream','position','denoise'), states=observed, sketch=tabletop)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
 def retrain(

@@ -18,11 +18,13 @@ from .base import Batch, Runs, Subject, Work
 from .lm import NextTokens
 from .set_data import WEIGHTS, Sets, Views, collect, kept, summary, views, vocabulary
 from .set_net import complete, frequencies, new_net, save, subject, train, tuned_logistic
+from .set_tokens import family_of, rung_of
+from .showing import Showing
 
 # %% auto #0
 __all__ = ['JUDGED', 'COUNTED', 'COLUMNS', 'LIBRARIES', 'answers', 'intervals', 'compared', 'judged', 'by_size', 'between',
            'view_table', 'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'held_out', 'work',
-           'retrain']
+           'showing', 'retrain']
 
 # %% ../../nbs/17_subjects.set_model.ipynb #2d16221c
 def answers(
@@ -257,6 +259,12 @@ def held_out(
 def work()->Work:
     "A set model completes sets"
     return Work(held_out, Completion)
+
+# %% ../../nbs/17_subjects.set_model.ipynb #7793a811
+def showing()->Showing:
+    "Sets by family"
+    return Showing('set', ('episode','step'), beside=('module','function'), alike='size',
+                   asked=('tokens','hidden','context','known','task'), part=lambda t: (family_of(t), rung_of(t)))
 
 # %% ../../nbs/17_subjects.set_model.ipynb #ea6b8351
 def retrain(

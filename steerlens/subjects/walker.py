@@ -14,13 +14,15 @@ from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
 from .scorers import Outputs, smoothness
+from .showing import Showing
+from .sketches import biped
 from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
 __all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
            'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
            'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome',
-           'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'retrain']
+           'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'posture', 'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
 LEAD,JUDGED,SHORT = 100, 200, 500 # Steps: until the policy takes over, until it is judged, until the end
@@ -326,6 +328,20 @@ def steering()->Steering:
         able=lambda episode, condition: walks(episode),
         shown=shown, film=film,
         output=lambda e: pd.DataFrame(e.felt[1:,-4:], columns=['hip_1', 'knee_1', 'hip_2', 'knee_2']))
+
+# %% ../../nbs/14_subjects.walker.ipynb #c6ecb95c
+def posture(
+    folder:str|Path # Of activations
+)->pd.Series: # What the walker felt last, [14], by episode and step
+    "How it stood at each step"
+    t = pd.read_parquet(Path(folder)/'steps.parquet')
+    now = [felt[len(OBS):2*len(OBS)] for felt in t.felt]
+    return pd.Series(now, index=pd.MultiIndex.from_frame(t[['episode','step']]))
+
+def showing()->Showing:
+    "Sketches of the walker, and a trace"
+    return Showing('episode', ('episode','step'), beside=('task','step'), asked=('task','step','landed','faster','back'),
+                   trace=('episode','position'), states=posture, sketch=biped)
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
