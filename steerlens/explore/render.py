@@ -194,7 +194,7 @@ def _set(line, near, scale, marked, part):
         for family,(rung,m) in sorted(tallest.items()):
             classes = [level(own.get(m, 0), scale), 'marked'*(m in marked), 'hidden'*hidden]
             chips.append(_chip(family, rung, ' '.join(filter(None, classes)), number(own[m]) if m in own else ''))
-    if line.get('context') is not None: chips.insert(0, f'<span class="chip context">{shown(str(line["context"]))}</span>')
+    if line.get('context') is not None: chips.insert(0, _chip(line['context'], None, 'context', ''))
     return f'<span class="set">{"".join(chips)}</span>'
 
 @draws('set')
@@ -263,7 +263,8 @@ def _episode(reader, trace, scale, words):
     return f'<span class="episode">{said}{_strip(reader, now.episode, steps, now.step)}{drawn}</span>'
 
 # %% ../../nbs/74_explore.render.ipynb #312423d7
-LIGHT = dict(ink='#1d2129', soft='#59616d', line='#e2e5ea', paper='#fff', tint='#f5f7f9', blue='1 115 178', orange='201 124 0')
+LIGHT = dict(ink='#1d2129', soft='#59616d', line='#e2e5ea', paper='#fff', tint='#f5f7f9', blue='1 115 178',
+             orange='201 124 0')
 DARK = dict(ink='#e7e9ee', soft='#9ea7b4', line='#303641', paper='#14161b', tint='#1c2027', blue='86 180 233',
             orange='236 168 64')
 

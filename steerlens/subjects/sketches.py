@@ -19,9 +19,10 @@ def _path(kind, *points, close=False):
 def _show(svg):
     "A sketch in a notebook"
     from IPython.display import SVG
-    style = '''.ground{fill:#eee}.thing{fill:none;stroke:#de8f05;stroke-width:4}.body{fill:none;stroke:#0173b2;stroke-width:3}
-               .far{fill:none;stroke:#56b4e9;stroke-width:3}.drop{fill:none;stroke:#999;stroke-dasharray:2 2}'''
-    return SVG(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="240"><style>{style}</style>{svg}</svg>')
+    style = '''path{fill:none;stroke-width:3}.ground{fill:#eee}.thing{stroke:#de8f05}.body{stroke:#0173b2}
+               .far{stroke:#56b4e9}.drop{stroke:#999;stroke-width:1;stroke-dasharray:2 2}'''
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="240">'
+    return SVG(f'{box}<style>{style}</style>{svg}</svg>')
 
 # %% ../../nbs/13_subjects.sketches.ipynb #5b74ecf0
 def _at(x, y, z):
@@ -34,7 +35,8 @@ def _thing(scene, x, y, z):
         sides = [_path('thing', _at(x+i, y, z), _at(x+i, y+.14, z)) for i in (-.06, .06)]
         return _path('thing', _at(x-.06, y, z), _at(x+.06, y, z))+''.join(sides)
     if scene=='window':
-        return _path('thing', *(_at(x+i, y, z+k) for i,k in ((-.04, -.1), (.04, -.1), (.04, .1), (-.04, .1))), close=True)
+        corners = (-.04, -.1), (.04, -.1), (.04, .1), (-.04, .1)
+        return _path('thing', *(_at(x+i, y, z+k) for i,k in corners), close=True)
     return _path('thing', _at(x-.03, y, z), _at(x+.03, y, z))
 
 def tabletop(

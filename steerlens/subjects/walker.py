@@ -340,8 +340,8 @@ def posture(
 
 def showing()->Showing:
     "Sketches of the walker, and a trace"
-    return Showing('episode', ('episode','step'), beside=('task','step'), asked=('task','step','landed','faster','back'),
-                   trace=('episode','position'), states=posture, sketch=biped)
+    return Showing('episode', ('episode','step'), beside=('task','step'), trace=('episode','position'),
+                   asked=('task','step','landed','faster','back'), states=posture, sketch=biped)
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
