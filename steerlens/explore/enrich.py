@@ -22,7 +22,7 @@ from .odds import PRIOR, Cells, as_table, cells, once, sums, values
 
 # %% auto #0
 __all__ = ['FEW', 'BINS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
-           'corrected', 'shuffled', 'enrich', 'Enriched']
+           'corrected', 'shuffled', 'split_of', 'enrich', 'Enriched']
 
 # %% ../../nbs/73_explore.enrich.ipynb #8c65d074
 FEW,BINS = 20, 10 # Numbers with more different values than `FEW` are cut into so many bins
@@ -220,7 +220,9 @@ def audit(self:Background,
 # %% ../../nbs/73_explore.enrich.ipynb #95e428d4
 ENRICHED,STEP,AUDITED = 1, 1024, 1000 # Version of this folder, latents of a step, latents that are shuffled
 
-def _split_of(store):
+def split_of(
+    store:CodeStore # With a row table
+)->str|None: # `train`; None where rows are not told apart
     "The split that enrichments are found on"
     if 'split' not in store.columns: return None
     n = len(rows_of_split(store, 'train')), len(rows_of_split(store, 'held out'))
@@ -256,7 +258,7 @@ def _is_made(folder, how):
 
 def _work(store, how, folder, tell, workers):
     "Steps, then one table, then the manifest"
-    split = _split_of(store)
+    split = split_of(store)
     background = Background(store, how['columns'], how['alike'], split)
     held = Background(store, split='held out', like=background) if split else None
     for a in steps(folder, range(0, store.n_features, STEP), tell, 'features'):
