@@ -129,8 +129,8 @@ def _crude(t, fires, where, of, number):
 def n_tests(self:Background)->int:
     "Latents that fire, times values"
     if '_alive' not in self.__dict__:
-        codes = self.store.codes
-        self._alive = self.store.n_features if codes is None else int((codes.counts>0).sum())
+        n,codes = self.store.n_features, self.store.codes
+        self._alive = n if codes is None else min(n, int((codes.counts>0).sum()))
     return self._alive*self.n_values
 
 @patch

@@ -18,7 +18,22 @@ from .examples import examples, lacks, ranked, rows_of_split
 from ..subjects.showing import Showing
 
 # %% auto #0
-__all__ = ['BARS', 'SURE', 'NEAR', 'TOKENS', 'RANDOM', 'NOT_OUTCOMES', 'Deck', 'OneLatent', 'along']
+__all__ = ['BARS', 'SURE', 'NEAR', 'TOKENS', 'RANDOM', 'NOT_OUTCOMES', 'OneLatent', 'Deck', 'along']
+
+# %% ../../nbs/74_explore.facts.ipynb #c7d14b4a
+class OneLatent(CodeStore):
+    "A store whose only latent is something else"
+    def __init__(self,
+        store:CodeStore,   # Whose rows they are
+        rows:np.ndarray,   # Where it fires, ascending
+        values:np.ndarray  # How strongly
+    ):
+        self.__dict__ |= {k: v for k,v in store.__dict__.items() if k!='_decks'}
+        self.n_features,self.entries = 1, (rows.astype('u4'), values.astype('f4'))
+    stats = None
+    def load(self, feature):
+        need(feature==0, 'feature', feature, '0: there is no other')
+        return self.entries
 
 # %% ../../nbs/74_explore.facts.ipynb #c899bb97
 class Deck:
@@ -50,7 +65,7 @@ class Deck:
 
     def _in_store(self):
         "Enrichments that lie in the store and are of its codes"
-        codes = self.store.codes
+        codes = None if isinstance(self.store, OneLatent) else self.store.codes
         if codes is None or not (codes.folder/'enriched/manifest.json').exists(): return None
         found = Enriched(codes.folder/'enriched')
         return found if found.about['params']['catalog']==sha256(codes.folder/'catalog.json') else None
@@ -92,7 +107,8 @@ def _strength(values):
 # %% ../../nbs/74_explore.facts.ipynb #5cb0370a
 def _counts(store):
     "Entries of every latent that fires, ascending; none in a foreign layout"
-    counts = np.zeros(0) if store.codes is None else store.codes.counts
+    lone = store.codes is None or isinstance(store, OneLatent)
+    counts = np.zeros(0) if lone else store.codes.counts
     return np.sort(counts[counts>0])
 
 @patch
@@ -124,7 +140,7 @@ SURE = .05 # q of what is called enriched
 @patch
 def enrichment(self:Deck,
     features:Sequence[int] # Latents
-)->dict: # Latent -> a table with what is enriched, the surest first
+)->dict: # Latent -> a table with what is enriched; what tells most comes first
     "What some latents are enriched in"
     if self.enriched: return {f: _sure(self.enriched.of(f)) for f in features}
     if isinstance(self.background, str): return {f: None for f in features}
@@ -137,7 +153,10 @@ def _alone(t, n_tests):
     "One latent's p, corrected as if they were all that is small"
     return t.assign(q=fdr(t.p, n_tests)).sort_values(['p', 'log_odds'], ascending=[True, False])
 
-def _sure(t): return t[(t.q<SURE) & (t.log_odds>0)].drop(columns='feature', errors='ignore').reset_index(drop=True)
+def _sure(t):
+    "What is enriched; what tells most of its firings comes first: by share times the interval's lower end"
+    t = t[(t.q<SURE) & (t.lo>0)].drop(columns='feature', errors='ignore')
+    return t.iloc[np.argsort(-(t.share*t.lo).to_numpy(), kind='stable')].reset_index(drop=True)
 
 @patch
 def asked(self:Deck)->dict: # Column -> how many values; empty where nothing could be asked
@@ -304,9 +323,10 @@ def _about_it(deck, t):
     asked = deck.asked()
     if t is None or not asked: return dict(asked=asked, found=[], none=[], why=deck.background if t is None else '')
     audit = deck.enriched.about['audit']['shuffled'] if deck.enriched else None
-    split = deck.enriched.about['split'] if deck.enriched else deck.background[0].split
+    if deck.enriched: split,alike = deck.enriched.about['split'], deck.enriched.about['params']['alike']
+    else: split,alike = deck.background[0].split, deck.background[0].alike
     return dict(asked=asked, found=_records(t), none=[c for c in asked if c not in set(t.column)], split=split,
-                shuffled=audit, why='')
+                alike=alike, shuffled=audit, why='')
 
 @patch
 def facts(self:Deck,
@@ -348,20 +368,6 @@ def missing(self:Deck)->list[str]: # A line each
     return said
 
 # %% ../../nbs/74_explore.facts.ipynb #22435412
-class OneLatent(CodeStore):
-    "A store whose only latent is something else"
-    def __init__(self,
-        store:CodeStore,   # Whose rows they are
-        rows:np.ndarray,   # Where it fires, ascending
-        values:np.ndarray  # How strongly
-    ):
-        self.__dict__.update(store.__dict__)
-        self.n_features,self.entries = 1, (rows.astype('u4'), values.astype('f4'))
-    stats = None
-    def load(self, feature):
-        need(feature==0, 'feature', feature, '0: there is no other')
-        return self.entries
-
 def along(
     store:CodeStore,   # Codes of the activations that are projected
     v_D,               # A direction, tensor [D]
@@ -372,7 +378,8 @@ def along(
     need(store.codes is not None, 'along', 'codes in a foreign layout', 'a code store')
     need(0 < share < 1, 'share', share, 'more than 0 and less than 1')
     c = store.codes.catalog
-    x = _projected(Acts(c['acts']['folder']), c['site'], c['streams'], v_D)
+    acts = Acts(c['acts'].get('folder') or 'the activations')
+    x = _projected(acts, c['site'], acts.streams_at(c['site'], c['streams'] or None), v_D)
     need(len(x)==store.n_rows, 'along', f'{len(x):,} activations for {store.n_rows:,} rows', 'those the codes are of')
     edge = np.quantile(x, 1-share)
     rows = np.flatnonzero(x>edge)

@@ -13,12 +13,13 @@ import numpy as np, pandas as pd
 from ..core import SteerlensError, need, read_manifest
 from ..codes.backends import CodeStore
 from .examples import Passages, context, examples
+from .wording import number, visible
 from ..subjects.settle import module_named
 from ..subjects.showing import Showing
 
 # %% auto #0
-__all__ = ['DRAWERS', 'VISIBLE', 'MOST', 'PICTURES', 'LIGHT', 'DARK', 'DRAWN', 'STYLE', 'subject_of', 'showing_of', 'draws',
-           'Reader', 'number', 'level', 'shown', 'curve']
+__all__ = ['DRAWERS', 'LEGENDS', 'MOST', 'PICTURES', 'LIGHT', 'DARK', 'DRAWN', 'STYLE', 'subject_of', 'showing_of', 'draws',
+           'Reader', 'level', 'shown', 'curve']
 
 # %% ../../nbs/74_explore.render.ipynb #195275ca
 def subject_of(
@@ -45,14 +46,15 @@ def showing_of(
     return module.showing() if 'showing' in vars(module) else None
 
 # %% ../../nbs/74_explore.render.ipynb #32ae83ad
-DRAWERS = {} # Kind -> function
+DRAWERS,LEGENDS = {}, {} # Kind -> function, and what its pictures mean
 
 def draws(
-    kind:str # As a `Showing` names it
+    kind:str,     # As a `Showing` names it
+    legend:str='' # What its pictures mean, in a sentence
 ):
     "Register a function (reader, found, marked) -> an HTML fragment for each line of `found`"
     def register(fn):
-        DRAWERS[kind] = fn
+        DRAWERS[kind],LEGENDS[kind] = fn, legend
         return fn
     return register
 
@@ -85,12 +87,6 @@ class Reader:
         except OSError: return None # the activations are gone
 
 # %% ../../nbs/74_explore.render.ipynb #70606b74
-def number(
-    x:float # Any
-)->str: # Such as '0.0312', or '1,240'
-    "Three digits"
-    return '' if x is None or x!=x else f'{x:,.0f}' if abs(x)>=1000 else f'{x:.3g}'.replace('-', '−')
-
 def level(
     x:float,    # An activation
     scale:float # The latent's strongest
@@ -100,14 +96,12 @@ def level(
     return f'{"a" if x>0 else "n"}{min(max(int(np.ceil(9*abs(x)/scale)), 1), 9)}'
 
 # %% ../../nbs/74_explore.render.ipynb #25155464
-VISIBLE = {10: '↵', 9: '⇥', 13: '␍'} | {i: 0x2400+i for i in range(32) if i not in (9, 10, 13)} | {127: 0x2421}
-
 @lru_cache(2**16)
 def shown(
     token:str|None # From anywhere
 )->str: # HTML
     "A token as text: escaped, line ends and control characters made visible"
-    return '·' if token is None else escape(str(token).translate(VISIBLE))
+    return '·' if token is None else escape(visible(token))
 
 # %% ../../nbs/74_explore.render.ipynb #038295c0
 @patch
@@ -162,7 +156,7 @@ def _lines(near, n, scale, between=''):
     for token,activation,offset,i in zip(*columns): out[i].append(_token(token, activation, offset, scale[i]))
     return [between.join(tokens) for tokens in out]
 
-@draws('text')
+@draws('text', 'The colour of a token is its activation; the example is ringed.')
 def _text(reader, found, marked):
     "The text around a token"
     near = context(reader.store, found, reader.passages, *reader.showing.around, ['token'])
@@ -197,7 +191,7 @@ def _set(line, near, scale, marked, part):
     if line.get('context') is not None: chips.insert(0, _chip(line['context'], None, 'context', ''))
     return f'<span class="set">{"".join(chips)}</span>'
 
-@draws('set')
+@draws('set', 'By family, with the highest rung; coloured: most enriched; dashed: hidden from the subject.')
 def _sets(reader, found, marked):
     "Sets by family"
     columns = [c for c in ('tokens', 'hidden', 'context') if c in reader.known]
@@ -244,7 +238,7 @@ def curve(
             f'<path class="now" d="M{x(at):.0f},0V40"/></svg>')
 
 # %% ../../nbs/74_explore.render.ipynb #5d98322b
-@draws('episode')
+@draws('episode', 'Sketches of what was observed; below them, the activation over the episode.')
 def _episodes(reader, found, marked):
     "What happened in the episode of an example"
     words = context(reader.store, found, reader.passages, 99, 99, ['token'])
@@ -263,10 +257,10 @@ def _episode(reader, trace, scale, words):
     return f'<span class="episode">{said}{_strip(reader, now.episode, steps, now.step)}{drawn}</span>'
 
 # %% ../../nbs/74_explore.render.ipynb #312423d7
-LIGHT = dict(ink='#1d2129', soft='#59616d', line='#e2e5ea', paper='#fff', tint='#f5f7f9', blue='1 115 178',
-             orange='201 124 0')
-DARK = dict(ink='#e7e9ee', soft='#9ea7b4', line='#303641', paper='#14161b', tint='#1c2027', blue='86 180 233',
-            orange='236 168 64')
+LIGHT = dict(ink='#1d2129', soft='#59616d', line='#e2e5ea', page='#f6f7f9', paper='#fff', tint='#f2f4f7',
+             blue='1 115 178', orange='201 124 0')
+DARK = dict(ink='#e7e9ee', soft='#9ea7b4', line='#2e343e', page='#101216', paper='#181b21', tint='#21252d',
+            blue='86 180 233', orange='236 168 64')
 
 def _theme(selector, colours):
     "The variables of a theme"
@@ -288,7 +282,7 @@ DRAWN = """
 .slc .chip.marked{border-color:rgb(var(--blue));background:rgb(var(--blue)/.16)}
 .slc .chip.hidden{border-style:dashed;color:var(--soft)}
 .slc .chip.context{background:var(--tint);font-weight:600}
-.slc .strip{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:6px;margin:4px 0}
+.slc .strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(62px,1fr));gap:6px;margin:4px 0;max-width:640px}
 .slc .moment{margin:0;font-size:11px;color:var(--soft);text-align:center}
 .slc .moment svg{display:block;width:100%;border:1px solid var(--line);border-radius:4px;background:var(--paper)}
 .slc .moment.now{color:rgb(var(--blue));font-weight:600}
@@ -299,7 +293,8 @@ DRAWN = """
 .slc .body{stroke:rgb(var(--blue))}
 .slc .far{stroke:rgb(var(--blue)/.45)}
 .slc .drop{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 2}
-.slc svg.trace{display:block;width:100%;height:40px}
+.slc svg.trace{display:block;width:100%;max-width:640px;height:40px}
+@container(max-width:560px){.slc .moment:nth-child(even):not(.now){display:none}}
 .slc .trace path{fill:none;vector-effect:non-scaling-stroke}
 .slc .trace .area{fill:rgb(var(--blue)/.18)}
 .slc .trace .line{stroke:rgb(var(--blue));stroke-width:1.5}
