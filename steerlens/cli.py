@@ -10,11 +10,12 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, codes, runs, sae, studio
+from .commands import acts, cards, codes, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
 GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.',
+              cards='What latents are about: a site of cards, one card, files for others.',
               codes='Make code stores, look at them, check and convert them.',
               policy='Autoencoders of control policies.', sae='Finished autoencoders.') # Group of commands -> help
 
@@ -22,6 +23,7 @@ app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
 app.add_typer(sae.app, name='sae', help=GROUPS['sae'])
 app.add_typer(codes.app, name='codes', help=GROUPS['codes'])
+app.add_typer(cards.app, name='cards', help=GROUPS['cards'])
 app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)

@@ -59,7 +59,7 @@ class Card:
     data:dict        # From `Deck.facts`: plain, and JSON as it stands
     examples:list    # Of each example: kind, tenth, row_id, activation, where, html
     about:dict       # What all cards of a deck have in common: name, site, missing
-    link:Callable|None = None # Latent -> address of its card; None for no links
+    link:Callable|None = None # Latent -> address of its card, or None; no links without it
     links:dict = field(default_factory=dict) # Other addresses: what is said -> where to
 
     @property
@@ -72,9 +72,9 @@ class Card:
     def __repr__(self): return '\n'.join([self.title, *(f'  {SIGNS[l.sign]}: {l.text}' for l in self.verdict)])
 
     def named(self, feature):
-        "Another latent, as a link if there are links"
-        said = f'{feature}'
-        return link(self.link(feature), said) if self.link else said
+        "Another latent, as a link if it has an address"
+        href = self.link and self.link(feature)
+        return link(href, str(feature)) if href else str(feature)
 
 # %% ../../nbs/75_explore.card.ipynb #5f8347cd
 @patch
@@ -142,7 +142,7 @@ def _how(self:Card):
     e = self.data['enrichment']
     more = len(e['found'])-ROWS
     yield f'{more:,} more are enriched.' if more>0 else ''
-    yield 'Intervals (95%) and tests go by episodes.'
+    yield 'First comes what a firing tells most about. Intervals (95%) and tests go by episodes.'
     yield f'q is corrected for {sum(e["asked"].values()):,} values and all latents.'
     if e.get('split'): yield 'Found on training episodes; hollow: the same on held-out ones.'
     if e.get('alike'): yield f'Compared are rows of about the same {text(e["alike"])}; crude: all rows.'

@@ -215,7 +215,8 @@ def audit(self:Background,
     to = shuffled(self.cells, seed)
     moved = [np.unique(to[rows][to[rows]>=0]) for rows in fires]
     found = {'as they are': _called(self, fires), 'shuffled': _called(self, moved)}
-    return pd.DataFrame({k: rate(np.isin(np.arange(len(fires)), some)) for k,some in found.items()}).T
+    rates = {k: rate(np.isin(np.arange(len(fires)), some)) for k,some in found.items()}
+    return pd.DataFrame.from_dict(rates, orient='index')
 
 # %% ../../nbs/73_explore.enrich.ipynb #95e428d4
 ENRICHED,STEP,AUDITED = 1, 1024, 1000 # Version of this folder, latents of a step, latents that are shuffled

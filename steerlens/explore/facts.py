@@ -10,6 +10,7 @@ from pathlib import Path
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow.compute as pc, pyarrow.parquet as pq
+from scipy.special import expit, logit, rel_entr
 from ..core import SteerlensError, need, rng, sha256
 from ..stats import CLUSTERS, chance_p, cluster_means, fdr
 from ..codes.backends import CodeStore
@@ -18,7 +19,7 @@ from .examples import examples, lacks, ranked, rows_of_split
 from ..subjects.showing import Showing
 
 # %% auto #0
-__all__ = ['BARS', 'SURE', 'NEAR', 'TOKENS', 'RANDOM', 'NOT_OUTCOMES', 'OneLatent', 'Deck', 'along']
+__all__ = ['BARS', 'SURE', 'NEAR', 'TOKENS', 'RANDOM', 'NOT_OUTCOMES', 'OneLatent', 'Deck', 'bits', 'along']
 
 # %% ../../nbs/74_explore.facts.ipynb #c7d14b4a
 class OneLatent(CodeStore):
@@ -75,8 +76,13 @@ class Deck:
         "What enrichment is judged by, and the same of held-out rows; a line instead where there is none"
         return self.keep('background', self._background)
 
+    @property
+    def split(self):
+        "What enrichments are found on; None where rows aren't told apart"
+        return self.keep('split', lambda: split_of(self.store) if self.store.who is not None else None)
+
     def _background(self):
-        s,split = self.showing, split_of(self.store) if self.store.who is not None else None
+        s,split = self.showing, self.split
         asked = [c for c in s.asked if c in self.store.columns] if s and s.asked else None
         alike = s.alike if s and s.alike in self.store.columns else None
         try:
@@ -123,7 +129,7 @@ def often(self:Deck,
     if 'episode' in self.store.columns:
         episode = self.store.coded('episode')
         found |= dict(episodes=len(np.unique(episode.values[rows])), of_episodes=len(episode.names))
-    for split in ('train', 'held out') if self.store.who is not None and split_of(self.store) else ():
+    for split in ('train', 'held out') if self.split else ():
         some = self.keep(split, lambda: _of_split(self.store, split))
         found['densities'][split] = float(some[rows].sum()/some.sum())
     return found
@@ -153,10 +159,19 @@ def _alone(t, n_tests):
     "One latent's p, corrected as if they were all that is small"
     return t.assign(q=fdr(t.p, n_tests)).sort_values(['p', 'log_odds'], ascending=[True, False])
 
+def bits(
+    base, # Share of all rows that have a value
+    lo    # Log-odds by which it is more among the firings, at least
+): # Bits
+    "What a firing tells about a value: the relative entropy of the two shares"
+    p = expit(logit(base)+lo)
+    return (rel_entr(p, base)+rel_entr(1-p, 1-base))/np.log(2)
+
 def _sure(t):
-    "What is enriched; what tells most of its firings comes first: by share times the interval's lower end"
+    "What is enriched; what its firing tells most about comes first"
     t = t[(t.q<SURE) & (t.lo>0)].drop(columns='feature', errors='ignore')
-    return t.iloc[np.argsort(-(t.share*t.lo).to_numpy(), kind='stable')].reset_index(drop=True)
+    t = t.assign(bits=bits(t.base, t.lo))
+    return t.sort_values('bits', ascending=False, kind='stable', ignore_index=True)
 
 @patch
 def asked(self:Deck)->dict: # Column -> how many values; empty where nothing could be asked

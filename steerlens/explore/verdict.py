@@ -99,7 +99,7 @@ def _twins(d):
     c,like = abs(n['cosine']), 'nearly the same' if n['cosine']>0 else 'nearly opposite'
     row = f'The decoder row of latent {n["feature"]}'
     if c>ALIKE[1]: yield Line('wary', f'{row} is {like}: cosine {number(n["cosine"])}.')
-    elif usual and c<usual: yield Line('no', f'{row} is nearest, and no nearer ({number(c)}) than any two ({number(usual)}).')
+    elif usual and c<usual: yield Line('no', f'{row} is nearest, and not nearer than any two may be ({number(c)}).')
 
 def _words(d):
     "What it says through the lens"
