@@ -159,10 +159,10 @@ def loads(
     where:str, # For the error
     text:str   # JSON
 ): # Raises `SteerlensError` where it is none
-    "Read JSON; a name that is there twice is refused, since one of the two would be lost"
-    try: return json.loads(text, object_pairs_hook=lambda pairs: _once(where, pairs))
+    "Read JSON; NaN is null, and a name that is there twice is refused, since one of the two would be lost"
+    try: return json.loads(text, object_pairs_hook=lambda pairs: _once(where, pairs), parse_constant=lambda name: None)
     except (ValueError, RecursionError) as e:
-        raise SteerlensError(where, f'not whole JSON ({e})', do='put it right, or take the file from a backup') from None
+        raise SteerlensError(where, f'not whole JSON ({e})', do='put it right, or restore the file') from None
 
 def _once(where, pairs):
     found = dict(pairs)
@@ -248,7 +248,7 @@ def _check_about(file, of, wanted):
 def _checked_number(file, key, n):
     "The latent that a name in the file means"
     fits = key.isascii() and key.isdigit() and len(key) < 10 and str(int(key))==key and int(key) < n
-    need(fits, file, f'a label of latent {key[:20]!r}', f'a whole number from 0 to {n-1}', 'is it of another autoencoder?')
+    need(fits, file, f'a label of latent {key[:20]!r}', f'a whole number from 0 to {n-1}', 'is it of others?')
     return int(key)
 
 # %% ../../nbs/70_explore.labels.ipynb #3691768e
@@ -526,7 +526,7 @@ def _save(file, head, text):
     top = [f'{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)},' for k,v in head.items()]
     body = ',\n'.join(f'"{f}": {t}' for f,t in text.items())
     lines = '{', *top, _OPEN, *([body] if body else []), *_CLOSE
-    for left in file.parent.glob(f'.tmp-*-{file.name}'): left.unlink(missing_ok=True) # of who was killed; we have the lock
+    for left in file.parent.glob(f'.tmp-*-{file.name}'): left.unlink(missing_ok=True) # the lock is ours
     with atomic(file) as tmp:
         tmp.write_text('\n'.join(lines), encoding='utf-8', newline='\n')
         if file.exists(): shutil.copymode(file, tmp)
