@@ -26,7 +26,8 @@ def in_our_words(
 )->dict: # label, category, notes, confidence
     "The fields that both have"
     entry = dict(label=entry) if isinstance(entry, str) else entry or {}
-    found = {f: next((entry[k] for k in names if entry.get(k) not in (None, '')), BLANK[f]) for f,names in NAMES.items()}
+    def first(names): return next((entry[k] for k in names if entry.get(k) not in (None, '')), None)
+    found = {f: BLANK[f] if first(names) is None else first(names) for f,names in NAMES.items()}
     if found['category']=='none': found['category'] = ''
     c = found['confidence']
     share = isinstance(c, (int,float)) and not isinstance(c, bool) and 0 <= c <= 1
@@ -105,7 +106,8 @@ def _signed(entry):
 def _dated(when):
     "Their time in our words; now where they say none"
     try: t = datetime.fromisoformat(when)
-    except (TypeError, ValueError): return utc(time.time())
+    except (TypeError, ValueError): t = None
+    if t is None or not 1970 < t.year < 2900: return utc(time.time())
     return utc((t if t.tzinfo else t.replace(tzinfo=timezone.utc)).timestamp())
 
 # %% ../../nbs/71_explore.consolidated.ipynb #5fc0852f

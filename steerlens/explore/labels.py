@@ -538,12 +538,17 @@ def take(self:Labels,
     head:dict|None=None, # The head of another file
 )->dict: # features: how many are changed here; conflicts: latent -> what is disputed now, in words
     "Put edits beside those that are there; nobody's are replaced but those that they name"
+    for f,es in edits.items(): _check_edits(f'latent {self.number(f)}', es)
     with self._busy, self._alone():
         new = {f: _together(self._history(f), es) for f,es in edits.items()}
         new = {f: h for f,h in new.items() if len(h) > len(self._history(f))}
         self._write(new, **_head_of_both(self._head, head or {}))
         disputed = {f: self._says(f)['conflicts'] for f in new}
         return dict(features=len(new), conflicts={f: [*words] for f,words in disputed.items() if words})
+
+def _check_edits(where, edits):
+    for e in edits: _check_edit(where, e)
+    need(_json(edits), where, ascii(edits)[:60], 'valid Unicode and plain JSON')
 
 def _together(ours, theirs):
     "Edits of both, each once"
