@@ -230,5 +230,5 @@ def renewal(
     need(features, 'renew', 'no latents', 'one or more')
     need(of.get('folder'), codes.folder, 'does not say where its autoencoder is', do='`steerlens codes build`')
     need(len(features) < codes.n_features, 'renew', 'all latents', 'fewer', 'train a new one')
-    how = dict(sites=[codes.catalog['site']], init=of['folder'], d_sae=codes.n_features, resample_at=[1], renew=features)
-    return {'2_sae': how}
+    start = dict(sites=[codes.catalog['site']], init=of['folder'], d_sae=codes.n_features)
+    return {'2_sae': start | dict(resample_at=[1], renew=features)}
