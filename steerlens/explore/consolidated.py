@@ -59,7 +59,7 @@ def _check_entry(file, key, entry, n):
     where = f'{file}: latent {key[:20]}'
     fits = len(key) < 10 and 0 <= int(key) < n and str(int(key))==key
     need(fits, where, 'not one of these latents', f'whole numbers from 0 to {n-1}', 'is it of another autoencoder?')
-    need(isinstance(entry, (dict,str)), where, repr(entry)[:60], 'an object or a text')
+    need(isinstance(entry, (dict,str)), where, f'a {type(entry).__name__}', 'an object or a text')
     for f,v in in_our_words(entry).items(): check_field(where, f, v)
 
 # %% ../../nbs/71_explore.consolidated.ipynb #9a95b664

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from operator import index
 from pathlib import Path
 from threading import RLock
-import json, os, shutil, sys, time
+import hashlib, json, os, shutil, sys, time
 from fastcore.basics import patch
 from ..core import SteerlensError, atomic, need, sha256, unwritable
 
@@ -45,6 +45,11 @@ def _json(x):
     try: return bool(json.dumps(x, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError, RecursionError): return False # lone surrogates are ValueErrors too
 
+def _shallow(x, levels=30):
+    "Can it be read again by programs that go down step by step?"
+    inside = x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()
+    return levels > 0 and all(_shallow(y, levels-1) for y in inside)
+
 # %% ../../nbs/70_explore.labels.ipynb #81a00d15
 KINDS = {f: (_text(most), f'a text of at most {most:,} characters') for f,most in LONGEST.items()} # Field -> check
 KINDS |= dict(confidence=(lambda x: x is None or _share(x), 'a number from 0 to 1, or nothing'),
@@ -64,7 +69,8 @@ def check_field(
 
 def _brief(x, most=60):
     "A value in an error's line"
-    said = ascii(x) if not _json(x) else repr(x)
+    try: said = repr(x) if _json(x) else ascii(x)
+    except RecursionError: said = f'a {type(x).__name__}, nested too deeply'
     return said if len(said) <= most else f'{said[:most-3]}...'
 
 # %% ../../nbs/70_explore.labels.ipynb #5f0d5db5
@@ -78,7 +84,7 @@ def new_edit(
     "An edit; its id is its contents'"
     e = dict(author=author, time=when, how=how, set=fields, over={f: ids for f,ids in over.items() if ids})
     e = {k: v for k,v in e.items() if v or k not in ('how', 'over')}
-    return dict(id=sha256(e)[:12]) | e
+    return dict(id=hashlib.sha256(json.dumps(e, sort_keys=True).encode()).hexdigest()[:12]) | e
 
 def heads_of(
     history:list # Edits of a latent, in any order
@@ -403,7 +409,8 @@ def _cleaned(where, fields):
     for f,v in found.items():
         need(isinstance(f, str) and f not in OURS, where, f'no field {f!r} can be set', f'one of {", ".join(BLANK)}')
         check_field(where, f, v)
-        if not _json(v): raise SteerlensError(f'{where}: {f}', _brief(v), 'valid Unicode and plain JSON')
+        fits = _json(v) and _shallow(v)
+        if not fits: raise SteerlensError(f'{where}: {f}', _brief(v), 'valid Unicode and plain JSON')
     return found
 
 def _checked_author(author):
@@ -580,7 +587,8 @@ def take(self:Labels,
 
 def _check_edits(where, edits):
     for e in edits: _check_edit(where, e)
-    need(_json(edits), where, ascii(edits)[:60], 'valid Unicode and plain JSON')
+    fits = _json(edits) and _shallow(edits)
+    need(fits, where, 'an edit that can\'t be written', 'valid Unicode and plain JSON, at most 30 levels deep')
 
 def _together(ours, theirs):
     "Edits of both, each once"

@@ -221,7 +221,8 @@ def seen_in(
         t = stats.breakdown(feature) if 'breakdown' in stats.tables else pd.DataFrame(dict(share=[], base=[]))
         t = t.assign(excess=t.share-t.base).nlargest(4, 'excess')
         found = [f'fires in {s["density"]:.2%} of {codes.n_rows:,} rows, up to {s["max"]:.3g}']
-        for r in t.itertuples(): found.append(f'{r.column} {r.value!r}: {r.share:.0%} of its firings, {r.base:.1%} of rows')
+        for r in t.itertuples():
+            found.append(f'{r.column} {r.value!r}: {r.share:.0%} of its firings, {r.base:.1%} of rows')
         return found
     return lines
 
@@ -248,12 +249,14 @@ def review(
     "Go through the next batch"
     batch,done,passed = next_batch(labels, n, matters, placebo), dict.fromkeys(DONE, 0), 0
     if batch: tell(f'{len(batch)} labels to judge' + (f', {placebo:.0%} of them other latents\'' if placebo else ''))
-    for i,item in enumerate(batch, 1):
-        tell(_page(item, f'{i} of {len(batch)}', about))
-        answer = _answered(labels, item, author, ask, tell)
-        if answer is None: break
-        done[answer] += 1
-        passed += answer=='accept' and item['of']!=item['feature']
+    try:
+        for i,item in enumerate(batch, 1):
+            tell(_page(item, f'{i} of {len(batch)}', about))
+            answer = _answered(labels, item, author, ask, tell)
+            if answer is None: break
+            done[answer] += 1
+            passed += answer=='accept' and item['of']!=item['feature']
+    except KeyboardInterrupt: tell('')
     _farewell(labels, done, passed, tell)
     return done
 
@@ -270,7 +273,7 @@ def _answered(labels, item, author, ask, tell):
     words = dict(a='accept', e='edit', r='reject', s='skip')
     while True:
         try: key,_,text = ask(f'{HELP} > ').strip().partition(' ')
-        except (EOFError, KeyboardInterrupt): return None
+        except EOFError: return None
         if key=='q': return None
         if key not in words or key=='e' and not text.strip(): tell(f'{key!r} is no answer: {HELP}')
         elif key=='s' or _written(labels, item, words[key], author, text.strip(), tell): return words[key]
