@@ -3,7 +3,8 @@ import json, os, random, resource, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from steerlens.core import SteerlensError, rng
-from steerlens.explore.labels import Conflict, Labels
+from steerlens.explore.edits import Conflict
+from steerlens.explore.labels import Labels
 from steerlens.explore.review import decide, decisions, next_batch
 from conftest import BIN
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import json, time
 from fastcore.basics import patch
 from ..core import SteerlensError, need, write_json
-from .labels import BLANK, Labels, check_field, heads_of, loads, new_edit, utc
+from .edits import BLANK, check_field, heads_of, loads, new_edit, utc
+from .labels import Labels
 
 # %% auto #0
 __all__ = ['NAMES', 'THEIRS', 'in_our_words', 'read_consolidated']

@@ -10,7 +10,8 @@ from ..core import SteerlensError, need, rng
 from ..stats import rate
 from ..codes.statistics import Stats
 from ..codes.store import Codes
-from .labels import Conflict, Labels, is_model, now_of
+from .edits import Conflict, is_model, now_of
+from .labels import Labels
 
 # %% auto #0
 __all__ = ['WIDTH', 'PRIOR', 'RANDOM', 'PLACEBO', 'KINDS', 'HELP', 'DONE', 'sureness', 'decisions', 'random_order',
