@@ -124,7 +124,7 @@ def next_batch(
     need(type(n) is int and n > 0, 'n', repr(n), 'a whole number from 1 on')
     need(0 <= placebo <= .5, 'placebo', placebo, 'a share from 0 to .5')
     t,g = queue(labels, matters), rng('review', seed, labels.revision)
-    false = _placebos(t, round(n*placebo), g)
+    false = _placebos(t, int(n*placebo+g.random()), g) # a half of one is one every other time
     t = t[~t.feature.isin([p['feature'] for p in false])]
     place = random_order(labels)
     drawn = sorted(t.feature, key=lambda f: place[f])[:round(n*RANDOM)]
@@ -249,7 +249,8 @@ def review(
 )->dict: # accept, edit, reject, skip: how many
     "Go through the next batch"
     batch,done,passed = next_batch(labels, n, matters, placebo), dict.fromkeys(DONE, 0), 0
-    if batch: tell(f'{len(batch)} labels to judge' + (f', {placebo:.0%} of them other latents\'' if placebo else ''))
+    n_false = sum(i['of']!=i['feature'] for i in batch)
+    if batch: tell(f'{len(batch)} labels to judge' + (f', {n_false} of them another latent\'s' if n_false else ''))
     try:
         for i,item in enumerate(batch, 1):
             tell(_page(item, f'{i} of {len(batch)}', about))
