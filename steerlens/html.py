@@ -6,15 +6,19 @@
 from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
+import re
 
 # %% auto #0
-__all__ = ['BOX', 'FACTS', 'TERM', 'FACT', 'WARNING', 'Html', 'tag', 'joined', 'escaped', 'size', 'listed', 'several', 'panel',
-           'told', 'bars', 'meter']
+__all__ = ['TAG', 'BOX', 'FACTS', 'TERM', 'FACT', 'WARNING', 'Html', 'tag', 'joined', 'escaped', 'size', 'listed', 'several',
+           'panel', 'told', 'bars', 'meter']
 
 # %% ../nbs/05_html.ipynb #5ea8e65e
 class Html(str):
     "Text that is HTML already, which a notebook shows"
     def _repr_html_(self): return str(self)
+    def __repr__(self): return ' '.join(TAG.sub(' ', self).split())
+
+TAG = re.compile('<[^>]*>')
 
 def tag(
     name:str,  # Such as `div`
@@ -110,8 +114,8 @@ def bars(
     step = width/len(counts)
     ends = [(i*step, height*(1-(c/top)**.5)) for i,c in enumerate(counts)]
     path = ''.join(f'M{x:.1f} {height}V{y:.1f}h{step*.8:.1f}V{height}z' for x,y in ends if y < height)
-    drawn = tag('path', d=path, fill='#2e8bc9')
-    return tag('svg', drawn, viewBox=f'0 0 {width} {height}', width=width, height=height, role='img', aria_label=label)
+    drawn = tag('title', label) if label else None, tag('path', d=path, fill='#2e8bc9')
+    return tag('svg', *drawn, viewBox=f'0 0 {width} {height}', width=width, height=height, role='img', aria_label=label)
 
 def meter(
     share:float,       # 0 to 1

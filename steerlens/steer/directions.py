@@ -50,7 +50,8 @@ def _view(d):
     length = d.residual.norm(dim=-1).mean().item()
     each = f'{len(d.residual)} tokens, each ' if d.residual.ndim==2 else ''
     head = f'{each}[{d.residual.shape[-1]}] · length {length:.4g} · {d.site}, {d.stream} tokens'
-    facts = dict(method=d.method, latents=_latents(d), edit=d.edit, made_of=', '.join(f'{k} {v}' for k,v in d.origin.items()))
+    origin = ', '.join(f'{k} {v}' for k,v in d.origin.items())
+    facts = dict(method=d.method, latents=_latents(d), edit=d.edit) | {'made of': origin}
     broken = not d.residual.isfinite().all() or not length
     return panel('Direction', d.contrast, head, facts, 'zero, or not finite' if broken else '')
 
