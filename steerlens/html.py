@@ -70,9 +70,10 @@ def several(
     return f'{n:,} {what}{"" if n==1 else "s"}'
 
 # %% ../nbs/05_html.ipynb #2f23ad12
-BOX = 'border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:10px 14px;margin:2px 0;max-width:46em;line-height:1.5'
+BOX = ('border:1px solid rgba(128,128,128,.35);border-radius:8px;padding:10px 14px;margin:2px 0;max-width:46em;'
+       'line-height:1.5')
 FACTS = 'display:grid;grid-template-columns:minmax(4.5em,max-content) 1fr;gap:1px 14px;margin:6px 0 0'
-TERM,FACT = 'opacity:.7;font-weight:normal;margin:0', 'margin:0;overflow-wrap:anywhere'
+TERM,FACT = 'opacity:.7;font-weight:normal;margin:0;white-space:nowrap', 'margin:0;overflow-wrap:anywhere'
 WARNING = 'background:rgba(222,143,5,.22);border-radius:4px;padding:0 6px;margin-left:8px'
 
 # %% ../nbs/05_html.ipynb #eb7e26ff

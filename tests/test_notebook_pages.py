@@ -53,9 +53,10 @@ def lab(tmp_path_factory):
     folder.mkdir()
     notebook(folder/'pages.ipynb')
     env = os.environ | {f'JUPYTER_{k}_DIR': str(home/k) for k in ('CONFIG', 'DATA', 'RUNTIME')}
-    env |= dict(STEERLENS_ROOT=str(ROOT), OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}{os.pathsep}{env.get("PYTHONPATH", "")}')
-    how = ['--no-browser', '--allow-root', '--port=0', f'--IdentityProvider.token={TOKEN}', f'--ServerApp.root_dir={folder}',
-           f'--LabApp.user_settings_dir={home}/settings', f'--LabApp.workspaces_dir={home}/spaces', '--LabApp.news_url=None']
+    env |= dict(STEERLENS_ROOT=str(ROOT), OMP_NUM_THREADS='1')
+    how = ['--no-browser', '--allow-root', '--port=0', '--LabApp.news_url=None', f'--IdentityProvider.token={TOKEN}',
+           f'--ServerApp.root_dir={folder}', f'--LabApp.user_settings_dir={home}/settings',
+           f'--LabApp.workspaces_dir={home}/spaces']
     with open(home/'log', 'w') as log:
         p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *how], stdout=log, stderr=log, env=env, cwd=folder)
     yield address(home/'log', p), folder
@@ -86,7 +87,8 @@ def page(context, lab):
     page = context.new_page()
     said = []
     page.on('pageerror', lambda e: said.append(str(e)))
-    page.on('request', lambda r: said.append(r.url) if not re.match(rf'{lab[0]}|ws://localhost|data:|blob:', r.url) else None)
+    own = re.compile(rf'{lab[0]}|ws://localhost|data:|blob:')
+    page.on('request', lambda r: None if own.match(r.url) else said.append(r.url))
     page.goto(f'{lab[0]}/doc/tree/pages.ipynb?token={TOKEN}')
     page.wait_for_selector('text=/Idle$/', timeout=60_000)
     page.locator('.jp-Cell .jp-InputArea-editor').first.click()

@@ -66,7 +66,8 @@ def read_values(
     file # `breakdown.parquet` of the statistics
 )->Values:
     "All lines of a breakdown"
-    t = pq.read_table(file, columns=['feature', 'column', 'value', 'share', 'base'], read_dictionary=['column', 'value'])
+    names = ['column', 'value']
+    t = pq.read_table(file, columns=['feature', 'share', 'base', *names], read_dictionary=names)
     columns,column = _numbered(t['column'])
     values,value = _numbered(t['value'])
     both = column.astype('i8')*len(values)+value
@@ -102,7 +103,8 @@ class Finder:
         self._values = ThreadPoolExecutor(1).submit(read_values, file) if file else None
 
     def _label(self, i, text):
-        need(0 <= i < len(self.labels), 'labels', f'latent {i}', f'0 to {len(self.labels)-1}', 'are they of another store?')
+        last = len(self.labels)-1
+        need(0 <= i <= last, 'labels', f'latent {i}', f'0 to {last}', 'are they of another store?')
         self.labels[i] = str(text or '')
 
     @property
@@ -152,7 +154,8 @@ def __call__(self:Finder,
     down:bool=True,       # The largest first?
 )->pd.DataFrame: # Lines of `table`, the best first, with `score`, `label`, and `line`: what tells most, -1 for nothing
     "Latents that fit"
-    need(by is None or by in self.statistics, f"sort by '{by}'", 'no such statistic', f'one of {", ".join(self.statistics)}')
+    known = by is None or by in self.statistics
+    need(known, f"sort by '{by}'", 'no such statistic', f'one of {", ".join(self.statistics)}')
     q = parsed(text, self.statistics, self.values.columns if ':' in text and self.values else [])
     score,keep,hit = np.zeros(len(self.table), 'f4'), np.ones(len(self.table), bool), None
     for column,word in q.words:
@@ -191,7 +194,7 @@ def _telling(self:Finder, hit):
     return np.where(own < 0, self._best, own)
 
 def _largest(v, lines, n):
-    "Of some lines, which are sorted by latent: for each latent the one with the largest excess, the first of equal ones"
+    "Of each latent the line with the largest excess, among some lines in their order; the first of equal ones"
     at,feature,excess = np.full(n, -1), v.feature[lines], v.excess[lines]
     if not len(lines): return at
     begins = np.flatnonzero(np.r_[True, feature[1:]!=feature[:-1]])

@@ -92,8 +92,8 @@ CSS = '''
   background:var(--jp-layout-color1,Field);border:1px solid var(--line);border-radius:6px;padding:5px 8px;margin:0}
 .steerlens input[type=range]{padding:0;border:0;background:none;accent-color:var(--blue);width:100%;height:29px}
 .steerlens option{background:var(--jp-layout-color1,Field)}
-.steerlens button{font:inherit;color:inherit;background:none;border:1px solid var(--line);border-radius:6px;padding:3px 10px;
-  cursor:pointer}
+.steerlens button{font:inherit;color:inherit;background:none;border:1px solid var(--line);border-radius:6px;
+  padding:3px 10px;cursor:pointer}
 .steerlens button:hover{background:var(--soft)}
 .steerlens :focus-visible{outline:2px solid var(--blue);outline-offset:1px}
 .steerlens [data-busy]::before{content:'';display:block;height:2px;margin:0 0 -2px;background:var(--blue);
@@ -102,8 +102,8 @@ CSS = '''
 @media (prefers-reduced-motion:reduce){.steerlens [data-busy]::before{animation:none;opacity:.6}}
 .steerlens table{border-collapse:collapse;width:100%;margin:4px 0;font-size:13px;table-layout:auto;border:0}
 .steerlens tr,.steerlens tbody tr:nth-child(odd){background:none;border:0}
-.steerlens td,.steerlens th{text-align:left;vertical-align:middle;padding:4px 8px;border:0;border-bottom:1px solid var(--line);
-  white-space:normal;max-width:none;font-weight:normal}
+.steerlens td,.steerlens th{text-align:left;vertical-align:middle;padding:4px 8px;border:0;
+  border-bottom:1px solid var(--line);white-space:normal;max-width:none;font-weight:normal}
 .steerlens .scroll{overflow-x:auto}
 .steerlens th{font-size:12px;opacity:.75}
 .steerlens .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -116,15 +116,16 @@ CSS = '''
 .steerlens p{margin:4px 0}
 .steerlens svg{display:block;overflow:visible}
 .steerlens .dim{opacity:.72}
-.steerlens code{font:12px/1.4 var(--jp-code-font-family,ui-monospace,monospace);background:var(--soft);border-radius:4px;
-  padding:1px 5px;white-space:pre-wrap;overflow-wrap:break-word;color:inherit}
-.steerlens .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21em),1fr));gap:6px 20px;align-items:start}
+.steerlens code{font:12px/1.4 var(--jp-code-font-family,ui-monospace,monospace);background:var(--soft);
+  border-radius:4px;padding:1px 5px;white-space:pre-wrap;overflow-wrap:break-word;color:inherit}
+.steerlens .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21em),1fr));gap:6px 20px;
+  align-items:start}
 .steerlens .three{display:grid;grid-template-columns:repeat(3,minmax(0,1fr));gap:10px}
 .steerlens .cell{border:1px solid var(--line);border-radius:8px;padding:8px 12px;min-width:0}
 .steerlens .cell.own{border-color:var(--blue);box-shadow:inset 0 3px 0 var(--blue)}
 .steerlens .cell.placebo{border-style:dashed}
-.steerlens pre{font:12.5px/1.55 var(--jp-code-font-family,ui-monospace,monospace);white-space:pre-wrap;overflow-wrap:anywhere;
-  margin:4px 0;color:inherit;background:none;padding:0;border:0}
+.steerlens pre{font:12.5px/1.55 var(--jp-code-font-family,ui-monospace,monospace);white-space:pre-wrap;
+  overflow-wrap:anywhere;margin:4px 0;color:inherit;background:none;padding:0;border:0}
 .steerlens mark{background:rgba(222,143,5,.28);color:inherit;border-radius:3px}
 .steerlens .error:not(:empty){border-left:3px solid #d55e00;padding:2px 10px;margin:6px 0}
 .steerlens video{width:100%;border-radius:6px;display:block}

@@ -25,8 +25,8 @@ from .find import Finder
 from .page import Page
 
 # %% auto #0
-__all__ = ['ROWS', 'ARMS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared', 'Browser', 'browse',
-           'Player', 'marked', 'n_changed', 'play']
+__all__ = ['ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared', 'Browser',
+           'browse', 'Player', 'marked', 'n_changed', 'play']
 
 # %% ../../nbs/79_explore.widgets.ipynb #d31fd3af
 def visible(
@@ -60,8 +60,8 @@ def glance(
     if not store.stats: return joined([_bare(store, feature), _strongest(store, feature)])
     f = store.stats.feature(feature)
     if not f['count']: return tag('p', f'fires in none of {store.n_rows:,} rows')
-    head = (f"fires in {percent(f['density'])} of rows ({f['count']:,}); where it does, {number(f['mean'])} on average, "
-            f"{number(f['q95'])} in the strongest twentieth, {number(f['max'])} at most")
+    strength = f"{number(f['mean'])} on average, above {number(f['q95'])} in a twentieth, {number(f['max'])} at most"
+    head = f"fires in {percent(f['density'])} of rows ({f['count']:,}); where it does, {strength}"
     h = store.histogram(feature)
     drawn = bars(h.counts.tolist(), 320, 56, f'histogram of activations from 0 to {f["max"]:.3g}')
     ends = tag('div', tag('span', '0'), tag('span', number(f['max'])), class_='dim',
@@ -73,7 +73,8 @@ def glance(
 def _bare(store, feature):
     "Without statistics: counted now"
     n = len(store.load(feature)[0])
-    return tag('p', f'fires in {percent(n/max(store.n_rows, 1))} of rows ({n:,}); more is known after `steerlens codes stats`')
+    share = percent(n/max(store.n_rows, 1))
+    return tag('p', f'fires in {share} of rows ({n:,}); more is known after `steerlens codes stats`')
 
 # %% ../../nbs/79_explore.widgets.ipynb #7c6074f2
 def _table(head, rows):
@@ -90,7 +91,8 @@ def _fires_on(store, feature):
     t = t.assign(excess=t.share-t.base).sort_values('excess', ascending=False)
     t = t[t.excess > 0].groupby('column', sort=False).head(4)[:12]
     rows = [(r.column, visible(r.value), meter(r.share), percent(r.share), percent(r.base)) for r in t.itertuples()]
-    return joined([tag('h4', 'Fires on'), _table(['', '', 'of its firings', ' ', 'of all rows '], rows)]) if rows else None
+    head = ['', '', 'of its firings', ' ', 'of all rows ']
+    return joined([tag('h4', 'Fires on'), _table(head, rows)]) if rows else None
 
 def _partners(store, feature):
     "The latents that it fires with, as far as that is more than chance"
@@ -167,17 +169,21 @@ class Browser:
         "What the controls say"
         order = f'sorted by {self.by}, {"largest" if self.down else "smallest"} first' if self.by else 'the best first'
         at = f'latent {self.open}' if self.open is not None else 'nothing open'
-        return f'{several(self.store.n_features, "latent")}; {f"looked for: {self.text}" if self.text else "all"}; {order}; {at}'
+        wanted = f'looked for: {self.text}' if self.text else 'all'
+        return f'{several(self.store.n_features, "latent")}; {wanted}; {order}; {at}'
 
     def controls(self):
         "A box for words and conditions, and the order"
         help_ = 'return    token:if    density<.001    845'
         box = tag('input', type='search', data_name='find', placeholder=help_, autocomplete='off', spellcheck='false')
-        options = [tag('option', 'what fits best', value=''), *[tag('option', s, value=s) for s in self.find.statistics]]
-        down = [tag('option', 'largest first', value='down'), tag('option', 'smallest first', value='up')]
+        by = {'': 'what fits best'} | {s: s for s in self.find.statistics}
+        order = dict(down='largest first', up='smallest first')
         return joined([tag('label', 'Find a word, a value, a number, a condition', box, class_='wide'),
-                       tag('label', 'Sort by', tag('select', *options, data_name='by')),
-                       tag('label', 'Order', tag('select', *down, data_name='order'))])
+                       tag('label', 'Sort by', _choice('by', by)), tag('label', 'Order', _choice('order', order))])
+
+def _choice(name, options):
+    "A list to choose from: value -> what it says"
+    return tag('select', *[tag('option', o, value=v) for v,o in options.items()], data_name=name)
 
 # %% ../../nbs/79_explore.widgets.ipynb #401477e2
 @patch
@@ -186,11 +192,11 @@ def found(self:Browser)->Html:
     t = self.find(self.text, self.by, self.down)
     some = t[:self.n]
     extra = self.by if self.by not in (None, 'count', 'density', 'max') else None
-    head = ['latent ', 'label, or what it fires on most', 'fires in ', *([f'{extra} '] if extra else []), 'at most ', '']
     rows = [self._row(r, extra) for r in some.to_dict('records')]
-    more = tag('button', f'{min(ROWS, len(t)-self.n)} more', data_name='more', class_='live') if len(t) > self.n else None
-    kinds = ['n', None, 'n', *(['n'] if extra else []), 'n roomy', 'roomy']
-    top = tag('tr', *[tag('th', h, class_=k) for h,k in zip(head, kinds)])
+    more = self._button('more', f'{min(ROWS, len(t)-self.n)} more') if len(t) > self.n else None
+    cells = [('latent', 'n'), ('label, or what it fires on most', None), ('fires in', 'n'), (extra, 'n'),
+             ('at most', 'n roomy'), ('', 'roomy')]
+    top = tag('tr', *[tag('th', c, class_=k) for c,k in cells if c is not None])
     told = tag('p', f'{several(len(t), "latent")} of {self.store.n_features:,}', class_='dim', aria_live='polite')
     return joined([told, tag('table', tag('thead', top), tag('tbody', *rows)) if rows else None, more])
 
@@ -201,9 +207,9 @@ def _row(self:Browser, r, extra):
     name = tag('button', f, data_row=True, data_name='open', data_value=f, aria_label=f'open latent {f}')
     counts = self.find.stats.histograms['counts'][f].tolist() if self.find.stats else []
     cells = [(name, 'n'), (self._told(r), None), (percent(r.get('density', np.nan)), 'n'),
-             *([(number(r[extra]), 'n')] if extra else []),
-             (number(r.get('max')), 'n roomy'), (bars(counts, 90, 18, 'histogram'), 'roomy')]
-    return tag('tr', *[tag('td', c, class_=k) for c,k in cells], data_name='open', data_value=f)
+             (number(r[extra]) if extra else None, 'n'), (number(r.get('max')), 'n roomy'),
+             (bars(counts, 90, 18, 'histogram; heights are square roots'), 'roomy')]
+    return tag('tr', *[tag('td', c, class_=k) for c,k in cells if c is not None], data_name='open', data_value=f)
 
 @patch
 def _told(self:Browser, r):
@@ -220,10 +226,11 @@ def view(self:Browser)->Html:
     if self.open is None: return Html('')
     if self.pinned is None: return self._one(self.open, self._button('pin', 'compare with another'))
     done = self._button('pin', 'end the comparison')
-    if self.open==self.pinned: return joined([tag('p', f'Open another latent, to compare it with {self.open}.', class_='live'),
-                                              self._one(self.open, done)])
+    hint = tag('p', f'Open another latent, to compare it with {self.open}.', class_='live')
+    if self.open==self.pinned: return joined([hint, self._one(self.open, done)])
     both = tag('div', *[tag('div', self._one(f)) for f in (self.pinned, self.open)], class_='columns')
-    return joined([tag('h3', f'{self.pinned} and {self.open}', ' ', done), compared(self.store, self.pinned, self.open), both])
+    name = tag('h3', f'{self.pinned} and {self.open}', ' ', done)
+    return joined([name, compared(self.store, self.pinned, self.open), both])
 
 @patch
 def _button(self:Browser, name, text): return tag('button', text, data_name=name, class_='live')
@@ -303,8 +310,8 @@ class Player:
 
     def said(self):
         "What the controls say"
-        asked = f'; asked: {self.words}' if self.words else ''
-        return f'{self.who.name}, {self.direction.contrast} by {self.direction.method}, strength {self.alpha:+g}, seed {self.seed}{asked}'
+        asked,d = f'; asked: {self.words}' if self.words else '', self.direction
+        return f'{self.who.name}, {d.contrast} by {d.method}, strength {self.alpha:+g}, seed {self.seed}{asked}'
 
     def trial(self):
         "What is run: one trial of the original condition, in other words if there are any"
@@ -328,11 +335,13 @@ def controls(self:Player)->Html:
     "Strength, seed, and words where the subject takes any"
     slider = tag('input', type='range', min=-self.most, max=self.most, step=self.most/40, value=self.alpha,
                  data_name='alpha', aria_label='strength')
-    strength = tag('span', 'Strength ', tag('output', f'{self.alpha:g}', data_of='alpha'), ', in lengths of the direction')
-    found = [tag('label', strength, slider, class_='wide'),
-             tag('label', 'Seed', tag('input', type='number', min=0, step=1, value=self.seed, data_name='seed', style='width:6em'))]
+    now = tag('output', f'{self.alpha:g}', data_of='alpha')
+    seed = tag('input', type='number', min=0, step=1, value=self.seed, data_name='seed', style='width:6em')
+    found = [tag('label', tag('span', 'Strength ', now, ', in lengths of the direction'), slider, class_='wide'),
+             tag('label', 'Seed', seed)]
     if self.steering.reword:
-        box = tag('textarea', rows=2, data_name='words', spellcheck='false', placeholder=self.steering.asked(self.trial()))
+        own = self.steering.asked(self.trial())
+        box = tag('textarea', rows=2, data_name='words', spellcheck='false', placeholder=own)
         found.append(tag('label', 'Words of your own', box, class_='wide'))
     if self.steering.reread: found.append(tag('button', 'judge these texts', data_name='judge'))
     return joined(found)
@@ -362,7 +371,10 @@ def n_changed(
 
 # %% ../../nbs/79_explore.widgets.ipynb #525b3d5e
 @patch
-def arms(self:Player, episodes, judged=False)->Html:
+def arms(self:Player,
+    episodes:list,    # Of the three
+    judged:bool=False # Reread, so that verdicts count?
+)->Html:
     "The three arms side by side"
     outputs = [self.steering.output(e) if self.steering.output else None for e in episodes]
     tokens = [o['token'].tolist() if o is not None and 'token' in o else None for o in outputs]
@@ -372,17 +384,31 @@ def arms(self:Player, episodes, judged=False)->Html:
 @patch
 def _arm(self:Player, i, episode, tokens, judged):
     "What came of one arm"
-    text = told = None
-    if tokens[i] is not None:
-        asked = tag('span', self.steering.asked(self.trial()), class_='dim')
-        text = tag('pre', asked, marked(tokens[i], tokens[0]) if tokens[i] else tag('i', ' (writes nothing)'))
-        if i: told = f'{n_changed(tokens[i], tokens[0])} of {max(map(len, (tokens[0], tokens[i])))} tokens are others'
-    if judged or not self.steering.reread:
-        became = self.steering.outcome(episode, self.a, self.b)
-        shown = {k: v for k,v in self.steering.shown(episode).items() if isinstance(v, (int,float,bool,np.number)) and v==v}
-        told = joined([told, tag('b', VERDICTS[became].format(a=self.a, b=self.b)), ', '.join(f'{k} {number(v)}' for k,v in shown.items())], Html('<br>'))
     name = f'{ARMS[i]}, {self.alpha:+g}' if i else ARMS[0]
-    return tag('div', tag('h4', name), text, tag('p', told, class_='dim') if told else None, class_=('cell', 'cell own', 'cell placebo')[i])
+    text = None if tokens[i] is None else self._text(tokens[i], tokens[0])
+    lines = [self._changed(tokens[i], tokens[0])] if i and text else []
+    if judged or not self.steering.reread: lines += self._judged(episode)
+    return tag('div', tag('h4', name), text, *[tag('p', l, class_='dim') for l in lines], class_=KINDS[i])
+
+KINDS = 'cell', 'cell own', 'cell placebo'
+
+@patch
+def _text(self:Player, tokens, base):
+    "What was asked, and what was written"
+    asked = tag('span', self.steering.asked(self.trial()), class_='dim')
+    return tag('pre', asked, marked(tokens, base) if tokens else tag('i', ' (writes nothing)'))
+
+@patch
+def _changed(self:Player, tokens, base):
+    return f'{n_changed(tokens, base)} of {max(len(tokens), len(base))} tokens are others'
+
+@patch
+def _judged(self:Player, episode):
+    "What the subject's module says of a run: a verdict, and numbers"
+    verdict = VERDICTS[self.steering.outcome(episode, self.a, self.b)].format(a=self.a, b=self.b)
+    shown = self.steering.shown(episode).items()
+    numbers = [f'{k} {number(v)}' for k,v in shown if isinstance(v, (int,float,np.number)) and v==v]
+    return [tag('b', verdict), ', '.join(numbers)]
 
 VERDICTS = dict(flip='flips to {b}', stay='stays {a}', neither='neither {a} nor {b}')
 
@@ -396,12 +422,14 @@ def filmed(self:Player)->Html:
         became = film(self.who.subject, self.steering, self.trial(), self.b, dict(zip(names, self.edits())), file)
         data = [b64encode(f.read_bytes()).decode() for f in (file, file.with_suffix('.png'))]
     said = '; '.join(f'{k}: {v.replace("_", " ") or "nothing happened"}' for k,v in became.items())
-    shown = tag('video', src=f'data:video/mp4;base64,{data[0]}', poster=f'data:image/png;base64,{data[1]}', controls=True,
-                loop=True, muted=True, autoplay=True, playsinline=True, aria_label=said)
-    return joined([shown, tag('p', said)])
+    how = dict(controls=True, loop=True, muted=True, autoplay=True, playsinline=True)
+    source,poster = f'data:video/mp4;base64,{data[0]}', f'data:image/png;base64,{data[1]}'
+    return joined([tag('video', src=source, poster=poster, aria_label=said, **how), tag('p', said)])
 
 @patch
-def answer(self:Player, final=True)->dict: # Parts of the page
+def answer(self:Player,
+    final:bool=True # Is the control let go of?
+)->dict: # Parts of the page
     "What the arms do now"
     if not self.steering.film or self.steering.no_film and self.steering.no_film():
         return dict(arms=self.arms(self.played()), film='')
@@ -440,6 +468,7 @@ def play(
     alpha:float=2.,      # The first strength
 )->Page:
     "Steer with a slider, beside the unedited run and a placebo"
-    need(0 < most < np.inf and abs(alpha) <= most, 'most, alpha', f'{most}, {alpha}', 'a largest strength above zero, and a first one within it')
+    fits = 0 < most < np.inf and abs(alpha) <= most
+    need(fits, 'most, alpha', f'{most}, {alpha}', 'a largest strength above zero, and a first one within it')
     p = Player(settle(subject) if isinstance(subject, str) else subject, direction, most, alpha)
     return Page(p.controls(), p.said, dict(arms='', film='') | p.answer(), p.on())

@@ -180,7 +180,8 @@ def _view(sae):
     "Shape, site, how a row is read"
     c,w = sae.cfg, sae.W_dec
     n = sum(p.numel()*p.element_size() for p in sae.parameters())
-    head = f'{c.d_in:,} → {c.d_sae:,} latents, {c.d_sae/c.d_in:.3g} times as many · {str(w.dtype)[6:]} on {w.device} · {size(n)}'
+    head = (f'{c.d_in:,} → {c.d_sae:,} latents, {c.d_sae/c.d_in:.3g} times as many · '
+            f'{str(w.dtype)[6:]} on {w.device} · {size(n)}')
     m = c.metadata
     facts = dict(site=getattr(m, 'hook_name', None), model=getattr(m, 'model_name', None), active=_active(sae),
                  input=_read(c), decoder=f'rows of length {_lengths(w)}')

@@ -236,7 +236,7 @@ class Steering:
     say:Callable|None = None      # token id -> what it says
     output:Callable|None = None   # episode -> a row per step of what came out: actions, or a token
     asked:Callable|None = None    # trial -> the words that it is asked in
-    reword:Callable|None = None   # (trial, words) -> the same trial, asked in these words; None where it takes no others
+    reword:Callable|None = None   # (trial, words) -> the same trial in these words, if it takes any
 
 # %% ../../nbs/10_subjects.base.ipynb #b4e610c8
 @dataclass
