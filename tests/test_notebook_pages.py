@@ -151,6 +151,8 @@ def test_keys_are_the_pages_own(page):
     row = live(page, '.found button[data-row]').first
     row.focus()
     for key in 'ddxb': page.keyboard.press(key)
+    live(page, '[data-name=by]').focus()
+    for key in 'ddxb': page.keyboard.press(key)
     assert page.locator('.jp-Cell').count()==n
 
 
@@ -190,7 +192,7 @@ def test_saved_and_opened_without_a_kernel(page, context, lab):
     expect(page, '.found tbody tr >> nth=0').to_contain_text('return')
     live(page, '.found tbody tr').first.click()
     answered(page)
-    page.keyboard.press('Control+s')
+    live(page, '[type=search]').press('Control+s')
     end = time.monotonic()+15
     while 'looked for: return' not in (folder/'pages.ipynb').read_text(): assert time.monotonic() < end
     for s in json.load(asked(url, 'GET')): asked(f'{url}/{s["id"]}', 'DELETE')

@@ -53,7 +53,6 @@ function step(el, event) {
 
 function render({model, el}) {
   el.innerHTML = model.get('frame')
-  el.dataset.lmSuppressShortcuts = 'true'
   const [ask, forget] = asker(model, el)
   const show = () => fill(el, model.get('parts'))
   const control = final => event => {
@@ -70,7 +69,10 @@ function render({model, el}) {
     for (const r of el.querySelectorAll('tr[data-name]')) r.classList.toggle('on', r.dataset.value===b.dataset.value)
     ask({name: b.dataset.name, value: b.dataset.value ?? '', final: true})
   })
-  el.addEventListener('keydown', event => { step(el, event); event.stopPropagation() })
+  el.addEventListener('keydown', event => {
+    step(el, event)
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation() // D twice would delete the cell; Ctrl-S may save
+  })
   model.on('change:parts', show)
   show()
   return () => { model.off('change:parts', show); forget() }
@@ -114,7 +116,7 @@ CSS = '''
 .steerlens h4{font-size:13px}
 .steerlens h3 button{font-size:12px;font-weight:400;margin-left:8px;vertical-align:middle}
 .steerlens p{margin:4px 0}
-.steerlens svg{display:block;overflow:visible}
+.steerlens svg{display:block;max-width:100%}
 .steerlens .dim{opacity:.72}
 .steerlens code{font:12px/1.4 var(--jp-code-font-family,ui-monospace,monospace);background:var(--soft);
   border-radius:4px;padding:1px 5px;white-space:pre-wrap;overflow-wrap:break-word;color:inherit}
@@ -129,7 +131,9 @@ CSS = '''
 .steerlens mark{background:rgba(222,143,5,.28);color:inherit;border-radius:3px}
 .steerlens .error:not(:empty){border-left:3px solid #d55e00;padding:2px 10px;margin:6px 0}
 .steerlens video{width:100%;border-radius:6px;display:block}
+.steerlens .columns>div{container-type:inline-size}
 @container (max-width:620px){.steerlens .three{grid-template-columns:minmax(0,1fr)} .steerlens .roomy{display:none}}
+@container (max-width:400px){.steerlens .meter{display:none}}
 .steerlens-still button{border:0!important;padding:0!important;pointer-events:none}
 .steerlens-still .live{display:none}
 .steerlens-still tr[data-name]{cursor:auto}

@@ -49,6 +49,7 @@ def number(
 )->str:
     "Three digits, or all of a count"
     if x is None or x!=x: return '–'
+    if isinstance(x, (bool,np.bool_)): return 'yes' if x else 'no'
     return f'{x:,.0f}' if float(x).is_integer() or abs(x) >= 1000 else f'{x:.3g}'
 
 # %% ../../nbs/79_explore.widgets.ipynb #c4492fc1
@@ -78,10 +79,10 @@ def _bare(store, feature):
 
 # %% ../../nbs/79_explore.widgets.ipynb #7c6074f2
 def _table(head, rows):
-    "Of cells; a column whose name ends with a blank is of numbers"
-    kind = ['n' if h.endswith(' ') else None for h in head]
-    def line(cells, name): return tag('tr', *[tag(name, c, class_=k) for c,k in zip(cells, kind)])
-    inside = tag('thead', line(head, 'th')), tag('tbody', *[line(r, 'td') for r in rows])
+    "Of cells; `head` names the columns, and their kinds: `n` for numbers"
+    names,kinds = zip(*head)
+    def line(cells, name): return tag('tr', *[tag(name, c, class_=k) for c,k in zip(cells, kinds)])
+    inside = tag('thead', line(names, 'th')), tag('tbody', *[line(r, 'td') for r in rows])
     return tag('div', tag('table', *inside), class_='scroll')
 
 def _fires_on(store, feature):
@@ -91,7 +92,7 @@ def _fires_on(store, feature):
     t = t.assign(excess=t.share-t.base).sort_values('excess', ascending=False)
     t = t[t.excess > 0].groupby('column', sort=False).head(4)[:12]
     rows = [(r.column, visible(r.value), meter(r.share), percent(r.share), percent(r.base)) for r in t.itertuples()]
-    head = ['', '', 'of its firings', ' ', 'of all rows ']
+    head = [('', None), ('', None), ('', 'meter'), ('of its firings', 'n'), ('of all rows', 'n')]
     return joined([tag('h4', 'Fires on'), _table(head, rows)]) if rows else None
 
 def _partners(store, feature):
@@ -101,15 +102,23 @@ def _partners(store, feature):
     t = t[t.lift > 1][:6]
     def link(f): return tag('button', f, data_name='open', data_value=f, aria_label=f'open latent {f}')
     rows = [(link(r.partner), f'{r.count:,}', f'{r.lift:.3g} ×') for r in t.itertuples()]
-    head = ['latent', 'rows together ', 'than by chance ']
+    head = [('latent', None), ('rows together', 'n'), ('than by chance', 'n')]
     return joined([tag('h4', 'Fires with'), _table(head, rows)]) if rows else None
 
 def _strongest(store, feature, n=8, most=5):
     "The rows where it fires most"
     t = store.top(feature, n)
-    shown = [c for c in t if c not in ('row_id', 'activation')][:most]
-    rows = [(number(r['activation']), f"{r['row_id']:,}", *[_cell(r[c]) for c in shown]) for r in t.to_dict('records')]
-    return joined([tag('h4', 'Fires most in'), _table(['activation ', 'row ', *shown], rows)]) if rows else None
+    shown = _telling(store, feature, t)[:most]
+    rows = [(number(r['activation']), *[_cell(r[c]) for c in shown], f"{r['row_id']:,}") for r in t.to_dict('records')]
+    head = [('activation', 'n'), *[(c, None) for c in shown], ('row', 'n')]
+    return joined([tag('h4', 'Fires most in'), _table(head, rows)]) if rows else None
+
+def _telling(store, feature, t):
+    "The row table's columns: those that tell most of a latent, then texts, then numbers"
+    columns = [c for c in t if c not in ('row_id', 'activation')]
+    known = store.stats.breakdown(feature) if store.stats and 'breakdown' in store.stats.tables else t[:0].assign(column='')
+    excess = (known.share-known.base).groupby(known.column).max() if len(known) else {}
+    return sorted(columns, key=lambda c: (-excess.get(c, 0), isinstance(t[c].iloc[0], (int,float,np.number))) if len(t) else 0)
 
 def _cell(x): return visible(x) if isinstance(x, str) else number(x) if isinstance(x, (int,float)) else visible(x)
 
@@ -149,7 +158,8 @@ def _apart(store, a, b):
     t['most'] = t[['share_a', 'share_b']].sub(t.base, axis=0).max(axis=1)
     t = t[t.most > 0].sort_values('most', ascending=False)[:8]
     rows = [(c, visible(v), percent(r.share_a), percent(r.share_b), percent(r.base)) for (c,v),r in t.iterrows()]
-    return _table(['', '', f'of {a}’s firings ', f'of {b}’s firings ', 'of all rows '], rows) if rows else None
+    head = [('', None), ('', None), *[(h, 'n') for h in (f'of {a}’s firings', f'of {b}’s firings', 'of all rows')]]
+    return _table(head, rows) if rows else None
 
 # %% ../../nbs/79_explore.widgets.ipynb #69ab7b8d
 ROWS = 12 # Latents that are listed at first, and more each time they are asked for
@@ -407,7 +417,7 @@ def _judged(self:Player, episode):
     "What the subject's module says of a run: a verdict, and numbers"
     verdict = VERDICTS[self.steering.outcome(episode, self.a, self.b)].format(a=self.a, b=self.b)
     shown = self.steering.shown(episode).items()
-    numbers = [f'{k} {number(v)}' for k,v in shown if isinstance(v, (int,float,np.number)) and v==v]
+    numbers = [f'{k} {number(v)}' for k,v in shown if isinstance(v, (int,float,np.number,np.bool_)) and v==v]
     return [tag('b', verdict), ', '.join(numbers)]
 
 VERDICTS = dict(flip='flips to {b}', stay='stays {a}', neither='neither {a} nor {b}')
