@@ -4,7 +4,6 @@
 
 # %% ../../nbs/71_explore.find.ipynb #4d7d3aa7
 from __future__ import annotations
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
@@ -91,13 +90,13 @@ def _numbered(column):
 class Finder:
     "All latents of a store, to be searched, sorted and filtered"
     def __init__(self,
-        store:CodeStore,             # Whose latents
-        labels:Mapping|None=None,    # Latent -> its label
+        store:CodeStore, # Whose latents
+        labels=None,     # Latent -> its label, or what has `entries()`: dicts of `feature`, `label`, `status`
     ):
         self.store,self.stats = store, store.stats
         self.table = self.stats.features if self.stats else _counted(store)
         self.labels = np.full(len(self.table), '', object)
-        for i,text in (labels or {}).items(): self._label(int(i), text)
+        for i,text in _texts(labels).items(): self._label(int(i), text)
         self.statistics = [c for c in self.table if c!='feature']
         file = self.stats and self.stats.tables.get('breakdown')
         self._values = ThreadPoolExecutor(1).submit(read_values, file) if file else None
@@ -111,6 +110,11 @@ class Finder:
     def values(self)->Values|None:
         "The breakdown; None where there is none"
         return self._values and self._values.result()
+
+def _texts(labels):
+    "Latent -> label; what was rejected is none"
+    if not hasattr(labels, 'entries'): return labels or {}
+    return {e['feature']: e['label'] for e in labels.entries() if e.get('status')!='rejected'}
 
 def _counted(store):
     "What is known of latents without statistics: nothing but how often they fire, and that of our own stores alone"

@@ -139,7 +139,7 @@ CSS = '''
 .steerlens-still tr[data-name]{cursor:auto}
 .jp-OutputArea-child:has(.steerlens-live)+.jp-OutputArea-child:has(.steerlens-still),
 .jp-OutputArea-child:not(:has(.steerlens-live)):has(+.jp-OutputArea-child .steerlens-still){display:none!important}
-'''
+'''.replace('.steerlens ', '.steerlens.steerlens ') # twice, to stand above JupyterLab's own rules for tables
 
 # %% ../../nbs/78_explore.page.ipynb #ac16c21f
 @cache

@@ -5,7 +5,7 @@
 # %% ../../nbs/79_explore.widgets.ipynb #da9c9679
 from __future__ import annotations
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -168,7 +168,7 @@ class Browser:
     "What is looked for, and what is looked at"
     def __init__(self,
         store:CodeStore,     # Whose latents
-        labels:Mapping|None, # Latent -> its label
+        labels,              # Latent -> its label, or as `Finder` takes them
         show:Callable,       # (store, latent) -> what is shown of it
     ):
         self.store,self.show,self.find = store, show, Finder(store, labels)
@@ -292,7 +292,7 @@ def _opened(self:Browser, feature):
 # %% ../../nbs/79_explore.widgets.ipynb #34e53a6a
 def browse(
     store:CodeStore|str|Path,    # Whose latents, or its folder
-    labels:Mapping|None=None,    # Latent -> its label
+    labels=None,                 # Latent -> its label, or as `Finder` takes them
     show:Callable=glance,        # (store, latent) -> what is shown of it: HTML, or anything with `_repr_html_`
 )->Page:
     "Find latents, look at one, compare two"
