@@ -161,7 +161,7 @@ class Codes:
         return pa.concat_tables(tables, promote_options='permissive').to_pandas()
 
     def __repr__(self):
-        there = '' if self.finished else f' of which {sum(p.n_rows for p in self.pieces):,} are there'
+        there = '' if self.finished else f' of which {self.n_there:,} are there'
         return f'Codes({self.folder}, {self.n_rows:,} rows{there}, {self.n_features:,} features, {self.nnz:,} entries)'
 
 # %% ../../nbs/42_codes.store.ipynb #426a84f4
@@ -169,6 +169,11 @@ class Codes:
 def n_rows(self:Codes)->int:
     "Rows of the whole store"
     return self.catalog['n_rows']
+
+@patch(as_prop=True)
+def n_there(self:Codes)->int:
+    "Those of them that are there already"
+    return sum(p.n_rows for p in self.pieces)
 
 @patch(as_prop=True)
 def n_features(self:Codes)->int:
@@ -205,7 +210,7 @@ def counts(self:Codes)->np.ndarray: # [features] int64
 @patch
 def view(self:Codes)->dict: # What `steerlens.html.panel` takes
     "What is in a store, to be shown"
-    c,there = self.catalog, sum(p.n_rows for p in self.pieces)
+    c,there = self.catalog, self.n_there
     alive = f', {np.count_nonzero(self.counts):,} of them alive' if self.finished else ''
     head = (f'{several(there, "row")} · {several(self.n_features, "latent")}{alive} · {self.nnz:,} activations, '
             f'{self.nnz/max(there, 1):.3g} a row · {size(_bytes(self))} on disk')

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import NamedTuple
 import re
 import numpy as np, pandas as pd
-import pyarrow.parquet as pq
+import pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import patch
-from ..core import need
+from ..core import SteerlensError, need
 from ..codes.backends import CodeStore
 
 # %% auto #0
@@ -66,7 +66,10 @@ def read_values(
 )->Values:
     "All lines of a breakdown"
     names = ['column', 'value']
-    t = pq.read_table(file, columns=['feature', 'share', 'base', *names], read_dictionary=names)
+    try: t = pq.read_table(file, columns=['feature', 'share', 'base', *names], read_dictionary=names)
+    except (pa.ArrowException, OSError) as e:
+        why = str(e).splitlines()[0][:80]
+        raise SteerlensError(file, f'could not be read ({why})', do='make the statistics again') from None
     columns,column = _numbered(t['column'])
     values,value = _numbered(t['value'])
     both = column.astype('i8')*len(values)+value
@@ -121,7 +124,7 @@ def _counted(store):
     found = pd.DataFrame(dict(feature=np.arange(store.n_features)))
     if not store.codes: return found
     n = store.codes.counts
-    return found.assign(count=n, density=n/max(store.n_rows, 1))
+    return found.assign(count=n, density=n/max(store.codes.n_there, 1))
 
 # %% ../../nbs/71_explore.find.ipynb #1df04536
 @patch
@@ -182,8 +185,9 @@ def _labelled(self:Finder, word, column):
 @patch
 def _ordered(self:Finder, left, score, by, down, first):
     "The latents that are left, sorted; a number that was asked for is first, equal ones are by number"
-    usual = 'count' if 'count' in self.table else 'feature'
-    key = (score if score is not None else self.table[by or usual].to_numpy('f8'))[left]
+    if score is None and by is None: by = 'count' if 'count' in self.table else None
+    known = score if score is not None else self.table[by] if by else np.zeros(len(self.table))
+    key = np.asarray(known, 'f8')[left]
     key = np.nan_to_num(-key if down else key, nan=np.inf)
     return left[np.lexsort((left, key, left!=first))]
 

@@ -73,9 +73,10 @@ def glance(
 
 def _bare(store, feature):
     "Without statistics: counted now"
-    n = len(store.load(feature)[0])
-    share = percent(n/max(store.n_rows, 1))
-    return tag('p', f'fires in {share} of rows ({n:,}); more is known after `steerlens codes stats`')
+    n,there = len(store.load(feature)[0]), store.codes.n_there if store.codes else store.n_rows
+    unfinished = '' if there==store.n_rows else f' of the {there:,} that are there'
+    more = 'more is known after `steerlens codes stats`'
+    return tag('p', f'fires in {percent(n/max(there, 1))} of rows ({n:,}{unfinished}); {more}')
 
 # %% ../../nbs/79_explore.widgets.ipynb #7c6074f2
 def _table(head, rows):
