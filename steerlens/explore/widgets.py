@@ -26,7 +26,7 @@ from .page import Page
 
 # %% auto #0
 __all__ = ['ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared', 'Browser',
-           'browse', 'Player', 'marked', 'n_changed', 'play']
+           'changed', 'browse', 'Player', 'marked', 'n_changed', 'play']
 
 # %% ../../nbs/79_explore.widgets.ipynb #d31fd3af
 def visible(
@@ -117,9 +117,11 @@ def _strongest(store, feature, n=8, most=5):
 def _telling(store, feature, t):
     "The row table's columns: those that tell most of a latent, then texts, then numbers"
     columns = [c for c in t if c not in ('row_id', 'activation')]
-    known = store.stats.breakdown(feature) if store.stats and 'breakdown' in store.stats.tables else t[:0].assign(column='')
-    excess = (known.share-known.base).groupby(known.column).max() if len(known) else {}
-    return sorted(columns, key=lambda c: (-excess.get(c, 0), isinstance(t[c].iloc[0], (int,float,np.number))) if len(t) else 0)
+    excess = {}
+    if store.stats and 'breakdown' in store.stats.tables:
+        known = store.stats.breakdown(feature)
+        excess = (known.share-known.base).groupby(known.column).max()
+    return sorted(columns, key=lambda c: (-excess.get(c, 0), pd.api.types.is_numeric_dtype(t[c])))
 
 def _cell(x): return visible(x) if isinstance(x, str) else number(x) if isinstance(x, (int,float)) else visible(x)
 
@@ -255,6 +257,19 @@ def _one(self:Browser, feature, *more):
     return joined([tag('h3', f'Latent {feature}{": " if label else ""}{label}', ' ', *more), shown])
 
 # %% ../../nbs/79_explore.widgets.ipynb #794bcd23
+def changed(
+    x,              # A `Browser` or `Player`
+    answer:Callable, # () -> parts of the page
+    **to            # Attributes of `x`, and what they become
+)->dict: # The parts
+    "Set attributes and answer; set them back where there is no answer"
+    before = {k: getattr(x, k) for k in to}
+    vars(x).update(to)
+    try: return answer()
+    except BaseException:
+        vars(x).update(before)
+        raise
+
 def _whole(value, n):
     "The number of a latent"
     fits = value.isascii() and value.isdigit() and int(value) < n
@@ -264,31 +279,13 @@ def _whole(value, n):
 @patch
 def on(self:Browser)->dict: # Name of a control -> its function
     "Answers"
-    def looked(**how):
-        def answer(value, final):
-            self.n = ROWS
-            for name,read in how.items(): setattr(self, name, read(value))
-            return dict(found=self.found())
-        return answer
-    def opened(value, final):
-        return dict(view=self._opened(_whole(value, self.store.n_features)))
-    def more(value, final):
-        self.n += ROWS
-        return dict(found=self.found())
-    def pin(value, final):
-        self.pinned = self.open if self.pinned is None else None
-        return dict(view=self.view())
-    return dict(find=looked(text=str.strip), by=looked(by=lambda v: v or None), order=looked(down=lambda v: v=='down'),
-                open=opened, more=more, pin=pin)
-
-@patch
-def _opened(self:Browser, feature):
-    "Another latent; where it can't be shown, the one before stays"
-    before,self.open = self.open, feature
-    try: return self.view()
-    except BaseException:
-        self.open = before
-        raise
+    def found(**to): return changed(self, lambda: dict(found=self.found()), **to)
+    def viewed(**to): return changed(self, lambda: dict(view=self.view()), **to)
+    return dict(
+        find=lambda v, final: found(text=v.strip(), n=ROWS), by=lambda v, final: found(by=v or None, n=ROWS),
+        order=lambda v, final: found(down=v=='down', n=ROWS), more=lambda v, final: found(n=self.n+ROWS),
+        open=lambda v, final: viewed(open=_whole(v, self.store.n_features)),
+        pin=lambda v, final: viewed(pinned=self.open if self.pinned is None else None))
 
 # %% ../../nbs/79_explore.widgets.ipynb #34e53a6a
 def browse(
@@ -450,19 +447,12 @@ def answer(self:Player,
 @patch
 def on(self:Player)->dict: # Name of a control -> its function
     "Answers"
-    def alpha(value, final):
-        self.alpha = _number(value, 'strength', -self.most, self.most)
-        return self.answer(final)
-    def seed(value, final):
-        self.seed = int(_number(value, 'seed', 0, 2**31))
-        return self.answer(final)
-    def words(value, final):
-        self.words = value if value.strip() else None
-        return self.answer(final)
-    def judge(value, final):
-        found = self.steering.reread(self.who.subject, self.played())
-        return dict(arms=self.arms(found, judged=True))
-    return dict(alpha=alpha, seed=seed, words=words, judge=judge)
+    def moved(final, **to): return changed(self, lambda: self.answer(final), **to)
+    return dict(
+        alpha=lambda v, final: moved(final, alpha=_number(v, 'strength', -self.most, self.most)),
+        seed=lambda v, final: moved(final, seed=int(_number(v, 'seed', 0, 2**31))),
+        words=lambda v, final: moved(final, words=v if v.strip() else None),
+        judge=lambda v, final: dict(arms=self.arms(self.steering.reread(self.who.subject, self.played()), True)))
 
 def _number(value, what, least, most):
     "A number in a range"
