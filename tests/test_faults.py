@@ -121,7 +121,9 @@ def children(pid): return subprocess.run(['pgrep', '-P', str(pid)], capture_outp
 def test_ctrl_c_says_what_is_kept(toy, whole_tree):
     env = os.environ | dict(PYTHONUNBUFFERED='1')
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    p = subprocess.Popen([BIN/'steerlens', 'run', '2', 'nano_vla'], cwd=toy, env=env, start_new_session=True, **pipes)
+    def heard(): signal.signal(signal.SIGINT, signal.SIG_DFL) # which a shell's background jobs ignore
+    p = subprocess.Popen([BIN/'steerlens', 'run', '2', 'nano_vla'], cwd=toy, env=env, start_new_session=True,
+                         preexec_fn=heard, **pipes)
     assert p.stdout.readline()=='2_b began\n'
     ours = children(p.pid)
     assert ours

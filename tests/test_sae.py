@@ -175,7 +175,7 @@ def test_the_same_bytes_in_another_process(tmp_path, whole, runs, kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_twelve_kills(tmp_path, whole, runs, kind):
     folder,when,kills,at,longest,begun = tmp_path/'run0', random.Random(kind), 0, [0], .2, time.perf_counter()
-    while kills < 12:
+    while kills < 12 or len(set(at)) <= 3 and kills < 60: # a loaded machine takes longer to its first checkpoint
         before = len(seen(folder)) if folder.with_suffix('.seen').exists() else 0
         pid = runs.start(kind, folder, .001)
         time.sleep(when.uniform(.01, longest))

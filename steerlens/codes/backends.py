@@ -15,11 +15,12 @@ from ..html import listed, panel, several, told
 from .layouts import BACKENDS, BatchRows, Loader, Native, StorageConfig, backend, config_of, loaders
 from .exports import export_neurons, export_transposed, export_zarr, import_codes
 from .statistics import Stats, histograms
-from .store import Codes, OutOfRange
+from .store import Codes, whole
+from .parts import MOST_ROWS
 
 # %% auto #0
-__all__ = ['CodeStore', 'strongest', 'StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed', 'export_zarr',
-           'import_codes']
+__all__ = ['DESCRIBE', 'CodeStore', 'strongest', 'StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed',
+           'export_zarr', 'import_codes']
 
 # %% ../../nbs/45_codes.backends.ipynb #42e83d2e
 _all_ = ['StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed', 'export_zarr', 'import_codes']
@@ -57,7 +58,9 @@ class CodeStore:
 
     def __repr__(self):
         others = f' (also {", ".join(l.name for l in self.loaders[1:])})' if self.loaders[1:] else ''
-        return f'CodeStore: {self.n_rows:,} rows, {self.n_features:,} latents; {self.backend} answers{others}'
+        n = sum(p.n_rows for p in self.codes.pieces) if self.codes else self.n_rows
+        part = f', of which {n:,} are there' if n < self.n_rows else ''
+        return f'CodeStore: {self.n_rows:,} rows{part}, {self.n_features:,} latents; {self.backend} answers{others}'
 
 # %% ../../nbs/45_codes.backends.ipynb #daecab09
 @patch
@@ -65,31 +68,41 @@ def load(self:CodeStore,
     feature:int # A latent; raises `OutOfRange` where there is none
 )->tuple[np.ndarray,np.ndarray]: # Row ids, ascending, uint32 [n]; activations [n], float16 or float32 as they are kept
     "All activations of a latent"
-    f = _whole('feature', feature, self.n_features)
+    f = whole('feature', feature, self.n_features)
     for l in self.loaders:
         if (found := l.load(f)) is not None: return found
     raise SteerlensError(f'feature {f}', f'its files are missing for {", ".join(l.name for l in self.loaders)}',
                          do='export them again')
 
 # %% ../../nbs/45_codes.backends.ipynb #33ebd5b7
-def _whole(what, i, n):
-    "A whole number below n; neither a text nor a truth value is one"
-    try: number = None if isinstance(i, (bool,np.bool_)) else index(i)
-    except TypeError: number = None
-    fits = number is not None and 0 <= number < n
-    if not fits: raise OutOfRange(what, repr(i) if number is None else number, f'a whole number from 0 to {n-1}')
-    return number
-
 @patch
 def __getitem__(self:CodeStore, feature:int)->pd.DataFrame:
     rows,values = self.load(feature)
     return pd.DataFrame(dict(row_id=rows, activation=values.astype('f4')))
+
+# %% ../../nbs/45_codes.backends.ipynb #e0a7e6c8
+@patch
+def stamp(self:CodeStore)->tuple:
+    "What changes when a folder, or what describes it, is replaced"
+    c = self.config
+    dirs = [d for d in (c.data_dir, c.transposed_dir, c.neuron_acts_dir) if d]
+    return tuple(_seen(d/name) for d in dirs for name in ('', *DESCRIBE))
+
+DESCRIBE = ('catalog.json', 'activations', 'metadata', 'transposed_activations.zarr', 'conversion_metadata.json',
+            'transposed_metadata.json', 'neuron_metadata.json')
+
+def _seen(path):
+    "A file's time and identity; a folder's identity, as its time is that of any file in it"
+    try: s = path.stat()
+    except FileNotFoundError: return None
+    return s.st_ino, s.st_mtime_ns if path.is_file() else 0
 
 # %% ../../nbs/45_codes.backends.ipynb #899fab14
 @patch(as_prop=True)
 def stats(self:CodeStore)->Stats|None:
     "The statistics, if they are there and of these codes; `Stats(folder)` says why not"
     if self.codes is None: return None
+    self.codes.fresh() # or old codes would stand beside new statistics
     file = self.codes.folder/'stats/manifest.json'
     when = file.stat().st_mtime_ns if file.exists() else None
     if self._stats[0] != when: self._stats = when, _stats(self.codes.folder)
@@ -115,7 +128,7 @@ def about(self:CodeStore,
 def _beside(rows, values, about):
     "Rows, activations, and who they are"
     t = pd.DataFrame(dict(row_id=np.asarray(rows, 'i8'), activation=np.asarray(values, 'f4')))
-    return pd.concat([t, about.drop(columns='row_id', errors='ignore')], axis=1)
+    return pd.concat([t, about.drop(columns=['row_id', 'activation'], errors='ignore')], axis=1)
 
 # %% ../../nbs/45_codes.backends.ipynb #e4747d19
 @patch
@@ -125,8 +138,8 @@ def top(self:CodeStore,
     columns:list|None=None, # Of the row table; all by default
 )->pd.DataFrame: # row_id, activation and the columns, the strongest first
     "The rows where a latent fires most"
-    need(type(k) is int and k >= 0, 'k', repr(k), 'a whole number from 0 on')
-    rows,values = self._stored_top(_whole('feature', feature, self.n_features), k) or strongest(*self.load(feature), k)
+    k,feature = whole('k', k, MOST_ROWS), whole('feature', feature, self.n_features)
+    rows,values = self._stored_top(feature, k) or strongest(*self.load(feature), k)
     return _beside(rows, values, self.about(rows, columns))
 
 # %% ../../nbs/45_codes.backends.ipynb #5fe0031e
@@ -157,8 +170,8 @@ def histogram(self:CodeStore,
     feature:int # A latent; raises `OutOfRange` where there is none
 )->pd.DataFrame: # counts, lower_bounds, upper_bounds
     "How many activations of a latent lie where"
-    f = _whole('feature', feature, self.n_features)
-    if self.stats: return self.stats.histogram(f)
+    f = whole('feature', feature, self.n_features)
+    if self.codes: return (self.stats or Stats(self.codes.folder)).histogram(f) # which says why there are none
     need(self.config.data_dir, 'histogram', 'no statistics, and no data_dir to look for them')
     return pd.DataFrame({k: v[f] for k,v in histograms(self.config.data_dir/'precomputed').items()})
 
@@ -172,14 +185,15 @@ def where(self:CodeStore,
     "The rows where a latent fires and that are of some kind"
     need(wanted, 'where', 'no column', 'column=value')
     rows,values = self.load(feature)
-    about = self.about(rows, [*wanted, *(columns or [])])
+    about = self.about(rows, [*dict.fromkeys([*wanted, *(columns or [])])])
     keep = np.logical_and.reduce([_has(about[c], v) for c,v in wanted.items()])
     return _beside(rows[keep], values[keep], about[keep].reset_index(drop=True))
 
 # %% ../../nbs/45_codes.backends.ipynb #8bf14e9b
 def _has(column, wanted):
     "Which lines have one of the wanted values"
-    wanted = set(wanted) if isinstance(wanted, (list,tuple,set,range)) else {wanted}
+    several = isinstance(wanted, (list,tuple,set,range,np.ndarray,pd.Series,pd.Index))
+    wanted = set(wanted) if several else {wanted}
     def listed(v): return isinstance(v, (list,np.ndarray))
     if any(map(listed, column)): return np.array([listed(v) and not wanted.isdisjoint(v) for v in column], bool)
     return column.isin(wanted).to_numpy(bool)
@@ -216,7 +230,7 @@ def row(self:CodeStore,
     i:int # A row; raises `OutOfRange` where there is none
 )->pd.DataFrame: # feature, activation
     "All latents that fire in a row"
-    i = _whole('row', i, self.n_rows)
+    i = whole('row', i, self.n_rows)
     if self.codes is not None: features,values = self.codes.row(i)
     else:
         m = min(self.loaders, key=lambda l: not getattr(l, 'by_row', False)).block(i, i+1)
@@ -228,15 +242,22 @@ def row(self:CodeStore,
 def _tables(store):
     "Name of a table -> the files that it is"
     folder = store.config.data_dir
-    found = dict(rows=[folder/'rows.parquet']) if store.codes else dict(rows=store.who.files) if store.who else {}
+    rows = store.who.files if store.who else []
+    found = dict(rows=rows) if rows else {}
     made = store.stats.tables.values() if store.stats else folder.glob('precomputed/*.parquet') if folder else ()
     return found | {p.stem.replace('feature_stats', 'stats'): [p] for p in made}
 
 def _view(store, name, files):
     "The SELECT that a table is; rows of batches get their numbers"
-    if name != 'rows' or store.codes: return f'SELECT * FROM read_parquet({[*map(str, files)]})'
-    one = 'SELECT {}+file_row_number AS row_id, * EXCLUDE (file_row_number) FROM read_parquet({}, file_row_number=true)'
-    return ' UNION ALL BY NAME '.join(one.format(first, [str(f)]) for f,first in zip(files, store.who.first))
+    if name != 'rows' or store.codes: return f'SELECT * FROM read_parquet({[*map(str, files)]}, union_by_name=true)'
+    one = 'SELECT {}+{} AS row_id, * EXCLUDE (file_row_number) FROM read_parquet({}, file_row_number=true)'
+    places = [_place(store.who.lines_of(i)) for i in range(len(files))]
+    return ' UNION ALL BY NAME '.join(one.format(*b) for b in zip(store.who.first, places, ([str(f)] for f in files)))
+
+def _place(lines):
+    "The SQL for a line's row within its batch"
+    in_order = (lines==np.arange(len(lines))).all()
+    return 'file_row_number' if in_order else 'row_number() OVER (ORDER BY sample_id)-1'
 
 # %% ../../nbs/45_codes.backends.ipynb #4c0e6968
 def _connection(store):
@@ -268,11 +289,11 @@ def sql(self:CodeStore,
     "Ask anything; raises `SteerlensError` with what DuckDB says"
     import duckdb
     entries = _entries(self, features)
-    with _connection(self) as con:
-        try:
+    try:
+        with _connection(self) as con:
             asked = con.extract_statements(query)
             one = len(asked)==1 and asked[0].type==duckdb.StatementType.SELECT
             need(one, 'sql', f'{", ".join(s.type.name for s in asked)}', 'one SELECT')
             con.register('codes', entries)
             return con.execute(asked[0]).df()
-        except duckdb.Error as e: raise SteerlensError('sql', ' '.join(str(e).split())[:300]) from None
+    except duckdb.Error as e: raise SteerlensError('sql', ' '.join(str(e).split())[:300]) from None

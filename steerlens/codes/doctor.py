@@ -80,7 +80,8 @@ def made_by(
     "The command that makes a store, or goes on with it"
     acts,sae,streams = catalog['acts'], catalog['sae'], catalog['streams']
     how = ['--dtype', catalog['dtype'], *(['--threshold', catalog['threshold']] if catalog['threshold'] else [])]
-    if 'imported' in acts: return command('codes', 'import', acts['imported'], folder, *how)
+    signed = ['--signed'] if catalog.get('signed') else []
+    if 'imported' in acts: return command('codes', 'import', acts['imported'], folder, *how, *signed)
     if not (acts.get('folder') and sae.get('folder')): return ''
     which = ['--site', catalog['site'], *(word for s in streams for word in ('--stream', s))]
     return command('codes', 'build', '--acts', acts['folder'], '--sae', sae['folder'], *which, *how, '--folder', folder)
@@ -111,11 +112,13 @@ def in_layouts(
 AGAIN = 'get that file again, or write the layout anew with `steerlens codes export`'
 
 def _read(loader):
-    "All of it; raises `SteerlensError` where something is damaged"
+    "All of it; raises `SteerlensError` where something is damaged, or nonzeros are missing"
     if getattr(loader, 'by_row', False):
-        for a in range(0, loader.n_rows, 10_000): loader.block(a, min(a+10_000, loader.n_rows))
-    else:
-        for f in range(loader.n_features): loader.load(f)
+        starts = range(0, loader.n_rows, 10_000)
+        n = sum(loader.block(a, min(a+10_000, loader.n_rows)).nnz for a in starts)
+    else: n = sum(len((loader.load(f) or ((),))[0]) for f in range(loader.n_features))
+    said = getattr(loader, 'nnz', None)
+    need(said in (None, n), loader.name, f'{n:,} nonzeros', f'{said}, which their metadata names')
 
 def _slow(config):
     where = config.data_dir
@@ -129,14 +132,8 @@ def _shapes(loader)->Iterator[Finding]:
         where,n = loader.array.store_path, loader.array.chunks[0]
         yield Finding('slow', f'{where}: chunks of {n} features, so each is read with {n-1} others',
                       'write it in chunks of 1')
-    if loader.name=='batches':
-        for z in loader.arrays:
-            lost = z.nchunks-z.nchunks_initialized # of dense rows, which are never all zeros
-            if lost: yield Finding('torn', f'{z.store_path}: {lost:,} of {z.nchunks:,} chunks are missing', AGAIN)
-    if loader.name=='neurons':
-        lost = [f for f in range(loader.n_features) if not (loader.folder/f'neuron_{f:04d}').exists()]
-        if lost: yield Finding('missing', f'{loader.folder}: {len(lost):,} of {loader.n_features:,} features, '
-                                          f'first {lost[0]}', 'copy them, or export again')
+    if lost := getattr(loader, 'lost', ''):
+        yield Finding('missing', f'{loader.name}: {lost}', 'get them, unless they are zeros that were never written')
 
 # %% ../../nbs/48_codes.doctor.ipynb #70cd8cbd
 def beside(
@@ -148,14 +145,14 @@ def beside(
         yield Finding('missing', f'{folder}: no metadata/, so nobody knows who the rows are', 'copy it here')
     if not (folder/'conversion_metadata.json').exists():
         yield Finding('missing', f'{folder}: no conversion_metadata.json', 'write it anew: `steerlens codes export`')
-    for name in ('histograms', 'feature_stats', 'idf', 'influences'):
-        if not [*(folder/'precomputed').glob(f'{name}.*')]:
-            yield Finding('missing', f'{folder}/precomputed: no {name}', _as_store(folder))
+    names = 'histograms', 'feature_stats', 'idf', 'influences'
+    lost = [n for n in names if not [*(folder/'precomputed').glob(f'{n}.*')]]
+    if lost: yield Finding('missing', f'{folder}/precomputed: no {", no ".join(lost)}', _as_store(folder))
 
 def _metadata(folder):
     try: wrong = BatchRows(folder, Batches(StorageConfig(data_dir=folder)).n_rows).problems()
     except SteerlensError as e: yield torn(e, AGAIN)
-    else: yield from (torn(line, _import(folder)) for line in wrong)
+    else: yield from (torn(line, '' if '; ' in line else _import(folder)) for line in wrong)
     if not (folder/'vocab.json').exists():
         yield Finding('missing', f'{folder}: no vocab.json, so tokens stay numbers', "copy the model's vocab.json here")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
 from ..core import SteerlensError, manifest, need, read_json, sha256, write_json
-from .layouts import BatchRows, CELLS, Native, StorageConfig, config_of, loaders
+from .layouts import CELLS, BatchRows, Native, StorageConfig, config_of, dense_of, loaders
 from .steps import SILENT, steps, stepwise
 from .store import Codes, write_codes
 
@@ -39,19 +39,21 @@ def zarr_out(
     shape:tuple,     # [samples, features], or [features, samples]
     chunks:tuple,
     zarr_format:int, # 3, or 2 for older readers
+    empty_chunks:bool=False, # Write chunks of zeros, too?
     **about          # Its attributes
 ): # A `zarr.Array` of float32
     "An array to write to, compressed as published: blosc, zstd at level 3, shuffled"
     import zarr
     need(zarr_format in (2, 3), 'zarr_format', zarr_format, '2 or 3')
+    config = dict(write_empty_chunks=empty_chunks)
     if (path/'zarr.json').exists() or (path/'.zarray').exists():
         for left in path.rglob('*.partial'): left.unlink() # chunks that a kill fell into
-        return zarr.open_array(str(path), mode='r+')
+        return zarr.open_array(str(path), mode='r+', config=config)
     blosc = dict(cname='zstd', clevel=3)
     if zarr_format==3: packed = zarr.codecs.BloscCodec(shuffle='shuffle', **blosc)
     else: packed = dict(id='blosc', shuffle=1, **blosc)
     return zarr.create_array(str(path), shape=shape, chunks=chunks, dtype='float32', compressors=packed,
-                             zarr_format=zarr_format, attributes=about)
+                             zarr_format=zarr_format, attributes=about, config=config)
 
 # %% ../../nbs/44_codes.exports.ipynb #daecab09
 def export_transposed(
@@ -68,19 +70,10 @@ def export_transposed(
         array = zarr_out(out/'transposed_activations.zarr', (F, N), (1, 10000), zarr_format)
         for f in steps(out, range(0, F, wide), tell, 'features'):
             some = [codes.load(g) for g in range(f, min(f+wide, F))]
-            for a in range(0, N, max(long, 1)): array[f:f+wide, a:a+long] = _dense(some, a, min(a+long, N))
-        about = dict(n_features=F, n_samples=N, format='transposed', shape=[F, N])
+            for a in range(0, N, max(long, 1)): array[f:f+wide, a:a+long] = dense_of(some, a, min(a+long, N))
+        about = dict(n_features=F, n_samples=N, format='transposed', shape=[F, N], nnz=codes.nnz)
         write_json(out/'transposed_metadata.json', about)
     return Path(dest)
-
-# %% ../../nbs/44_codes.exports.ipynb #af34f371
-def _dense(some, a, b):
-    "The activations of some latents on rows a to b, [latents, b-a] float32"
-    x = np.zeros((len(some), b-a), 'f4')
-    for line,(rows,values) in zip(x, some):
-        i,j = np.searchsorted(rows, (a, b))
-        line[rows[i:j]-np.uint32(a)] = values[i:j]
-    return x
 
 # %% ../../nbs/44_codes.exports.ipynb #899fab14
 SOME = 256 # Latents of a step
@@ -94,7 +87,7 @@ def export_neurons(
     with export_folder(dest, codes, layout='neurons') as out:
         for f in steps(out, range(0, codes.n_features, SOME), tell, 'features'):
             for g in range(f, min(f+SOME, codes.n_features)): write_neuron(out/f'neuron_{g:04d}', *codes.load(g))
-        write_json(out/'neuron_metadata.json', dict(n_features=codes.n_features, n_samples=codes.n_rows))
+        write_json(out/'neuron_metadata.json', dict(n_features=codes.n_features, n_samples=codes.n_rows, nnz=codes.nnz))
     return Path(dest)
 
 # %% ../../nbs/44_codes.exports.ipynb #289a07e0
@@ -138,7 +131,7 @@ def export_zarr(
 def _write_batch(path, codes, i, rows, chunk_size, zarr_format):
     "The activations of some rows, dense"
     n,F,loader = len(rows), codes.n_features, Native(StorageConfig(data_dir=codes.folder))
-    array = zarr_out(path, (n, F), (min(chunk_size, n), F), zarr_format, batch_index=i, n_samples=n, n_features=F)
+    array = zarr_out(path, (n, F), (min(chunk_size, n), F), zarr_format, True, batch_index=i, n_samples=n, n_features=F)
     tall = max(CELLS//max(F, 1)//chunk_size, 1)*chunk_size # rows of a tile
     for a in range(0, n, tall):
         b = min(a+tall, n)
@@ -148,7 +141,7 @@ def _conversion(sizes, codes, chunk_size):
     "What conversion_metadata.json says"
     batches = [dict(n_samples=n, n_features=codes.n_features) for n in sizes]
     return dict(n_batches=len(sizes), total_samples=codes.n_rows, n_features=codes.n_features, chunk_size=chunk_size,
-                compression='blosc', compression_level=3, batch_stats=batches)
+                nnz=codes.nnz, compression='blosc', compression_level=3, batch_stats=batches)
 
 # %% ../../nbs/44_codes.exports.ipynb #3c70027f
 def _vocab(codes, column, given):
@@ -170,7 +163,7 @@ def _vocab(codes, column, given):
 def _write_metadata(out, codes, i, rows, vocab, contexts):
     "Who some rows are, under the published names"
     own = codes.rows_of(rows).drop(columns='row_id')
-    tokens = list(own.pop('tokens')) if 'tokens' in own else [[]]*len(rows)
+    tokens = [[] if t is None else t for t in own.pop('tokens')] if 'tokens' in own else [[]]*len(rows)
     context = own.pop('context') if 'context' in own else pd.Series(['']*len(rows))
     ids = [[vocab.get(t, t) for t in ts] for ts in tokens] if vocab else tokens
     first = dict(batch_id=i, sample_id=np.arange(len(rows)), ability_tokens=ids,
@@ -185,22 +178,32 @@ def import_codes(
     source:StorageConfig|Path|str, # A configuration, or a folder in any of the layouts
     folder:Path|str,               # The store to make
     dtype:str='float32',           # Of its values: float32 keeps them as they are
+    empty_chunks:bool=False,       # Are missing chunks of a zarr array chunks of zeros?
+    tell:Callable=SILENT,          # Is told how far it is
     **how                          # For `write_codes`: threshold, signed, site, sae, acts
-)->Codes:
+)->Codes: # Raises `SteerlensError` where something is missing
     "Make a code store of codes in another layout"
     config = source if isinstance(source, StorageConfig) else config_of(source)
     found = [l for l in loaders(config) if l.name != 'native']
     need(found, source, 'a code store already', 'codes in another layout')
     loader = min(found, key=lambda l: not getattr(l, 'by_row', False))
-    rows = config.data_dir and (config.data_dir/'metadata').exists() and BatchRows(config.data_dir, loader.n_rows)
-    return write_codes(folder, _blocks(loader), rows or None, loader.n_features, dtype, chunk_rows=2**32, **how)
+    lost = '' if empty_chunks else getattr(loader, 'lost', '')
+    need(not lost, source, lost, do='get them, or say empty_chunks=True if zeros were never written')
+    data = config.data_dir
+    rows = BatchRows(data, loader.n_rows) if data and (data/'metadata').exists() else None
+    vocabs = [data/n for n in ('vocab.json', 'weapon_vocab.json') if data and (data/n).exists()]
+    return write_codes(folder, _blocks(loader, tell), rows, loader.n_features, dtype, chunk_rows=2**32,
+                       beside=vocabs, tell=tell, **how)
 
 # %% ../../nbs/44_codes.exports.ipynb #62aa80ec
-def _blocks(loader):
+def _blocks(loader, tell):
     "All rows, in matrices of some millions of entries; their rows are multiples of a transposed array's chunks"
-    a,step = 0, 10_000
+    a,step,n = 0, 10_000, 0
     while a < loader.n_rows:
         m = loader.block(a, min(a+step, loader.n_rows))
         yield m
-        a += step
+        a,n = a+step, n+m.nnz
+        tell('rows', min(a, loader.n_rows), loader.n_rows)
         step = max(min(step*2**23//max(m.nnz, 1), 8*step)//10_000, 1)*10_000
+    said = getattr(loader, 'nnz', None)
+    need(said in (None, n), loader.name, f'{n:,} nonzeros', f'{said}, as their metadata says', 'get the files again')

@@ -18,9 +18,9 @@ from ..core import SteerlensError, need, read_json
 from .store import Codes, OutOfRange
 
 # %% auto #0
-__all__ = ['BACKENDS', 'CELLS', 'StorageConfig', 'config_of', 'Loader', 'backend', 'loaders', 'Native', 'zarr_array', 'read_zarr',
-           'agree', 'nonzeros', 'Transposed', 'in_range', 'sparse_of', 'Neurons', 'npy', 'Batches', 'batch_files',
-           'BatchRows']
+__all__ = ['BACKENDS', 'CELLS', 'StorageConfig', 'config_of', 'Loader', 'backend', 'loaders', 'differ', 'dense_of', 'Native',
+           'zarr_array', 'read_zarr', 'agree', 'nonzeros', 'Transposed', 'in_range', 'sparse_of', 'Neurons', 'npy',
+           'Batches', 'batch_files', 'BatchRows', 'vocabulary']
 
 # %% ../../nbs/43_codes.layouts.ipynb #0db457be
 @dataclass
@@ -61,6 +61,7 @@ class Loader(Protocol):
     is_available:bool # Whether the configuration names something that it reads
     n_rows:int
     n_features:int
+    nnz:int|None      # Activations that aren't zero, where the files say how many there should be
 
     def load(self, feature:int)->tuple[np.ndarray,np.ndarray]|None:
         "Row ids, ascending, and activations; None where another loader has to be asked"
@@ -94,7 +95,51 @@ def loaders(
         need(theirs==ours, f'backends {found[0].name} and {l.name}',
              f'{ours[0]:,} x {ours[1]:,} and {theirs[0]:,} x {theirs[1]:,}', 'the same rows and latents in both',
              'one of the folders belongs to other codes')
+        where = differ(found[0], l)
+        need(not where, f'backends {found[0].name} and {l.name}', f'different codes ({where})', 'the same in both',
+             'one of the folders is older: export it again, or leave it out')
     return found
+
+# %% ../../nbs/43_codes.layouts.ipynb #81a7b5f5
+def differ(
+    x:Loader, # Codes
+    y:Loader, # The same ones?
+    n:int=64  # Rows that are compared
+)->str: # Where they are not; empty where nothing was found
+    "Compare some rows of two loaders"
+    a = max((x.n_rows-n)//2, 0)
+    b = min(a+n, x.n_rows)
+    some = np.unique(np.linspace(0, x.n_features-1, 4).astype(int))
+    if getattr(x, 'by_row', False) and len(there := np.unique(x.block(a, b).indices)): some = there[::-(-len(there)//4)]
+    ours,theirs = _cells(x, some, a, b), _cells(y, some, a, b)
+    if ours.shape != theirs.shape: return '' # still being built
+    least = max(_least(x), _least(y), 1e-6)
+    bad = np.argwhere(~(np.isclose(ours, theirs, rtol=1e-3, atol=least) | np.isnan(ours+theirs)))
+    for i,j in bad[:1]: return f'row {a+i}, latent {some[j]}: {ours[i,j]:.4g} and {theirs[i,j]:.4g}'
+    return ''
+
+def _cells(loader, features, a, b):
+    "Rows a to b of some latents, dense [b-a, latents]; NaN where it doesn't know"
+    if getattr(loader, 'by_row', False): return loader.block(a, b)[:,features].toarray()
+    return dense_of([loader.load(int(f)) for f in features], a, b).T
+
+def dense_of(
+    some:list, # Of each latent its rows and values, or None
+    a:int,     # The first row
+    b:int      # Behind the last
+)->np.ndarray: # [latents, b-a] float32; NaN for None
+    "The activations of some latents on some rows"
+    x = np.zeros((len(some), b-a), 'f4')
+    for line,found in zip(x, some):
+        if found is None:
+            line[:] = np.nan
+            continue
+        rows,values = found
+        i,j = np.searchsorted(rows, (a, b))
+        line[rows[i:j]-np.uint32(a)] = values[i:j]
+    return x
+
+def _least(loader): return getattr(loader, 'threshold', None) or 0
 
 # %% ../../nbs/43_codes.layouts.ipynb #0710412c
 @backend('native', speed=0)
@@ -107,6 +152,7 @@ class Native:
         if not self.is_available: return
         self.codes = Codes(folder)
         self.n_rows,self.n_features = self.codes.n_rows, self.codes.n_features
+        self.threshold,self.nnz = self.codes.catalog['threshold'], self.codes.nnz
 
     def load(self, feature): return self.codes.load(feature)
     def block(self, a, b): return sparse.vstack([*_cut(self.codes, a, b)], format='csr')
@@ -150,12 +196,13 @@ def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0
 def agree(
     file:Path, # JSON beside an array; may be missing
     **found    # What the array has, under the names in that file
-):
-    "Refuse an array whose metadata says something else"
-    if not file.exists(): return
+)->dict:
+    "What its metadata says, nothing where there is none; refused where the array has something else"
+    if not file.exists(): return {}
     said = read_json(file)
     for k,v in found.items():
         need(said.get(k, v)==v, file, f'{k} {said.get(k)}, where the array has {v}', do='export again')
+    return said
 
 def nonzeros(
     x:np.ndarray,  # Dense activations of one latent
@@ -183,7 +230,8 @@ class Transposed:
         if not self.is_available: return
         self.array = zarr_array(config.transposed_dir/'transposed_activations.zarr')
         self.n_features,self.n_rows = self.array.shape
-        agree(config.transposed_dir/'transposed_metadata.json', n_features=self.n_features, n_samples=self.n_rows)
+        file = config.transposed_dir/'transposed_metadata.json'
+        self.nnz = agree(file, n_features=self.n_features, n_samples=self.n_rows).get('nnz')
 
 @patch
 def load(self:Transposed, feature:int):
@@ -209,6 +257,13 @@ def block(self:Transposed, a:int, b:int):
     def tile(f): return sparse_of(read_zarr(self.array, slice(f, f+wide), slice(a, b)).T, a, self.array.store_path)
     return sparse.hstack([tile(f) for f in range(0, self.n_features, wide)], format='csr')
 
+@patch(as_prop=True)
+def lost(self:Transposed)->str:
+    "What isn't there, and is read as zeros unless something says how many nonzeros there are; looks for every chunk"
+    if self.nnz is not None: return ''
+    n = self.array.nchunks-self.array.nchunks_initialized
+    return f'{n:,} of {self.array.nchunks:,} chunks are not there' if n else ''
+
 def sparse_of(
     x:np.ndarray, # Dense activations, [rows, features]
     first:int,    # Row id of the first
@@ -232,6 +287,7 @@ class Neurons:
         ids = [int(m[1]) for d in self.folder.iterdir() if (m := re.fullmatch(r'neuron_(\d{4,})', d.name))]
         need(ids, self.folder, 'no neuron_0000/, neuron_0001/, ...', 'a folder per latent')
         said = _said(config)
+        self.nnz = agree(self.folder/'neuron_metadata.json').get('nnz')
         self.n_rows,self.n_features = said.get('n_rows'), said.get('n_features', max(ids)+1)
         if self.n_rows is None: self.n_rows = 1+max((int(r[-1]) for f in ids if len(r := self.load(f)[0])), default=-1)
 
@@ -251,7 +307,8 @@ def load(self:Neurons, feature:int):
     if not folder.exists(): return None
     rows,values = npy(folder/'idxs.npy', 'iu'), _narrow(npy(folder/'acts.npy', 'f'))
     need(len(rows)==len(values), folder, f'{len(rows):,} ids in idxs.npy for {len(values):,} numbers in acts.npy')
-    need((rows[1:] > rows[:-1]).all(), folder/'idxs.npy', 'ids out of order', 'ascending, each once')
+    rows,values = _ascending(rows, values)
+    need((rows[1:] > rows[:-1]).all(), folder/'idxs.npy', 'an id twice', 'each once')
     n_rows = self.n_rows or np.inf
     need(not len(rows) or 0 <= rows[0] and rows[-1] < n_rows, folder/'idxs.npy', f'ids {rows[:1]} to {rows[-1:]}',
          f'0 to {n_rows-1}')
@@ -269,6 +326,18 @@ def npy(
         raise SteerlensError(path, f'damaged, or no plain array ({_first_line(e)})', do='export again') from None
     need(x.ndim==1 and x.dtype.kind in kinds, path, f'{x.dtype} {list(x.shape)}', f'one dimension of kind {kinds}')
     return x
+
+def _ascending(rows, values):
+    "The same in the order of the rows"
+    if (rows[1:] >= rows[:-1]).all(): return rows, values
+    order = np.argsort(rows, kind='stable')
+    return rows[order], values[order]
+
+@patch(as_prop=True)
+def lost(self:Neurons)->str:
+    "Which latents have no folder"
+    gone = [f for f in range(self.n_features) if not (self.folder/f'neuron_{f:04d}').exists()]
+    return f'{len(gone):,} of {self.n_features:,} features are not there, first {gone[0]}' if gone else ''
 
 @patch
 def block(self:Neurons, a:int, b:int):
@@ -296,8 +365,11 @@ class Batches:
         self.n_rows,self.n_features = int(self.first[-1]), self.arrays[0].shape[1]
         for n,z in zip(names, self.arrays):
             need(z.shape[1]==self.n_features, folder/'activations'/n, f'{z.shape[1]} latents, not {self.n_features}')
-        agree(folder/'conversion_metadata.json', n_batches=len(names), total_samples=self.n_rows,
-              n_features=self.n_features)
+            lost = z.nchunks-z.nchunks_initialized # of all latents in many rows, which are never all zeros
+            need(not lost, z.store_path, f'{lost:,} of {z.nchunks:,} chunks are missing', do='get them')
+        said = agree(folder/'conversion_metadata.json', n_batches=len(names), total_samples=self.n_rows,
+                     n_features=self.n_features)
+        self.nnz = said.get('nnz')
 
 # %% ../../nbs/43_codes.layouts.ipynb #2aac4877
 def batch_files(
@@ -335,7 +407,7 @@ def load(self:Batches, feature:int):
              for z,i,first in self._slabs(0, self.n_rows)]
     return tuple(map(np.concatenate, zip(*parts)))
 
-# %% ../../nbs/43_codes.layouts.ipynb #ee9a3a0a
+# %% ../../nbs/43_codes.layouts.ipynb #09a4def9
 class BatchRows:
     "The rows of batches, from their metadata"
     def __init__(self,
@@ -348,7 +420,8 @@ class BatchRows:
         need(n_rows in (None, self.first[-1]), folder/'metadata', f'{self.first[-1]:,} lines for {n_rows:,} rows')
         self.names = [_OURS.get(n, n) for n in _parquet(self.files[0]).schema_arrow.names if n not in _COUNTED]
         vocab = folder/'vocab.json'
-        self.vocab = {i: t for t,i in read_json(vocab).items()} if vocab.exists() else None
+        self.vocab = {i: t for t,i in vocabulary(vocab).items()} if vocab.exists() else None
+        self.places = {} # Of each batch: from `_places`
 
 _COUNTED = 'batch_id', 'sample_id', 'global_index'
 _OURS = dict(ability_tokens='tokens', weapon_name='context')
@@ -357,6 +430,15 @@ def _parquet(file):
     "A parquet file, or one line"
     try: return pq.ParquetFile(file)
     except Exception as e: raise SteerlensError(file, f'not a whole parquet file ({_first_line(e)})') from None
+
+def vocabulary(
+    file:Path|str # JSON
+)->dict[str,int]: # Token -> number
+    "Read a vocabulary; one line where it is none"
+    found = read_json(file)
+    fine = isinstance(found, dict) and all(type(i) is int for i in found.values())
+    need(fine, file, 'not a vocabulary', '{"token": number, ...}')
+    return found
 
 # %% ../../nbs/43_codes.layouts.ipynb #b66b91c5
 @patch
@@ -381,9 +463,35 @@ def _part(self:BatchRows, i, ids, columns):
     "Rows of one batch"
     theirs = {v: k for k,v in _OURS.items()}
     table = _parquet(self.files[i]).read([theirs.get(c, c) for c in columns if c != 'row_id'])
-    rows = table.take(ids-self.first[i]).to_pandas().rename(columns=_OURS)
-    if self.vocab and 'tokens' in rows: rows['tokens'] = rows.tokens.map(lambda ts: [self.vocab[t] for t in ts])
+    rows = table.take(self.lines_of(i)[ids-self.first[i]]).to_pandas().rename(columns=_OURS)
+    if self.vocab and 'tokens' in rows: rows['tokens'] = rows.tokens.map(self._named)
     return rows.assign(row_id=ids)
+
+@patch
+def lines_of(self:BatchRows,
+    i:int # A batch
+)->np.ndarray: # The line of each of its rows
+    if i not in self.places: self.places[i] = _places(self.files[i])
+    return self.places[i]
+
+@patch
+def _named(self:BatchRows, ids):
+    "The names of some tokens"
+    if ids is None: return []
+    file = self.folder/'vocab.json'
+    for i in ids: need(i in self.vocab, file, f'no token has the number {i}', do='copy the right one')
+    return [self.vocab[i] for i in ids]
+
+def _places(file):
+    "The line of each row, which `sample_id` numbers; the lines' own order where nothing does"
+    f = _parquet(file)
+    lines = np.arange(f.metadata.num_rows)
+    if 'sample_id' not in f.schema_arrow.names: return lines
+    numbers = f.read(['sample_id'])['sample_id'].to_numpy()
+    order = np.argsort(numbers, kind='stable')
+    counted = numbers.dtype.kind in 'iu' and (numbers[order]-numbers[order][:1]==lines).all()
+    need(counted, file, 'sample_id skips or repeats a number', 'one for each row of the batch', 'write it anew')
+    return order
 
 @patch
 def __len__(self:BatchRows): return int(self.first[-1])
@@ -397,9 +505,15 @@ def problems(self:BatchRows)->list[str]:
     "What in the metadata is wrong, a line each; none of it is used"
     found = []
     for file,first in zip(self.files, self.first):
-        names = [c for c in ('sample_id', 'global_index') if c in _parquet(file).schema_arrow.names]
-        for name,column in zip(names, _parquet(file).read(names).columns):
-            right = np.arange(len(column)) + (first if name=='global_index' else 0)
-            wrong = np.flatnonzero(column.to_numpy()!=right)
-            if len(wrong): found.append(f'{file}: {name} is {column[wrong[0]]} where it should be {right[wrong[0]]}')
+        try: lines = _places(file)
+        except SteerlensError as e: found.append(str(e))
+        else: found += _wrong_index(file, lines, first)
     return found
+
+def _wrong_index(file, lines, first):
+    "Where `global_index` isn't what it should be"
+    if 'global_index' not in _parquet(file).schema_arrow.names: return []
+    said = _parquet(file).read(['global_index'])['global_index'].to_numpy()[lines]
+    for i in np.flatnonzero(said != np.arange(len(said))+first)[:1]:
+        return [f'{file}: global_index is {said[i]} where it should be {first+i}']
+    return []

@@ -92,7 +92,7 @@ def _kept(e, keep):
     return Entries(np.bincount(row, minlength=len(e.n)), e.features[keep], e.values[keep])
 
 # %% ../../nbs/41_codes.parts.ipynb #3d1a0b21
-GROUP = 2**14 # Lines of rows.parquet that are read together
+GROUP = 2**12 # Lines of rows.parquet that are read together
 
 def write_rows(
     file:Path,      # A parquet file

@@ -5,7 +5,6 @@
 # %% ../../nbs/46_codes.server.ipynb #51ff9306
 from __future__ import annotations
 from collections import OrderedDict
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 import ipaddress, os, re, secrets, threading, time
@@ -17,19 +16,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field
-from ..core import SteerlensError, need, read_json, rng
+from ..core import SteerlensError, need, rng
 from .backends import CodeStore
+from .layouts import vocabulary
 from .statistics import Stats
 from .store import OutOfRange
 
 # %% auto #0
 __all__ = ['BATCH', 'END', 'SECONDS', 'MOST_LINES', 'ANY', 'SMALL', 'api', 'TheSource', 'K', 'ARROW', 'TheStats', 'LOCAL',
            'ENVIRONMENT', 'Picks', 'JsonPicks', 'batches', 'stream', 'coding', 'packed', 'Recent', 'Source', 'finished',
-           'vocabulary', 'who', 'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations',
-           'FeatureStats', 'Row', 'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features',
-           'Found', 'activations', 'aside', 'described', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row',
-           'vocab_of', 'vocab', 'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input',
-           'from_environment']
+           'who', 'numbers', 'numbered', 'Refusal', 'Health', 'Features', 'Table', 'Activations', 'FeatureStats', 'Row',
+           'Vocab', 'InvVocab', 'answer', 'coded', 'table', 'source_of', 'health', 'features', 'Found', 'activations',
+           'aside', 'described', 'arrow', 'stats_of', 'stats', 'top', 'coactive', 'row', 'vocab_of', 'vocab',
+           'inv_vocab', 'Guard', 'is_loopback', 'hostname', 'one_line', 'create', 'wrong_input', 'from_environment']
 
 # %% ../../nbs/46_codes.server.ipynb #3ed617c5
 class Picks(BaseModel):
@@ -130,13 +129,15 @@ class Source:
         self.weapon_vocab = weapon_vocab or self.beside('weapon_vocab.json') or {}
 
     def take(self, store):
-        self.store,self.looked = store, time.monotonic()
+        self.store,self.looked,self.stamp = store, time.monotonic(), store.stamp()
         self.recent = None if store.backend=='native' else Recent(store.load)
 
     def now(self):
-        "The store, with what has been built by now"
-        late = time.monotonic() > self.looked+SECONDS
-        if late and not finished(self.store): self.take(CodeStore(config=self.store.config))
+        "The store, with what has been built by now, or the one that has replaced it"
+        if time.monotonic() > self.looked+SECONDS:
+            changed = not finished(self.store) or self.store.stamp() != self.stamp
+            if changed: self.take(CodeStore(config=self.store.config))
+            self.looked = time.monotonic()
         return self.store
 
     def load(self, feature):
@@ -146,7 +147,7 @@ class Source:
 
 def finished(store)->bool: return store.codes is None or store.codes.finished
 
-SECONDS = 2 # Between looks at a store that is being built
+SECONDS = 2 # Between looks at a store, which may be being built, or have been replaced
 
 # %% ../../nbs/46_codes.server.ipynb #959480f4
 @patch
@@ -154,15 +155,6 @@ def beside(self:Source, name:str)->dict[str,int]|None:
     "A vocabulary in the store's folder, if there is one"
     folder = self.store.config.data_dir
     return vocabulary(folder/name) if folder and (folder/name).exists() else None
-
-def vocabulary(
-    file:Path|str # JSON
-)->dict[str,int]: # Token -> number
-    "Read a vocabulary; one line where it is none"
-    found = read_json(file)
-    fine = isinstance(found, dict) and all(type(i) is int for i in found.values())
-    need(fine, file, 'not a vocabulary', '{"token": number, ...}')
-    return found
 
 # %% ../../nbs/46_codes.server.ipynb #770e7383
 MOST_LINES = 1<<20 # Rows with their tokens in one answer
@@ -245,6 +237,7 @@ class Table(BaseModel):
 class Activations(Table):
     load_time_ms:float
     n_total:int = Field(description='Rows that the feature fires on; `n_rows` is how many of them are here.')
+    finished:bool = Field(description='False while the store is being built: `n_total` is so far.')
 
 class FeatureStats(BaseModel):
     feature_id:int
@@ -331,7 +324,7 @@ def activations(feature_id:int, picks:Annotated[JsonPicks, Query()], source:TheS
     lines = pa.Table.from_batches(batches(f.rows, f.values, f.more))
     return answer(request, Activations.model_construct( # which doesn't look at a million rows again
         feature_id=feature_id, n_rows=len(lines), columns=lines.schema.names, data=lines.to_pylist(), load_time_ms=f.ms,
-        n_total=f.n_total))
+        n_total=f.n_total, finished=finished(source.store)))
 
 # %% ../../nbs/46_codes.server.ipynb #b9de8d64
 ARROW = 'application/vnd.apache.arrow.stream'
@@ -345,9 +338,10 @@ async def aside(quick:bool, f, *args):
     "f(*args), in a thread unless it is quick"
     return f(*args) if quick else await run_in_threadpool(f, *args)
 
-def described(feature:int, f:Found)->dict: # Headers
+def described(feature:int, f:Found, store)->dict: # Headers
     return {'x-feature-id': str(feature), 'x-num-rows': str(len(f.rows)), 'x-total-rows': str(f.n_total),
-            'x-load-time-ms': f'{f.ms:.3f}', 'x-cache-hit': str(f.hit).lower()}
+            'x-load-time-ms': f'{f.ms:.3f}', 'x-cache-hit': str(f.hit).lower(),
+            'x-finished': str(finished(store)).lower()}
 
 @api.get('/activations/{feature_id}/arrow', response_class=Response,
          responses={200: dict(content={ARROW: {}}, description='An Arrow IPC stream')})
@@ -356,7 +350,7 @@ async def arrow(feature_id:int, picks:Annotated[Picks, Query()], source:TheSourc
     quick = source.quick(feature_id, picks)
     f = await aside(quick, source.found, feature_id, picks)
     how = coding(request.headers.get('accept-encoding', ''), 'zstd')
-    kind = dict(media_type=ARROW, headers=coded(how) | described(feature_id, f))
+    kind = dict(media_type=ARROW, headers=coded(how) | described(feature_id, f, source.store))
     pieces = stream(batches(f.rows, f.values, f.more))
     if len(f.rows) > BATCH: return StreamingResponse((packed(p, how) for p in pieces), **kind)
     return Response(await aside(quick, lambda: packed(b''.join(pieces), how)), **kind)
@@ -382,7 +376,7 @@ def top(feature_id:int, source:TheSource, request:Request, k:K=20):
 
 @api.get('/features/{feature_id}/coactive', response_model=Table)
 def coactive(feature_id:int, stats:TheStats, request:Request, k:K=20):
-    "The features that fire on the same rows, the most similar first"
+    "The features that fire on the same rows, the most similar first; at most as many as the statistics kept"
     return answer(request, Table(feature_id=feature_id, **table(stats.coactive(feature_id)[:k])))
 
 @api.get('/rows/{row_id}', response_model=Row)

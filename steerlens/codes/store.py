@@ -9,7 +9,7 @@ from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
-import mmap, shutil
+import mmap, os, shutil
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from .parts import read_part, write_part
 
 # %% auto #0
 __all__ = ['CATALOG', 'SOON', 'PART', 'read_catalog', 'new_catalog', 'layout_of', 'Order', 'Piece', 'Codes', 'OutOfRange',
-           'verify', 'rows_a_part', 'write_codes', 'finish']
+           'whole', 'verify', 'rows_a_part', 'write_codes', 'finish']
 
 # %% ../../nbs/42_codes.store.ipynb #824a3c91
 CATALOG = 1 # Version of catalog.json
@@ -127,6 +127,7 @@ class Codes:
 
     def refresh(self):
         "Look again at what is there"
+        self._stamp = _stamp(self.folder)
         self.catalog = read_catalog(self.folder)
         try: self.pieces = self._pieces()
         except SteerlensError:
@@ -144,8 +145,17 @@ class Codes:
         before,self.catalog = self.catalog, read_catalog(self.folder)
         return self.catalog['finished'] and not before['finished']
 
+    def fresh(self):
+        "Open anew what was finished since it was opened; raises `SteerlensError` where it was replaced"
+        if _stamp(self.folder)==self._stamp: return
+        before,after = self.catalog, read_catalog(self.folder)
+        same = _whose(before)==_whose(after) and before['sums'] in ({}, after['sums'])
+        need(same, self.folder, 'was replaced since it was opened', do='open it again')
+        self.refresh()
+
     def _asked(self, question):
         "The answer, from the merged store where a part is gone"
+        self.fresh()
         try: return question()
         except OutOfRange: raise
         except SteerlensError:
@@ -163,6 +173,16 @@ class Codes:
     def __repr__(self):
         there = '' if self.finished else f' of which {self.n_there:,} are there'
         return f'Codes({self.folder}, {self.n_rows:,} rows{there}, {self.n_features:,} features, {self.nnz:,} entries)'
+
+def _stamp(folder):
+    "What changes when the catalog is written again"
+    try: s = os.stat(folder/'catalog.json')
+    except FileNotFoundError: return None
+    return s.st_ino, s.st_mtime_ns, s.st_size
+
+def _whose(catalog):
+    "What stays the same from a build's first chunk to its last"
+    return {k: v for k,v in catalog.items() if k not in ('finished', 'nnz', 'dropped', 'sums')}
 
 # %% ../../nbs/42_codes.store.ipynb #426a84f4
 @patch(as_prop=True)
@@ -199,6 +219,11 @@ def finished(self:Codes)->bool:
 def is_available(self:Codes)->bool:
     "Is there anything to ask for?"
     return bool(self.pieces)
+
+@patch(as_prop=True)
+def files(self:Codes)->list[Path]:
+    "The row tables"
+    return [p.folder/'rows.parquet' for p in self.pieces]
 
 @patch(as_prop=True)
 def counts(self:Codes)->np.ndarray: # [features] int64
@@ -243,7 +268,11 @@ def _bytes(codes):
 # %% ../../nbs/42_codes.store.ipynb #6376afa8
 class OutOfRange(SteerlensError): "A feature or a row that isn't there"
 
-def _number(what, i, n):
+def whole(
+    what:str, # What it is a number of, for the error
+    i,        # As it was given
+    n:int     # How many there are
+)->int: # Raises `OutOfRange` where there is none of that number
     "A whole number below `n`; neither a text nor a truth value is one"
     try: number = None if isinstance(i, (bool,np.bool_)) else index(i)
     except TypeError: number = None
@@ -258,7 +287,7 @@ def load(self:Codes,
     feature:int # Which; raises `OutOfRange` where there is no such feature
 )->tuple[np.ndarray,np.ndarray]: # Rows, ascending, uint32 [n], and values, float16 or float32 [n]
     "All activations of a feature; mapped and not copied where the store is finished"
-    f = _number('feature', feature, self.n_features)
+    f = whole('feature', feature, self.n_features)
     found = self._asked(lambda: [_stretch(p.by_feature, f) for p in self.pieces])
     if len(found)==1: return found[0]
     if not found: return np.empty(0, 'u4'), np.empty(0, self.dtype)
@@ -270,7 +299,7 @@ def row(self:Codes,
     i:int # Which; raises `OutOfRange` where there is no such row, or not yet
 )->tuple[np.ndarray,np.ndarray]: # Features, ascending [n], and values [n]
     "All codes of a row"
-    i = _number('row', i, self.n_rows)
+    i = whole('row', i, self.n_rows)
     def ask():
         p,here = self._piece(i)
         return _stretch(p.by_row, here)
@@ -309,7 +338,7 @@ def lines(self:Codes,
     ids = np.asarray(ids)
     need(ids.ndim==1 and (ids.dtype.kind in 'iu' or not len(ids)), 'rows', repr(ids)[:60], 'a list of whole numbers')
     some,back = np.unique(ids.astype('i8'), return_inverse=True)
-    for i in some[[0, -1]] if len(some) else (): self._piece(_number('row', i, self.n_rows))
+    for i in some[[0, -1]] if len(some) else (): self._piece(whole('row', i, self.n_rows))
     schema = self._asked(lambda: self._schema(columns))
     tables = self._asked(lambda: [t for p in self.pieces for t in _lines(p, some, schema.names)])
     found = pa.concat_tables([schema.empty_table(), *tables], promote_options='permissive')
@@ -421,6 +450,8 @@ def write_codes(
     site:str='',          # Where the activations were read
     sae:dict|None=None,   # Whose codes: facts for the catalog
     acts:dict|None=None,  # Of which activations: facts for the catalog
+    beside:tuple=(),      # Files to copy into the folder, such as a vocabulary
+    tell=lambda what, done, of: None # Is told how far merging is
 )->Codes: # Raises `SteerlensError` where a code can't be stored, before `folder` is there
     "Write a store of codes that are there already"
     layout,folder = checked(Layout(n_features, dtype, threshold, signed)), Path(folder)
@@ -428,7 +459,8 @@ def write_codes(
     with atomic(folder) as tmp:
         n_rows,size = _write_parts(tmp, _chunks(codes, chunk_rows), rows, layout)
         catalog = new_catalog(layout, n_rows, size, site=site, streams=[], sae=sae or {}, acts=acts or {})
-        finish(tmp, catalog)
+        for f in beside: shutil.copy(f, tmp)
+        finish(tmp, catalog, tell=tell)
     return Codes(folder)
 
 def _write_parts(folder, chunks, rows, layout):

@@ -190,10 +190,15 @@ def codes_import(
     folder:Annotated[str, typer.Argument(help='The store to make.')], # To here
     dtype:Dtype='float32', # Of values
     threshold:Threshold=None, # Smallest value
+    signed:Annotated[bool, typer.Option('--signed', help='Values may be negative.')]=False, # Negative ones?
+    empty_chunks:Annotated[bool, typer.Option('--empty-chunks', help='Chunks of a zarr array that are missing were '
+                                                                    'never written, as they are all zeros.')]=False,
 ):
     "Make a store of codes in another layout."
     from steerlens.codes.exports import import_codes
-    print(import_codes(source, folder, dtype, threshold=threshold, acts=dict(imported=source)))
+    how = dict(threshold=threshold, signed=signed, acts=dict(imported=source))
+    with progress() as tell: made = import_codes(source, folder, dtype, empty_chunks, tell, **how)
+    print(made)
 
 # %% ../../nbs/98_commands.codes.ipynb #e21f7a5f
 def serve(
@@ -212,8 +217,8 @@ def serve(
 ):
     "Serve codes over HTTP: activations, statistics, top rows."
     from steerlens.codes.backends import CodeStore
-    from steerlens.codes.layouts import StorageConfig, config_of
-    from steerlens.codes.server import LOCAL, create, is_loopback, vocabulary
+    from steerlens.codes.layouts import StorageConfig, config_of, vocabulary
+    from steerlens.codes.server import LOCAL, create, is_loopback
     need(token or is_loopback(host), f'--host {host}', 'others could ask', '--token', 'or set ACTIVATION_TOKEN')
     config = config_of(folder) if folder else StorageConfig(data_dir=data_dir, transposed_dir=transposed_dir,
                                                             neuron_acts_dir=neuron_acts_dir)

@@ -25,15 +25,18 @@ from .find import Finder
 from .page import Page
 
 # %% auto #0
-__all__ = ['ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared', 'Browser',
-           'changed', 'browse', 'Player', 'marked', 'n_changed', 'play']
+__all__ = ['LONG', 'ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared',
+           'Browser', 'changed', 'browse', 'Player', 'marked', 'n_changed', 'play']
 
 # %% ../../nbs/79_explore.widgets.ipynb #d31fd3af
+LONG = 120 # Characters of a value that are shown
+
 def visible(
     value # Of a column
 )->Html:
     "A value as code, with blanks that can be seen"
-    text = str(value).replace('\n', '⏎').replace('\t', '⇥')
+    text = (', '.join(map(str, value)) if isinstance(value, (list,tuple,np.ndarray)) else str(value))[:LONG]
+    text = text.replace('\n', '⏎').replace('\t', '⇥')
     core = text.strip(' ')
     left = len(text)-len(text.lstrip(' ')) if core else len(text)
     return tag('code', '␣'*left + core + '␣'*(len(text)-left-len(core)) or '(empty)')

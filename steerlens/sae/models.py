@@ -120,7 +120,9 @@ def _sparsify(folder):
 # %% ../../nbs/30_sae.models.ipynb #9c06b2eb
 def _splatnlp(folder):
     "Weights and configuration of a folder of SplatNLP, whose decoder is brought to length 1 in use"
-    w = _tensors(folder/'sae_model_final.pth')
+    w,said = _tensors(folder/'sae_model_final.pth'), folder/'sae_run_config.json'
+    if not (said.exists() and read_json(said).get('activation')=='relu'):
+        warnings.warn(f'{folder}: codes above 6 are kept here; some versions of SplatNLP clamp them')
     found = dict(W_enc=w['encoder.weight'].T, b_enc=w['encoder.bias'], b_dec=w['decoder_bias'])
     found['W_dec'] = normalize(w['decoder.weight'].float(), dim=0).T
     return found, dict(architecture='standard', apply_b_dec_to_input=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numbers
 import pandas as pd
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from ..core import atomic, need, read_json, write_json
 from .models import load_sae
 
@@ -17,8 +19,9 @@ __all__ = ['plain_state', 'write_plain']
 # %% ../../nbs/38_sae.plain.ipynb #a65c7633
 @torch.no_grad()
 def plain_state(
-    sae # A sae-lens one, for inference; raises `SteerlensError` where it is not `standard`
-)->dict: # encoder.weight [F, D], encoder.bias [F], decoder.weight [D, F], decoder.bias [D], decoder_bias [D]
+    sae,           # A sae-lens one, for inference; raises `SteerlensError` where it is not `standard`
+    density:Tensor # Of each latent the share of rows in which it fires, [F]
+)->dict: # encoder.weight [F, D], encoder.bias [F], decoder.weight [D, F], decoder.bias, decoder_bias [D], usage_ema [F]
     "An autoencoder in SplatNLP's names"
     kind,norm = sae.cfg.architecture(), sae.W_dec.norm(dim=1)
     need(kind=='standard', 'sae_model_final.pth', f'a {kind} autoencoder', 'a standard one, of ReLU alone',
@@ -26,7 +29,7 @@ def plain_state(
     need((norm>0).all(), 'sae_model_final.pth', f'{int((norm==0).sum())} decoder rows of length 0', 'none')
     b_enc = sae.b_enc if sae.cfg.apply_b_dec_to_input else sae.b_enc+sae.b_dec@sae.W_enc
     found = {'encoder.weight': (sae.W_enc*norm).T, 'encoder.bias': b_enc*norm, 'decoder.weight': (sae.W_dec.T/norm),
-             'decoder.bias': torch.zeros_like(sae.b_dec), 'decoder_bias': sae.b_dec}
+             'decoder.bias': torch.zeros_like(sae.b_dec), 'decoder_bias': sae.b_dec, 'usage_ema': density}
     return {k: v.detach().clone().contiguous() for k,v in found.items()}
 
 # %% ../../nbs/38_sae.plain.ipynb #661af611
@@ -37,9 +40,10 @@ def write_plain(
     "sae_model_final.pth, sae_run_config.json, sae_metrics_history.json, sae_test_metrics.json"
     folder,out = Path(folder), Path(out)
     sae,m = load_sae(folder), read_json(folder/'manifest.json')
-    state = plain_state(sae)
+    state = plain_state(sae, 10**load_file(folder/'sparsity.safetensors')['sparsity'])
     log = pd.read_parquet(folder/'metrics.parquet').astype(object)
-    sizes = dict(sae_input_dim=sae.cfg.d_in, sae_hidden_dim=sae.cfg.d_sae, expansion_factor=sae.cfg.d_sae/sae.cfg.d_in)
+    D,F = sae.cfg.d_in, sae.cfg.d_sae
+    sizes = dict(activation='relu', sae_input_dim=D, sae_hidden_dim=F, expansion_factor=F/D)
     scores = {k: v for k,v in m.items() if isinstance(v, numbers.Number) and k not in ('version', 'seed')}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out/'sae_run_config.json', m['params'] | sizes | dict(hook_target=m['site'], seed=m['seed']))

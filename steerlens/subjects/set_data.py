@@ -14,7 +14,7 @@ import ast, tokenize, warnings
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import atomic, generator, need, read_json, root, seed_of, write_json
+from ..core import SteerlensError, atomic, generator, need, read_json, root, seed_of, write_json
 from .set_tokens import (ANY, Vocabulary, context_of, counted, family_of, functions,
                                            rung_of, tokens_of)
 from .stdlib import modules
@@ -136,7 +136,10 @@ def vocabulary(
     folder:str|Path # With `vocab.json`
 )->Vocabulary:
     "The vocabulary of a model"
-    found = read_json(Path(folder)/'vocab.json')
+    file = Path(folder)/'vocab.json'
+    found = read_json(file)
+    fine = isinstance(found, dict) and {'tokens', 'contexts'} <= set(found)
+    need(fine, file, 'no tokens and contexts', do='`make subject SUBJECT=set_model` makes it')
     return Vocabulary(tuple(found['tokens']), tuple(found['contexts']))
 
 def kept(
@@ -145,7 +148,9 @@ def kept(
     "The sets of a folder"
     file = Path(folder)/'sets.parquet'
     need(file.exists(), file, 'not there', 'the sets of a model', '`make subject SUBJECT=set_model` makes them')
-    table = pd.read_parquet(file)
+    try: table = pd.read_parquet(file)
+    except Exception as e: # Arrow has many ways to say so
+        raise SteerlensError(file, f'not a whole parquet file ({str(e)[:80]})', do='get the file again') from None
     table.insert(2, 'split', table.module.map(split_of))
     table.insert(3, 'context', [context_of(f.split('.')[-1]) for f in table.function])
     return Sets(table.assign(tokens=table.tokens.map(list)), vocabulary(folder))
