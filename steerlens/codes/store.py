@@ -35,7 +35,7 @@ def read_catalog(
     keys = {'n_rows', 'n_features', 'dtype', 'threshold', 'signed', 'chunk_rows', 'finished', 'nnz', 'sums'}
     ours = isinstance(c, dict) and c.get('version')==CATALOG and keys <= set(c)
     need(ours, file, f'not a catalog of codes of version {CATALOG}', do='build again, into another folder')
-    return c
+    return c | {k: c.get(k) or {} for k in ('acts', 'sae')}
 
 def new_catalog(
     layout:Layout,  # How entries are kept
@@ -62,7 +62,7 @@ class Order(NamedTuple):
 
 def _again(folder):
     "What to do about a damaged file"
-    return REMAKE if (folder/'part.json').exists() else 'remove the folder and build again'
+    return REMAKE if (folder/'part.json').exists() else 'move the folder away and build again'
 
 def _opened(folder, name, open, *how):
     "A file, opened, or one line"
@@ -288,7 +288,7 @@ def load(self:Codes,
 )->tuple[np.ndarray,np.ndarray]: # Rows, ascending, uint32 [n], and values, float16 or float32 [n]
     "All activations of a feature; mapped and not copied where the store is finished"
     f = whole('feature', feature, self.n_features)
-    found = self._asked(lambda: [_stretch(p.by_feature, f) for p in self.pieces])
+    found = self._asked(lambda: [_stretch(p, 'by_feature', f) for p in self.pieces])
     if len(found)==1: return found[0]
     if not found: return np.empty(0, 'u4'), np.empty(0, self.dtype)
     rows,values = zip(*found)
@@ -302,14 +302,18 @@ def row(self:Codes,
     i = whole('row', i, self.n_rows)
     def ask():
         p,here = self._piece(i)
-        return _stretch(p.by_row, here)
+        return _stretch(p, 'by_row', here)
     return self._asked(ask)
 
-def _stretch(order, i):
+def _stretch(piece, order, i):
     "The entries of one feature, or of one row"
-    a,b = order.indptr[i:i+2].tolist()
-    for x in order[1:]: _soon(x, a, b)
-    return order.ids[a:b], order.values[a:b]
+    x,most = getattr(piece, order), piece.layout.n_features if order=='by_row' else piece.first+piece.n_rows
+    a,b = x.indptr[i:i+2].tolist()
+    for part in x[1:]: _soon(part, a, b)
+    ids = x.ids[a:b]
+    if a < b and ids[-1] >= most: # they ascend
+        raise SteerlensError(piece.folder/order, f'damaged: names {ids[-1]} of {most}', do=_again(piece.folder))
+    return ids, x.values[a:b]
 
 SOON = 2**16 # Bytes
 
@@ -394,10 +398,9 @@ def verify(
 def _verify_piece(folder, of, layout, deep):
     "What is wrong with a whole store, or with a part"
     lines = damaged(folder, of['sums'], _again(folder)) if deep else []
-    checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
-              (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
-    for check,*args in checks if not lines else ():
-        try: check(*args)
+    if lines: return lines
+    for check in (lambda: Piece(folder, of, layout), lambda: _meta(folder, of['n_rows'])):
+        try: check()
         except SteerlensError as e: lines.append(str(e))
     return lines
 
@@ -432,7 +435,10 @@ def rows_a_part(
 
 def _chunks(codes, chunk_rows):
     "Matrices of at most so many rows"
-    for m in [codes] if hasattr(codes, 'tocsr') else codes:
+    for m in [codes] if hasattr(codes, 'tocsr') or hasattr(codes, 'shape') else codes:
+        kind = getattr(getattr(m, 'dtype', None), 'kind', '?')
+        fits = hasattr(m, 'tocsr') and kind in 'fiub'
+        need(fits, 'codes', f'{type(m).__name__} of kind {kind}', 'a scipy sparse matrix of numbers, or several')
         m = m.tocsr()
         size = chunk_rows or rows_a_part(m.shape[0], m.nnz)
         for a in range(0, m.shape[0], size): yield m[a:a+size]
@@ -455,7 +461,9 @@ def write_codes(
 )->Codes: # Raises `SteerlensError` where a code can't be stored, before `folder` is there
     "Write a store of codes that are there already"
     layout,folder = checked(Layout(n_features, dtype, threshold, signed)), Path(folder)
-    need(not (folder/'catalog.json').exists(), folder, 'holds codes already', do='remove it or choose another folder')
+    free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    what = 'holds codes already' if (folder/'catalog.json').exists() else 'is there already'
+    need(free, folder, what, 'a new or empty folder', 'choose another one')
     with atomic(folder) as tmp:
         n_rows,size = _write_parts(tmp, _chunks(codes, chunk_rows), rows, layout)
         catalog = new_catalog(layout, n_rows, size, site=site, streams=[], sae=sae or {}, acts=acts or {})
