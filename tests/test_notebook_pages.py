@@ -103,22 +103,26 @@ def expect(page, selector): return api.expect(live(page, selector))
 def answered(page): page.wait_for_selector('.steerlens-live [data-busy]', state='detached')
 
 
+def search(page, text):
+    live(page, '[type=search]').fill(text)
+    answered(page)
+
+
 def test_what_an_object_says(page):
     said = page.locator('.jp-OutputArea').first.inner_text()
     assert '400 rows' in said and '30 latents, 30 of them alive' in said and 'on disk' in said
 
 
 def test_find_open_compare(page):
-    box = live(page, '[type=search]')
-    box.fill('RETURN')
+    search(page, 'RETURN')
     expect(page, '.found p').to_contain_text('of 30')
     expect(page, '.found tbody tr >> nth=0').to_contain_text('return')
-    box.press('ArrowDown')
+    live(page, '[type=search]').press('ArrowDown')
     page.keyboard.press('Enter')
     expect(page, '.view h3').to_contain_text('Latent 7')
     expect(page, '.view').to_contain_text('fires in 25 % of rows (100)')
     live(page, '[data-name=pin]').click()
-    box.fill('labelled')
+    search(page, 'labelled')
     expect(page, '.found tbody tr >> nth=0').to_contain_text('what is <b>labelled</b>')
     live(page, '.found tbody tr').first.click()
     expect(page, '.view').to_contain_text('7 and 9 fire together in')
@@ -126,7 +130,7 @@ def test_find_open_compare(page):
 
 
 def test_a_token_stays_a_token(page):
-    live(page, '[type=search]').fill('script')
+    search(page, 'script')
     expect(page, '.found tbody tr >> nth=0').to_contain_text('<script>hacked=1</script>')
     live(page, '.found tbody tr').first.click()
     expect(page, '.view').to_contain_text('7 and 8')
@@ -134,20 +138,20 @@ def test_a_token_stays_a_token(page):
 
 
 def test_sorted_and_filtered(page):
-    live(page, '[type=search]').fill('count>39')
+    search(page, 'count>39')
     live(page, '[data-name=by]').select_option('max')
     live(page, '[data-name=order]').select_option('up')
     answered(page)
     shown = [float(x) for x in live(page, '.found td:nth-child(4)').all_inner_texts()]
     assert shown==sorted(shown) and 1 < len(shown) < 30
-    live(page, '[type=search]').fill('nowhere')
+    search(page, 'nowhere')
     expect(page, '.found').to_have_text('0 latents of 30')
 
 
 def test_keys_are_the_pages_own(page):
     "In a notebook, D twice deletes a cell"
     n = page.locator('.jp-Cell').count()
-    live(page, '[type=search]').fill('')
+    search(page, '')
     row = live(page, '.found button[data-row]').first
     row.focus()
     for key in 'ddxb': page.keyboard.press(key)
@@ -188,7 +192,7 @@ def asked(url, method): return urlopen(Request(url, method=method, headers=dict(
 def test_saved_and_opened_without_a_kernel(page, context, lab):
     "The last state is there, also for who doesn't trust the notebook; the live page is not"
     url,folder = f'{lab[0]}/api/sessions', lab[1]
-    live(page, '[type=search]').fill('return')
+    search(page, 'return')
     expect(page, '.found tbody tr >> nth=0').to_contain_text('return')
     live(page, '.found tbody tr').first.click()
     answered(page)
