@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import SteerlensError, need
+from ..html import listed, panel, several, told
 from .layouts import BACKENDS, BatchRows, Loader, Native, StorageConfig, backend, config_of, loaders
 from .exports import export_neurons, export_transposed, export_zarr, import_codes
 from .statistics import Stats, histograms
@@ -215,6 +216,32 @@ def _has(column, wanted):
     def listed(v): return isinstance(v, (list,np.ndarray))
     if any(map(listed, column)): return np.array([listed(v) and not wanted.isdisjoint(v) for v in column], bool)
     return column.isin(wanted).to_numpy(bool)
+
+# %% ../../nbs/45_codes.backends.ipynb #0fc1ccde
+@patch
+def _repr_html_(self:CodeStore): return told(self, _panel)
+
+def _panel(store):
+    "What is in it, and who answers"
+    where = next(str(v) for v in vars(store.config).values() if isinstance(v, Path))
+    if not store.codes:
+        head = f'{several(store.n_rows, "row")} · {several(store.n_features, "latent")}'
+        return panel('CodeStore', where, head, dict(layouts=listed(l.name for l in store.loaders)))
+    v = store.codes.view()
+    facts = v['facts'] | dict(splits=_splits(store.stats), layouts=listed(l.name for l in store.loaders),
+                              statistics=_statistics(store))
+    return panel('CodeStore', where, v['headline'], facts, v['warning'])
+
+def _splits(stats):
+    "Rows of each split; None where the statistics don't say"
+    if not stats or 'idf' not in stats.tables: return None
+    t = pd.read_parquet(stats.tables['idf'], filters=[('column', '==', 'split')])
+    return ', '.join(f'{v} {several(n, "row")}' for v,n in zip(t.value, t.doc_freq)) or None
+
+def _statistics(store):
+    "Whether they are there"
+    if store.stats: return listed(store.stats.tables, 9)
+    return 'none yet; make them with `steerlens codes stats`, or `statistics`' if store.codes.finished else None
 
 # %% ../../nbs/45_codes.backends.ipynb #599a07ea
 @patch

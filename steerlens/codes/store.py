@@ -14,6 +14,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
+from ..html import listed, panel, several, size, told
 from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, damaged, merge, parts_of
 from .parts import read_part, write_part
 
@@ -170,7 +171,7 @@ class Codes:
         return pa.concat_tables(tables, promote_options='permissive').to_pandas()
 
     def __repr__(self):
-        there = '' if self.finished else f' of which {sum(p.n_rows for p in self.pieces):,} are there'
+        there = '' if self.finished else f' of which {self.n_there:,} are there'
         return f'Codes({self.folder}, {self.n_rows:,} rows{there}, {self.n_features:,} features, {self.nnz:,} entries)'
 
 def _stamp(folder):
@@ -188,6 +189,11 @@ def _whose(catalog):
 def n_rows(self:Codes)->int:
     "Rows of the whole store"
     return self.catalog['n_rows']
+
+@patch(as_prop=True)
+def n_there(self:Codes)->int:
+    "Those of them that are there already"
+    return sum(p.n_rows for p in self.pieces)
 
 @patch(as_prop=True)
 def n_features(self:Codes)->int:
@@ -224,6 +230,40 @@ def counts(self:Codes)->np.ndarray: # [features] int64
     "How many entries each feature has"
     parts = self._asked(lambda: [np.diff(p.by_feature.indptr) for p in self.pieces])
     return sum(parts, np.zeros(self.n_features, 'i8'))
+
+# %% ../../nbs/42_codes.store.ipynb #7be227fd
+@patch
+def view(self:Codes)->dict: # What `steerlens.html.panel` takes
+    "What is in a store, to be shown"
+    c,there = self.catalog, self.n_there
+    alive = f', {np.count_nonzero(self.counts):,} of them alive' if self.finished else ''
+    head = (f'{several(there, "row")} · {several(self.n_features, "latent")}{alive} · {self.nnz:,} activations, '
+            f'{self.nnz/max(there, 1):.3g} a row · {size(_bytes(self))} on disk')
+    rows = self._schema(None).names if self.pieces else []
+    facts = dict(site=c.get('site'), streams=listed(c.get('streams') or []), autoencoder=_source(c.get('sae')),
+                 activations=_source(c.get('acts')), values=_kept(c), rows=f'known by {listed(rows, 9)}')
+    unfinished = '' if self.finished else f'unfinished: {there:,} of {self.n_rows:,} rows'
+    return dict(headline=head, facts=facts, warning=unfinished)
+
+@patch
+def _repr_html_(self:Codes): return told(self, lambda c: panel('Codes', c.folder, **c.view()))
+
+# %% ../../nbs/42_codes.store.ipynb #0e7984ba
+def _source(of):
+    "Where an autoencoder or activations come from: their folder, or whatever is known of them"
+    known = {k: v for k,v in (of or {}).items() if isinstance(v, (str,int,float)) and v!=''}
+    return known.get('folder') or listed(f'{k} {v}' for k,v in known.items())
+
+def _kept(catalog):
+    "How values are kept"
+    left_out = f', none below {catalog["threshold"]}' if catalog['threshold'] else ''
+    return f"{catalog['dtype']}{left_out}{', also negative ones' if catalog['signed'] else ''}"
+
+def _bytes(codes):
+    "Of the entries in both orders, and of their indices"
+    layout = layout_of(codes.catalog)
+    an_entry = [np.dtype(layout.dtype).itemsize+np.dtype(layout.ids(o)).itemsize for o in IDS]
+    return sum(p.nnz*sum(an_entry) + 8*(p.n_rows+codes.n_features) for p in codes.pieces)
 
 # %% ../../nbs/42_codes.store.ipynb #6376afa8
 class OutOfRange(SteerlensError): "A feature or a row that isn't there"
