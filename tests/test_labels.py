@@ -186,21 +186,19 @@ def test_any_files_merge_in_any_order(tmp_path):
         assert says(b)==says(a)
 
 
-def test_20_000_labels_open_and_change_quickly(tmp_path):
+def test_an_edit_among_20_000_labels_touches_one_line(tmp_path):
     labels = Labels(tmp_path/'feature_labels.json', WHOSE)
     said = dict(category='token', confidence=.73, evidence=['sweep-9'], scores=dict(detection=.81, placebo=.5, n=99))
     labels.set(0, 'model:template', label='fires at the word zero', **said)
     head,entry,tail = labels.file.read_text().rpartition('"0": {')[0], labels._text[0], '\n}\n}\n'
     labels.file.write_text(head + ',\n'.join(f'"{f}": {entry}' for f in range(20_000)) + tail)
-    took = []
-    for i in range(5):
-        start = time.process_time() # others may be at work here, too
-        Labels(labels.file).set(777, 'ann', category=f'c{i}')
-        took.append(time.process_time()-start)
-    assert min(took) < .2, took
-    start = time.process_time()
+    before = labels.file.read_text().splitlines()
+    Labels(labels.file).set(777, 'ann', category='verb')
+    after = labels.file.read_text().splitlines()
+    changed = [i for i,(x,y) in enumerate(zip(before, after)) if x!=y]
+    assert len(before)==len(after) and [after[i] for i in changed if after[i].startswith('"777"')]
+    assert len(changed) <= 2, 'more than the label and the revision of the file'
     assert len(Labels(labels.file).entries())==20_000
-    assert time.process_time()-start < 6
 
 
 def reviewed(file, seed):
