@@ -196,6 +196,6 @@ if __name__=='__main__':
     ABOUT = ('Cards hold eight strongest examples, one of each tenth and three silent ones, each with 36 tokens around '
              'it; enrichment with intervals, neighbours, partners and influences. Both start from the same model, '
              'autoencoder and tokens. SAEDashboard 0.8.0 asks for transformer-lens 2, transformers 4.56 and typer '
-             '0.12; it was run beside transformer-lens 3.9 and transformers 5, outside its pins, with two threads; its page '
-             'has neither enrichment nor intervals. The latents of the second part are synthetic.')
+             '0.12; it was run beside transformer-lens 3.9 and transformers 5, outside its pins, with two threads; '
+             'its page has neither enrichment nor intervals. The latents of the second part are synthetic.')
     run(PARTS, ARGS, title='Cards of latents', about=ABOUT, tokens=WINDOWS*(CONTEXT-1), latents=LATENTS)

@@ -235,6 +235,8 @@ class Steering:
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
     say:Callable|None = None      # token id -> what it says
     output:Callable|None = None   # episode -> a row per step of what came out: actions, or a token
+    asked:Callable|None = None    # trial -> the words that it is asked in
+    reword:Callable|None = None   # (trial, words) -> the same trial in these words, if it takes any
 
 # %% ../../nbs/10_subjects.base.ipynb #b4e610c8
 @dataclass
