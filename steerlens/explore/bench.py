@@ -140,8 +140,9 @@ def strongest(self:Bench,
     values,places = [np.zeros((0, len(of)))], [np.zeros((0, len(of)), 'i8')]
     for batch,x,where in self.runs(table):
         if 'at' in batch.rows:
-            places.append(np.repeat(batch.rows['at'].to_numpy()[:,None], len(of), 1))
-            values.append(of.read(x[:,range(len(where)),batch.rows['at'].to_numpy()]).amax(0).numpy())
+            at = torch.tensor(batch.rows['at'].tolist())
+            values.append(of.read(x[:,range(len(at)),at]).amax(0).numpy())
+            places.append(at[:,None].expand(-1, len(of)).numpy())
             continue
         z = np.where(where[...,None], of.read(x).amax(0).numpy(), -1)
         at = z.argmax(1)

@@ -22,7 +22,7 @@ from .units import Units
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'THEMES', 'RESULT', 'group_means', 'beside', 'facts_of', 'is_more', 'halves', 'extremes', 'percent',
-           'interval', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'Result',
+           'quoted', 'interval', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'Result',
            'explored', 'run_experiment', 'open_result', 'results']
 
 # %% ../../nbs/76_explore.experiments.ipynb #c1a3f585
@@ -48,7 +48,7 @@ def beside(
     mean,lo,hi = group_means(values_NU, groups_N, seed)
     size = dict(n=len(values_NU), groups=len(np.unique(np.asarray(groups_N))))
     own = dict(who=of.name, value=mean[0], lo=lo[0], hi=hi[0])
-    if len(of)==1: return pd.DataFrame([where | own | size])
+    if len(mean)==1: return pd.DataFrame([where | own | size])
     chance = dict(who='random', value=mean[1:].mean(), lo=mean[1:].min(), hi=mean[1:].max())
     return pd.DataFrame([where | line | size for line in (own, chance)])
 
@@ -100,6 +100,12 @@ def percent(
 )->str: # Such as `12%`, `0.4%`
     "A share in words"
     return f'{x:.0%}' if abs(x) >= .095 or x==0 else f'{x:.1%}'
+
+def quoted(
+    word:str # A word, a part, a context
+)->str: # As code; a line break as \\n
+    "What somebody may have to tell from other words"
+    return f'`{word}`' if word==word.strip() and word else f'`{word!r}`'
 
 def interval(
     facts:dict,          # With lo, hi, n, groups
@@ -194,12 +200,13 @@ def dots(
     fig,(ax,) = plot.sheet(title, 2.1+.24*len(own))
     chance = table[table.who=='random'].set_index(key).reindex(own[key])
     y = np.arange(len(own))
-    ax.hlines(y, chance.lo, chance.hi, color='#ccc', lw=6, label='placebos, from the least to the largest')
+    if chance.value.notna().any():
+        ax.hlines(y, chance.lo, chance.hi, color='#ccc', lw=6, label='placebos, from the least to the largest')
     ax.hlines(y, own.lo.astype(float), own.hi.astype(float), color=plot.HUES['blue'], lw=1.4)
-    ax.plot(own.value, y, 'o', ms=5, color=plot.HUES['blue'], label=own.who.iloc[0] if len(own) else '')
-    ax.set(yticks=y, yticklabels=own[key].map(repr if own[key].astype(str).str.contains(r'^\s|\s$').any() else str),
-           ylim=(len(own)-.4, -.6), xlabel=xlabel)
-    ax.legend(frameon=False, fontsize=9, loc='upper center', bbox_to_anchor=(.45, -.25-.3/max(len(own), 1)), ncols=2)
+    ax.plot(own.value, y, 'o', ms=5, color=plot.HUES['blue'], label=own.who.iloc[0] if len(own) else None)
+    names = [quoted(str(name)).strip('`') for name in own[key]]
+    ax.set(yticks=y, yticklabels=names, ylim=(len(own)-.4, -.6), xlabel=xlabel)
+    fig.legend(frameon=False, fontsize=9, loc='outside lower center', ncols=3)
     return fig
 
 # %% ../../nbs/76_explore.experiments.ipynb #0e94588c
@@ -301,7 +308,8 @@ def run_experiment(
 def _sentence(e, facts, of):
     "What is to be said; nothing about one that never fired"
     if facts['fires']: return e.say(facts, of.name, of.others)
-    return f"{of.name} never fired on {facts['n']} held-out inputs, whatever was done to them: there is nothing to say"
+    n = facts.get('seen', facts['n'])
+    return f"{of.name} never fired on {n} held-out inputs, whatever was done to them: there is nothing to say"
 
 def _kept(found, folder, went_in):
     "The result, on disk"

@@ -8,7 +8,7 @@ import numpy as np, pandas as pd
 from ..core import need, rng
 from .bench import Bench
 from .experiments import (against, dots, experiment, facts_of, group_means, halves, hedged, interval,
-                                           is_more, percent, run_experiment)
+                                           is_more, percent, quoted, run_experiment)
 from .units import Units
 
 # %% auto #0
@@ -103,7 +103,7 @@ def _say_ablation(facts, name, others):
     "What it needs"
     f = facts
     if f['part'] is None: return f"no part is in enough of the {f['fires']} inputs in which {name} fires"
-    said = (f"without `{f['part']}` {name} loses {percent(f['lost'])} of its activation, {percent(f['effect'])} more than "
+    said = (f"without {quoted(f['part'])} {name} loses {percent(f['lost'])} of its activation, {percent(f['effect'])} more than "
             f"without another part ({interval(f)}), and stops in {percent(f['stops'])}; {against(f, others)}")
     return hedged(f, said, OWN)
 
@@ -203,12 +203,19 @@ def _say_insertion(facts, name, others):
     "What is enough"
     f = facts
     if f['part'] is None: return f'there is no word to try with {name}: in training inputs it hardly fires'
-    said = (f"with `{f['part']}` put in, {name} fires in {percent(f['fires_with'])} of the inputs in which it was silent, "
+    said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which it was silent, "
             f"with another word as frequent in {percent(f['fires_without'])}; by {percent(f['effect'])} of its maximum "
             f"({interval(f)}); {against(f, others)}")
     return hedged(f, said, OWN)
 
-def _show_words(table, title, facts): return dots(table, title, 'share of its maximum, beyond another word as frequent')
+def _show_words(table, title, facts):
+    "Each word, and in grey how far placebos come with their own"
+    fig = dots(table, title, 'share of its maximum, beyond another word as frequent')
+    if facts['chance']:
+        fig.axes[0].axvspan(min(facts['chance']), max(facts['chance']), color='#eee', label='placebos, with their own words')
+    fig.legends.clear()
+    fig.legend(frameon=False, fontsize=9, loc='outside lower center', ncols=3)
+    return fig
 
 @experiment('insertion', needs=('words', 'put'), placebo='directions', say=_say_insertion, show=_show_words)
 def insertion(bench, of, words:list=(), n:int=40, seed:int=0):
