@@ -146,7 +146,7 @@ class Experiment:
     name:str
     run:Callable          # (bench, units, seed=, its own parameters) -> table, facts
     needs:tuple           # What inputs must offer: fields of `Inputs`, or of `Work`
-    placebo:str           # Of a latent: `latents` that are like it, or `directions`
+    placebo:str           # Of a latent: `latents` that are like it, `directions`, or `alive` for any latents
     say:Callable          # (facts, name, others) -> a sentence, without a full stop
     show:Callable         # (table, title, facts) -> a figure
 
@@ -159,7 +159,7 @@ THEMES = 'sweeps', 'words', 'traces', 'patching' # Modules beside this one that 
 def experiment(
     name:str,               # By which it is called for
     needs:tuple=(),         # What inputs must offer
-    placebo:str='latents',  # Or `directions`
+    placebo:str='latents',  # Or `directions`, or `alive`
     say:Callable|None=None, # The sentence; a plain one by default
     show:Callable|None=None # The figure; lines or bars by default
 ): # A decorator

@@ -139,7 +139,7 @@ def units(
     feature,            # A latent, a vector [D], something with `residual`, or `random`
     rows:Tensor,        # Activations of the site, [N, D]
     n:int=19,           # Placebos
-    placebo:str='latents', # Of a latent: `latents` or `directions`
+    placebo:str='latents', # Of a latent: `latents` that are like it, `directions`, or `alive` for any latents
     seed:int=0          # Which
 )->Units:
     "One that is studied, and its placebos"
@@ -147,14 +147,20 @@ def units(
     v = getattr(feature, 'residual', feature)
     if isinstance(v, (Tensor,np.ndarray,list)): return _of_vector(sae, torch.as_tensor(v), rows, n, seed)
     feature = _latent(feature, codes.n_features)
-    chosen = (feature, *alike(codes, feature, n, seed)) if placebo=='latents' else (feature,)
-    noise = random_directions(0 if placebo=='latents' else n, rows.shape[1], seed)
+    chosen = (feature, *_others(codes, feature, n, placebo, seed))
+    noise = random_directions(n if placebo=='directions' else 0, rows.shape[1], seed)
     u,floor,middle,most = directions(noise, rows, codes.counts[feature]/codes.n_rows)
     largest = [float(codes.load(f)[1].max(initial=0)) for f in chosen]
-    called = 'random latents' if placebo=='latents' else 'random directions'
+    called = 'random directions' if placebo=='directions' else 'random latents'
     return Units(sae, chosen, u, floor, middle, np.r_[largest, most], f'latent {feature}', called)
 
 # %% ../../nbs/73_explore.units.ipynb #1154af57
+def _others(codes, feature, n, placebo, seed):
+    "The latents among the placebos"
+    if placebo=='directions': return []
+    if placebo=='latents': return alike(codes, feature, n, seed)
+    return [f for f in alike(codes, None, min(n+1, int((codes.counts > 0).sum())), seed) if f!=feature][:n]
+
 def _latent(feature, n):
     "A latent's number"
     whole = isinstance(feature, (int,np.integer)) and not isinstance(feature, bool) and 0 <= feature < n
