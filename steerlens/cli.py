@@ -10,18 +10,20 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, codes, runs, sae, studio
+from .commands import acts, codes, latent, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
 GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.',
               codes='Make code stores, look at them, check and convert them.',
-              policy='Autoencoders of control policies.', sae='Finished autoencoders.') # Group of commands -> help
+              latent='Look at a latent, and try out what it does.', policy='Autoencoders of control policies.',
+              sae='Finished autoencoders.') # Group of commands -> help
 
 app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
 app.add_typer(sae.app, name='sae', help=GROUPS['sae'])
 app.add_typer(codes.app, name='codes', help=GROUPS['codes'])
+app.add_typer(latent.app, name='latent', help=GROUPS['latent'])
 app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)

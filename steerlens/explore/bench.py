@@ -76,7 +76,8 @@ def _acts_of(codes):
     need(said.get('sha256'), codes.folder, 'does not say which activations it is of', do='build it from activations')
     beside = _beside(codes.folder, 'acts', codes.folder.parent.parent.name, Path(said['folder']).name)
     folder = next((f for f in (Path(said['folder']), beside) if (f/'catalog.json').exists()), None)
-    need(folder, codes.folder, f"its activations are neither at {said['folder']} nor at {beside}", do='harvest them again')
+    need(folder, codes.folder, f"its activations are neither at {said['folder']} nor at {beside}",
+         do='harvest them again')
     acts = Acts(folder)
     same = source_of(acts, site, codes.catalog['streams'])['sha256']==said['sha256']
     need(same, codes.folder, f'made of other activations than those in {folder}', do='build it again')

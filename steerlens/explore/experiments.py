@@ -12,6 +12,7 @@ from html import escape
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
+from typing import NamedTuple
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 from .. import plot
@@ -21,9 +22,9 @@ from .bench import Bench, open_bench
 from .units import Units
 
 # %% auto #0
-__all__ = ['EXPERIMENTS', 'THEMES', 'RESULT', 'group_means', 'beside', 'facts_of', 'is_more', 'halves', 'extremes', 'percent',
-           'quoted', 'interval', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'Result',
-           'explored', 'run_experiment', 'open_result', 'results']
+__all__ = ['EXPERIMENTS', 'THEMES', 'RESULT', 'group_means', 'beside', 'facts_of', 'is_more', 'halves', 'Extremes', 'extremes',
+           'percent', 'quoted', 'interval', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named',
+           'Result', 'explored', 'run_experiment', 'open_result', 'results']
 
 # %% ../../nbs/76_explore.experiments.ipynb #c1a3f585
 def group_means(
@@ -82,17 +83,24 @@ def halves(
     pick = rng('halves', seed).permutation(names)[:len(names)//2]
     return np.isin(np.asarray(groups_N), pick)
 
+class Extremes(NamedTuple):
+    "Two levels of each unit"
+    low:np.ndarray   # The one with the least mean, [U]
+    high:np.ndarray  # And with the largest, [U]
+    apart:np.ndarray # Their difference in each input of the other half, [n, U]
+    rest:np.ndarray  # True for those, [N]
+
 def extremes(
     values_LNU:np.ndarray, # Of each level, input and unit
     groups_N,              # What isn't independent
     seed:int=0             # How they are dealt
-)->tuple[np.ndarray,np.ndarray,np.ndarray,np.ndarray]: # Level with the least and with the largest mean, [U] each; their difference on the other half [n, U]; True for those [N]
+)->Extremes:
     "How far apart the two most different levels are"
-    pick = halves(groups_N, seed)
+    pick,units = halves(groups_N, seed), range(values_LNU.shape[2])
     means = values_LNU[:,pick].mean(1)
     low,high = means.argmin(0), means.argmax(0)
-    u = np.arange(values_LNU.shape[2])
-    return low, high, values_LNU[high,:,u][:,~pick].T - values_LNU[low,:,u][:,~pick].T, ~pick
+    apart = [values_LNU[high[u],~pick,u]-values_LNU[low[u],~pick,u] for u in units]
+    return Extremes(low, high, np.stack(apart, 1), ~pick)
 
 # %% ../../nbs/76_explore.experiments.ipynb #5fecb612
 def percent(
@@ -151,10 +159,12 @@ class Experiment:
     show:Callable         # (table, title, facts) -> a figure
 
     @property
-    def params(self): return {k: p for k,p in signature(self.run).parameters.items() if k not in ('bench', 'of', 'seed')}
+    def params(self):
+        every = signature(self.run).parameters
+        return {k: p for k,p in every.items() if k not in ('bench', 'of', 'seed')}
 
 EXPERIMENTS = {}
-THEMES = 'sweeps', 'words', 'traces', 'patching' # Modules beside this one that register some
+THEMES = 'sweeps', 'words', 'traces', 'patching', 'overview' # Modules beside this one that register some
 
 def experiment(
     name:str,               # By which it is called for
@@ -177,7 +187,8 @@ def _plainly(run):
     "The docstring and the numbers"
     what = (run.__doc__ or run.__name__).strip().rstrip('.')
     def say(facts, name, others):
-        return hedged(facts, f"{what}, {name}: {percent(facts['effect'])} ({interval(facts)}); {against(facts, others)}")
+        found = f"{what}, {name}: {percent(facts['effect'])} ({interval(facts)}); {against(facts, others)}"
+        return hedged(facts, found)
     return say
 
 def _drawn(table, title, facts):
@@ -270,7 +281,8 @@ class Result:
 def record(self:Result)->dict: # For JSON
     "All of it but the figure"
     rows = self.table.astype(object).where(self.table.notna(), None).to_dict('records')
-    return {k: v for k,v in vars(self).items() if k not in ('table', 'figure')} | dict(table=rows, folder=str(self.folder))
+    about = {k: v for k,v in vars(self).items() if k not in ('table', 'figure')}
+    return about | dict(table=rows, folder=str(self.folder))
 
 # %% ../../nbs/76_explore.experiments.ipynb #a61234a9
 def explored(

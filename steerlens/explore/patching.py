@@ -11,7 +11,7 @@ from .. import plot
 from ..core import need, rng
 from ..stats import check_finite
 from .bench import Bench
-from .experiments import (against, dots, experiment, facts_of, group_means, hedged, interval, quoted,
+from .experiments import (against, beside, dots, experiment, facts_of, hedged, interval, quoted,
                                            run_experiment)
 from .units import Units
 from ..subjects.base import alone, edit
@@ -87,8 +87,7 @@ def _tokens(x): return x if x.ndim==3 else x[:,None]
 
 def _times_change(of, x, g, where, to):
     "Gradient times change, summed over the tokens that were encoded, [B, U]"
-    x,g,where = _tokens(x), _tokens(g), where.to(x.device)[...,None]
-    return torch.stack([((of.moved(x, u, to)-x)*g*where).sum((1, 2)) for u in range(len(of))], 1).cpu()
+    return (of.along(_tokens(x), _tokens(g), to)*where[...,None]).sum(1)
 
 def _detached(out):
     "An output without its graph"
@@ -108,13 +107,11 @@ def _lines(p, some, of, bench, seed):
     for t in ['all', *sorted({*task})] if len({*task}) > 1 else ['all']:
         on = (task==t) | (t=='all')
         for what,x in whats.items():
-            mean,lo,hi = group_means(x[on], some.group[on], seed)
             slope = p.attribution[what][on].mean(0) if what in p.attribution else np.full(len(of), np.nan)
-            here = dict(task=t, what=what, n=int(on.sum()), groups=some.group[on].nunique())
-            rows.append(here | dict(who=of.name, value=mean[0], lo=lo[0], hi=hi[0], attribution=slope[0]))
-            if len(of) > 1: rows.append(here | dict(who='random', value=mean[1:].mean(), lo=mean[1:].min(), hi=mean[1:].max(),
-                                                    attribution=slope[1:].mean()))
-    return pd.DataFrame(rows)
+            here = dict(task=t, what=what)
+            own = beside(x[on], some.group[on], of, seed, **here)
+            rows.append(own.assign(attribution=[slope[0], slope[1:].mean()][:len(own)]))
+    return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/77_explore.patching.ipynb #f1838e3c
 def _say_patching(facts, name, others):
@@ -129,7 +126,8 @@ def _say_patching(facts, name, others):
         said += f"; the {f['apart_what']} is {figures(f['apart'])} ({beyond})"
     if f['by_task']:
         least,most = (pick(f['by_task'], key=f['by_task'].get) for pick in (min, max))
-        said += f"; by task, from {figures(f['by_task'][least])} in {quoted(least)} to {figures(f['by_task'][most])} in {quoted(most)}"
+        low,high = (figures(f['by_task'][t]) for t in (least, most))
+        said += f"; by task, from {low} in {quoted(least)} to {high} in {quoted(most)}"
     return hedged(f, said)
 
 def _show_patching(table, title, facts):
@@ -138,7 +136,8 @@ def _show_patching(table, title, facts):
     fig = dots(t, title, facts['what'])
     own = t[t.who!='random'].head(14)
     if own.attribution.notna().any():
-        fig.axes[0].plot(own.attribution, range(len(own)), 'D', ms=5, mfc='none', color=plot.HUES['orange'], label='attribution')
+        look = dict(ms=5, mfc='none', color=plot.HUES['orange'], label='attribution')
+        fig.axes[0].plot(own.attribution, range(len(own)), 'D', **look)
         fig.legends.clear()
         fig.legend(frameon=False, fontsize=9, loc='outside lower center', ncols=3)
     return fig
@@ -178,10 +177,10 @@ def _say_ranks(facts, name, others):
     "This one's rank, and how far to trust it"
     f = facts
     if np.isnan(f['rho']): return 'no latent changes anything: there are no ranks'
-    return (f"of {f['units']} latents {name} is number {f['rank']} by what changes without it and number {f['rank_slope']} by "
-            f"attribution, whose ranks agree with exact ones by {f['rho']:.2f} (Spearman, {f['rho_lo']:.2f} to "
-            f"{f['rho_hi']:.2f}; {f['n']} held-out inputs of {f['groups']} groups); those of how much a latent writes, by "
-            f"{f['writes']:.2f}")
+    sure = f"Spearman, {f['rho_lo']:.2f} to {f['rho_hi']:.2f}; {f['n']} held-out inputs of {f['groups']} groups"
+    return (f"of {f['units']} latents {name} is number {f['rank']} by what changes without it and number "
+            f"{f['rank_slope']} by attribution, whose ranks agree with exact ones by {f['rho']:.2f} ({sure}); "
+            f"those of how much a latent writes, by {f['writes']:.2f}")
 
 def _show_ranks(table, title, facts):
     "Exact against attribution"
@@ -193,6 +192,7 @@ def _show_ranks(table, title, facts):
     both = [t[['exact', 'attribution']].min().min(), t[['exact', 'attribution']].max().max()] if len(t) else [1e-3, 1]
     ax.plot(both, both, color='#bbb', lw=1, zorder=0)
     ax.set(xscale='log', yscale='log', xlabel=f"exact change of {facts['what']}")
+    for axis in (ax.xaxis, ax.yaxis): axis.set_minor_formatter('')
     ax.set_title('by attribution', fontsize=9)
     if len(own): ax.legend(frameon=False)
     return fig

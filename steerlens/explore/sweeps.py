@@ -4,16 +4,17 @@
 
 # %% ../../nbs/77_explore.sweeps.ipynb #8b862c53
 from __future__ import annotations
+from itertools import product
 import numpy as np, pandas as pd
 from .. import plot
 from ..core import need, rng
 from ..stats import CLUSTERS
-from .experiments import (against, beside, dots, experiment, extremes, facts_of, hedged, interval,
-                                           is_more, percent, run_experiment)
+from .experiments import (Extremes, against, beside, dots, experiment, extremes, facts_of, hedged,
+                                           interval, is_more, percent, run_experiment)
 from ..subjects.inputs import Inputs
 
 # %% auto #0
-__all__ = ['SHOWN', 'another_family', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
+__all__ = ['SHOWN', 'another_family', 'from_to', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
 
 # %% ../../nbs/77_explore.sweeps.ipynb #9b03bac9
 def another_family(
@@ -37,9 +38,9 @@ def _say_sweep(facts, name, others):
     "From where to where"
     f,what = facts, f"`{facts['family']}`"
     if f['low']==f['high']: return f"no level of {what} changes {name} ({interval(f)})"
-    said = (f"{name} goes from {percent(f['from'])} to {percent(f['to'])} of its maximum as {what} goes from {f['low']} to "
-            f"{f['high']} ({f['kind']}), by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; "
-            f"another family moves it by {percent(f['another'])}")
+    said = (f"{name} goes from {percent(f['from'])} to {percent(f['to'])} of its maximum as {what} goes from "
+            f"{f['low']} to {f['high']} ({f['kind']}), by {percent(f['effect'])} ({interval(f)}); "
+            f"{against(f, others)}; another family moves it by {percent(f['another'])}")
     if not is_more(f): return hedged(f, said)
     return said if f['another'] < abs(f['effect'])/2 else f'not {what} in particular: {said}'
 
@@ -67,6 +68,16 @@ def _panel(ax, t, other, kind, family):
         ax.fill_between(x, g.lo.astype(float), g.hi.astype(float), color=colour, alpha=.15, lw=0)
     ax.set(xticks=range(len(levels)), xticklabels=levels, xlabel=f'{family}, {kind}')
 
+def from_to(
+    ends:Extremes,         # The levels that are most apart
+    values_LNU:np.ndarray, # At every level
+    levels                 # Their names
+)->dict: # low, high, from, to: of the studied unit, on the half that they weren't picked on
+    "From where to where"
+    low,high = ends.low[0], ends.high[0]
+    at = values_LNU[:,ends.rest,0].mean(1)
+    return {'low': levels[low], 'high': levels[high], 'from': float(at[low]), 'to': float(at[high])}
+
 # %% ../../nbs/77_explore.sweeps.ipynb #05466f52
 @experiment('family_sweep', needs=('families',), say=_say_sweep, show=_show_sweep)
 def family_sweep(bench, of, family:str, n:int=200, seed:int=0):
@@ -80,14 +91,11 @@ def family_sweep(bench, of, family:str, n:int=200, seed:int=0):
     table = pd.concat([beside(v, some.group, of, seed, kind=k, level=l) for k,vs in values.items()
                        for l,v in zip(levels, vs)], ignore_index=True)
     first = values[inputs.kinds[0]]
-    low,high,apart,rest = extremes(first, some.group, seed)
-    fires = sum((v[...,0] > 0).any(0) for v in values.values()).astype(bool).sum()
-    facts = facts_of(apart, some.group[rest], fires, seed)
-    at = first[:,rest,0].mean(1)
-    other = values['another family'][:,rest,0].mean(1)
-    facts |= {'family': family, 'kind': inputs.kinds[0], 'low': levels[low[0]], 'high': levels[high[0]],
-              'from': float(at[low[0]]), 'to': float(at[high[0]]), 'another': float(np.ptp(other))}
-    return table, facts
+    ends = extremes(first, some.group, seed)
+    fires = np.any([(v[...,0] > 0).any(0) for v in values.values()], 0).sum()
+    facts = facts_of(ends.apart, some.group[ends.rest], fires, seed) | from_to(ends, first, levels)
+    other = values['another family'][:,ends.rest,0].mean(1)
+    return table, facts | dict(family=family, kind=inputs.kinds[0], another=float(np.ptp(other)))
 
 # %% ../../nbs/77_explore.sweeps.ipynb #f3f593d7
 def interaction(
@@ -145,13 +153,14 @@ def heatmap(bench, of, family_x:str, family_y:str, n:int=100, seed:int=0):
     for f in (family_x, family_y): inputs.check('families', f)
     need(family_x!=family_y, 'family_y', f"'{family_y}', as family_x", 'another family')
     some,(xs,ys) = bench.some(n, seed), (inputs.families[f] for f in (family_x, family_y))
-    def at(x, y):
-        kind = inputs.kinds[0]
-        return inputs.at_level(inputs.at_level(some, family_x, x, kind), family_y, y, kind)
-    values = np.stack([np.stack([bench.shares(at(x, y), of) for y in ys]) for x in xs])
-    table = pd.concat([beside(values[i,j], some.group, of, seed, **{family_x: x, family_y: y})
-                       for i,x in enumerate(xs) for j,y in enumerate(ys)], ignore_index=True)
-    return table, _grid_facts(values, some.group, seed) | dict(family_x=family_x, family_y=family_y)
+    kind,cells,tables = inputs.kinds[0], [], []
+    for x,y in product(xs, ys):
+        raised = inputs.at_level(inputs.at_level(some, family_x, x, kind), family_y, y, kind)
+        cells.append(bench.shares(raised, of))
+        tables.append(beside(cells[-1], some.group, of, seed, **{family_x: x, family_y: y}))
+    values = np.stack(cells).reshape(len(xs), len(ys), len(some), len(of))
+    facts = _grid_facts(values, some.group, seed) | dict(family_x=family_x, family_y=family_y)
+    return pd.concat(tables, ignore_index=True), facts
 
 def _grid_facts(values_XYNU, groups, seed):
     "The interaction, its interval, and those of the placebos"
@@ -172,8 +181,8 @@ def _say_contexts(facts, name, others):
     f = facts
     if f['low']==f['high']: return f"no context changes {name} ({interval(f)})"
     said = (f"{name} goes from {percent(f['from'])} of its maximum under `{f['low']}` to {percent(f['to'])} under "
-            f"`{f['high']}`, by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; under the median context it "
-            f"is at {percent(f['median'])}")
+            f"`{f['high']}`, by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; under the median context "
+            f"it is at {percent(f['median'])}")
     return hedged(f, said, 'as random directions do, each in its own way')
 
 def _show_contexts(table, title, facts):
@@ -190,8 +199,7 @@ def context_sweep(bench, of, n:int=100, seed:int=0):
     values = np.stack([bench.shares(inputs.under(some, c), of) for c in inputs.contexts])
     table = pd.concat([beside(v, some.group, of, seed, context=c) for c,v in zip(inputs.contexts, values)],
                       ignore_index=True)
-    low,high,apart,rest = extremes(values, some.group, seed)
-    facts = facts_of(apart, some.group[rest], (values[...,0] > 0).any(0).sum(), seed)
-    at = values[:,rest,0].mean(1)
-    return table, facts | {'low': inputs.contexts[low[0]], 'high': inputs.contexts[high[0]], 'from': float(at[low[0]]),
-                           'to': float(at[high[0]]), 'median': float(np.median(at))}
+    ends = extremes(values, some.group, seed)
+    facts = facts_of(ends.apart, some.group[ends.rest], (values[...,0] > 0).any(0).sum(), seed)
+    usual = float(np.median(values[:,ends.rest,0].mean(1)))
+    return table, facts | from_to(ends, values, inputs.contexts) | dict(median=usual)

@@ -76,7 +76,7 @@ def toy_bench(
     n:int=400        # Functions
 )->Bench:
     "The toy, ready to be experimented on"
-    sets,net,sae = toy_sets(n), Subject(ToyNet()), ToySae()
+    sets,net,sae = toy_sets(n), Subject(ToyNet(), head='out'), ToySae()
     x = net.model.total(VOCABULARY.ids(VOCABULARY.matrix(sets.tokens), VOCABULARY.context_ids(sets.context)))[:,0]
     z = sae.encode(x).numpy()
     codes = write_codes(folder, csr_matrix(z), sets.drop(columns='hidden'), z.shape[1], 'float32', site='total.out')

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from .. import plot
 from ..core import need, rng
-from .experiments import (against, beside, experiment, facts_of, group_means, hedged, interval, is_more,
-                                           percent, quoted, run_experiment)
+from .experiments import (against, beside, experiment, facts_of, hedged, interval, is_more, percent,
+                                           quoted, run_experiment)
 
 # %% auto #0
 __all__ = ['REACH', 'LEAST', 'TEMPLATES', 'ENOUGH', 'onsets', 'windows', 'heights', 'Course', 'course', 'scores_by_event',
@@ -101,7 +101,7 @@ def by_the_clock(
     steps:pd.DataFrame, # episode, task: in order
 )->np.ndarray: # Of each step, the mean share of the studied unit at this step of this task, [N, 1]
     "What a latent would do that knows only the task and the time"
-    place = lambda s: s.groupby('episode').cumcount()
+    def place(steps): return steps.groupby('episode').cumcount()
     usual = pd.Series(learnt.values[:,0]).groupby([learnt.steps.task.to_numpy(), place(learnt.steps).to_numpy()]).mean()
     keys = pd.MultiIndex.from_arrays([steps.task, place(steps)])
     return usual.reindex(keys).ffill().fillna(0).to_numpy()[:,None]
@@ -111,8 +111,8 @@ def _say_trace(facts, name, others):
     "What it does, and when"
     f = facts
     said = (f"when {quoted(f['event'])} begins, {name} {f['template']} by {percent(f['effect'])} of its maximum "
-            f"({interval(f)}); {against(f, others)}; at other moments by {percent(f['elsewhere'])}, going by the clock by "
-            f"{percent(f['clock'])}").replace('held-out inputs', 'onsets').replace('groups', 'held-out episodes')
+            f"({interval(f)}); {against(f, others)}; at other moments by {percent(f['elsewhere'])}, going by the clock "
+            f"by {percent(f['clock'])}").replace('held-out inputs', 'onsets').replace('groups', 'held-out episodes')
     if not is_more(f): return hedged(f, said)
     alike = {'at other moments, too': f['elsewhere'], 'perhaps by the clock alone': f['clock']}
     doubt = [why for why,x in alike.items() if abs(x) > ENOUGH*abs(f['effect'])]
@@ -123,8 +123,8 @@ ENOUGH = .8 # Share of an effect with which something else explains it
 def _show_trace(table, title, facts):
     "The trace around the onset, with what it is held against"
     fig,(ax,) = plot.sheet(title, 3.6)
-    looks = {'random': ('#888', '--', 'random (placebo):\nmean, and all of them'), 'other moments': (plot.HUES['orange'], '-.', None),
-             'clock': (plot.HUES['green'], ':', 'by the clock')}
+    looks = {'random': ('#888', '--', 'random (placebo):\nmean, and all of them'),
+             'other moments': (plot.HUES['orange'], '-.', None), 'clock': (plot.HUES['green'], ':', 'by the clock')}
     for who,g in table[table.event==facts['event']].groupby('who', sort=False):
         colour,style,name = looks.get(who, (plot.HUES['blue'], '-', None))
         ax.plot(g.offset, g.value, color=colour, ls=style, marker='o', ms=3.5, label=name or who)
@@ -143,7 +143,7 @@ def event_trace(bench, of, event:str='', seed:int=0):
     scores = scores_by_event(learnt)
     begins = onsets(held.steps)
     known = sorted({*scores} & {*begins.event})
-    need(known, bench.codes.folder, 'no event begins in both training and held-out episodes', do='harvest more episodes')
+    need(known, bench.codes.folder, 'no event begins in training and in held-out episodes', do='harvest more episodes')
     need(not event or event in known, f"event '{event}'", 'not known', f'one of {", ".join(known)}')
     picked = [_best(scores, [event] if event else known, u) for u in range(len(of))]
     found = [_of_event(held, begins, *p, u) for u,p in enumerate(picked)]
@@ -168,7 +168,9 @@ def _elsewhere(learnt, held, own, k, seed):
     "The same template at other moments, and in the mean of other episodes"
     at = other_moments(held.steps, own, seed)
     at = at[at >= 0]
-    def height(values, at): return float(heights(windows(values, held.steps.episode, at))[0][k,:,0].mean()) if len(at) else 0.
+    def height(values, at):
+        found = heights(windows(values, held.steps.episode, at))[0][k,:,0]
+        return float(found.mean()) if len(found) else 0.
     return dict(elsewhere=height(held.values[:,:1], at), clock=height(by_the_clock(learnt, held.steps), own.index))
 
 def _trace_table(learnt, held, begins, of, events, seed):

@@ -73,10 +73,35 @@ def _change(self:Units, x, u, share):
 @patch
 def _rewritten(self:Units, x, latent, at):
     "What the autoencoder writes with a latent at a value, less what it writes"
-    z = self.sae.encode(x)
-    new = z.clone()
-    new[...,latent] = at
-    return self.sae.decode(new) - self.sae.decode(z)
+    z,change = self.sae.encode(x), torch.zeros_like(x)
+    other = z[...,latent]!=at # elsewhere nothing changes
+    if not other.any(): return change
+    new = z[other].clone()
+    new[:,latent] = at
+    change[other] = self.sae.decode(new) - self.sae.decode(z[other])
+    return change
+
+# %% ../../nbs/73_explore.units.ipynb #69a8883a
+@patch
+def along(self:Units,
+    x:Tensor, # Activations, [..., D]
+    g:Tensor, # Gradient of some output there, [..., D]
+    share:float|None=None # As for `moved`
+)->Tensor: # [..., U]
+    "Gradient times change, for each"
+    x,g = x.to(self.sae.W_dec.device, torch.float32), g.to(self.sae.W_dec.device, torch.float32)
+    at = torch.tensor(self.most*(share or 0.), dtype=torch.float32, device=x.device)
+    L,parts = len(self.latents), []
+    if L:
+        z = self.sae.encode(x).detach().requires_grad_()
+        with torch.enable_grad(): slope, = torch.autograd.grad((self.sae.decode(z)*g).sum(), z)
+        own = list(self.latents)
+        parts.append((at[:L]-z[...,own])*slope[...,own])
+    if len(self.vectors):
+        v = self.vectors.to(x)
+        target = self.middle.to(x) if share is None else self.floor.to(x) + at[L:]
+        parts.append((target - x@v.T)*(g@v.T))
+    return torch.cat(parts, -1).detach().cpu()
 
 # %% ../../nbs/73_explore.units.ipynb #4e4348f4
 NEAR = 4 # Times as many latents as are wanted are drawn from

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np, pandas as pd
 from ..core import need, rng
 from .bench import Bench
-from .experiments import (against, dots, experiment, facts_of, group_means, halves, hedged, interval,
+from .experiments import (against, beside, dots, experiment, facts_of, halves, hedged, interval,
                                            is_more, percent, quoted, run_experiment)
 from .units import Units
 
@@ -56,12 +56,13 @@ def part_table(
     means = own.groupby('part').effect.agg(['mean', 'size']).query('size >= @least')
     for part in means.sort_values('mean', ascending=False).index:
         t = own[own.part==part]
-        mean,lo,hi = group_means(t[['effect']].to_numpy(), t.group, seed)[:,0]
-        size = dict(n=len(t), groups=t.group.nunique())
-        rows.append(dict(part=part, who=of.name, value=mean, lo=lo, hi=hi) | size)
+        rows.append(beside(t[['effect']].to_numpy(), t.group, of, seed, part=part))
         chance = effects[(effects.unit>0) & (effects.part==part)].groupby('unit').effect.mean()
-        if len(chance): rows.append(dict(part=part, who='random', value=chance.mean(), lo=chance.min(), hi=chance.max()) | size)
-    return pd.DataFrame(rows, columns=['part', 'who', 'value', 'lo', 'hi', 'n', 'groups'])
+        if not len(chance): continue
+        ends = dict(who='random', value=chance.mean(), lo=chance.min(), hi=chance.max())
+        rows.append(rows[-1].assign(**ends))
+    none = pd.DataFrame(columns=['part', 'who', 'value', 'lo', 'hi', 'n', 'groups'])
+    return pd.concat(rows, ignore_index=True) if rows else none
 
 # %% ../../nbs/77_explore.words.ipynb #af8f8173
 def fired(
@@ -72,7 +73,7 @@ def fired(
 )->pd.DataFrame: # With `before`, and `at` where words keep their places
     "Inputs in which a unit fires, of all strengths"
     order = np.argsort(values_N, kind='stable')[(values_N <= 0).sum():]
-    some = order[np.unique(np.linspace(0, len(order)-1, min(n, len(order))).round().astype(int))] if len(order) else order
+    some = order[np.linspace(0, len(order)-1, min(n, len(order))).round().astype(int)]
     found = bench.held.table.iloc[some].assign(before=values_N[some])
     return found.assign(at=at_N[some]) if bench.held.ordered else found
 
@@ -103,8 +104,8 @@ def _say_ablation(facts, name, others):
     "What it needs"
     f = facts
     if f['part'] is None: return f"no part is in enough of the {f['fires']} inputs in which {name} fires"
-    said = (f"without {quoted(f['part'])} {name} loses {percent(f['lost'])} of its activation, {percent(f['effect'])} more than "
-            f"without another part ({interval(f)}), and stops in {percent(f['stops'])}; {against(f, others)}")
+    said = (f"without {quoted(f['part'])} {name} loses {percent(f['lost'])} of its activation, "
+            f"{percent(f['effect'])} more than without another part ({interval(f)}), and stops in {percent(f['stops'])}; {against(f, others)}")
     return hedged(f, said, OWN)
 
 def _show_parts(table, title, facts): return dots(table, title, 'share of its activation that is lost')
@@ -134,8 +135,8 @@ def ablation(bench, of, n:int=40, seed:int=0):
 def word_counts(
     bench:Bench,
     of:Units # The units
-)->tuple[np.ndarray,np.ndarray]: # In training inputs: how often each word is there, [W], and where each unit fires, [W, U]
-    "Which words each unit fires on"
+)->tuple[np.ndarray,np.ndarray]: # How often each word is there, [W], and where each unit fires, [W, U]
+    "Which words each unit fires on, in training inputs"
     words = bench.train.words
     place,n = {w: i for i,w in enumerate(words)}, len(words)
     base,on = np.zeros(n), np.zeros((n, len(of)))
@@ -203,16 +204,17 @@ def _say_insertion(facts, name, others):
     "What is enough"
     f = facts
     if f['part'] is None: return f'there is no word to try with {name}: in training inputs it hardly fires'
-    said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which it was silent, "
-            f"with another word as frequent in {percent(f['fires_without'])}; by {percent(f['effect'])} of its maximum "
-            f"({interval(f)}); {against(f, others)}")
+    said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which "
+            f"it was silent, with another word as frequent in {percent(f['fires_without'])}; by {percent(f['effect'])} of its "
+            f"maximum ({interval(f)}); {against(f, others)}")
     return hedged(f, said, OWN)
 
 def _show_words(table, title, facts):
     "Each word, and in grey how far placebos come with their own"
     fig = dots(table, title, 'share of its maximum, beyond another word as frequent')
     if facts['chance']:
-        fig.axes[0].axvspan(min(facts['chance']), max(facts['chance']), color='#eee', label='placebos, with their own words')
+        ends = min(facts['chance']), max(facts['chance'])
+        fig.axes[0].axvspan(*ends, color='#eee', label='placebos, with their own words')
     fig.legends.clear()
     fig.legend(frameon=False, fontsize=9, loc='outside lower center', ncols=3)
     return fig
@@ -244,9 +246,9 @@ def _say_pairs(facts, name, others):
     "Which side, and how often"
     f = facts
     side = 'second' if f['effect'] > 0 else 'first'
-    said = (f"{name} is stronger in the {side} of {f['agree']} of {f['n']} pairs, by {percent(abs(f['effect']))} of its "
-            f"maximum ({interval(f)}); {against(f, others)}".replace('held-out inputs', 'pairs'))
-    return hedged(f, said)
+    said = (f"{name} is stronger in the {side} of {f['agree']} of {f['n']} pairs, by {percent(abs(f['effect']))} of "
+            f"its maximum ({interval(f)}); {against(f, others)}")
+    return hedged(f, said.replace('held-out inputs', 'pairs'))
 
 def _show_pairs(table, title, facts): return dots(table, title, 'share of its maximum: second less first')
 
@@ -267,6 +269,7 @@ def _pair_table(pairs, apart, of):
     "A line for each pair, and the range of the placebos"
     rows = []
     for (a,b),d in zip(pairs, apart):
-        rows.append(dict(pair=f'{a} | {b}', who=of.name, value=d[0], lo=None, hi=None))
-        if len(d)>1: rows.append(dict(pair=f'{a} | {b}', who='random', value=d[1:].mean(), lo=d[1:].min(), hi=d[1:].max()))
-    return pd.DataFrame(rows).astype(dict(lo=float, hi=float))
+        rows.append(dict(pair=f'{a} | {b}', who=of.name, value=d[0], lo=np.nan, hi=np.nan))
+        ends = dict(value=d[1:].mean(), lo=d[1:].min(), hi=d[1:].max()) if len(d) > 1 else {}
+        if ends: rows.append(dict(pair=f'{a} | {b}', who='random') | ends)
+    return pd.DataFrame(rows)

@@ -32,6 +32,7 @@ class Inputs:
     ordered:bool = False          # Do words keep their places?
     parse:Callable|None = None    # What somebody typed -> a line
     events:Callable|None = None   # () -> episode, step, event: what was happening, or None
+    outputs:tuple = ()            # What each output of the unembedding is called
 
 # %% ../../nbs/11_subjects.inputs.ipynb #93457836
 @patch

@@ -294,7 +294,8 @@ def hits(
 
 def work()->Work:
     "A policy acts"
-    return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4), ('distance, units of an action', rms_apart))
+    return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4),
+                ('distance, units of an action', rms_apart))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #8053f82a
 AXES = ['x', 'y', 'z', 'gripper']
@@ -326,7 +327,8 @@ def inputs(
     families = {name: tuple(dict.fromkeys(met[:,i].tolist())) for i,name in enumerate(SENSED)}
     def under(lines, task): return lines.assign(asked=task)
     def events(): return event_windows(table).rename(columns=dict(window='event'))
-    return Inputs(table, _runs_of, families, at_level=_moved, contexts=tuple(TASKS), under=under, events=events)
+    return Inputs(table, _runs_of, families, at_level=_moved, contexts=tuple(TASKS), under=under, events=events,
+                  outputs=tuple(WORDS))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #66aa0d4a
 CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')],

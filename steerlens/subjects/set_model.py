@@ -284,7 +284,8 @@ def set_kl(
 
 def work()->Work:
     "A set model completes sets"
-    return Work(held_out, Completion, measures={'loss, nats/token': set_loss}, apart=('KL divergence, nats/token', set_kl))
+    return Work(held_out, Completion, measures={'loss, nats/token': set_loss},
+                apart=('KL divergence, nats/token', set_kl))
 
 # %% ../../nbs/17_subjects.set_model.ipynb #69a1ffdc
 def at_level(
@@ -305,10 +306,12 @@ def without(
     line:dict              # With `tokens` and `context`
 )->list[tuple]: # (part, line)
     "The set without its context, then without each family's highest rung"
-    tops = [f'{f}_{r}' for f in vocabulary.families if (r := vocabulary.rung(line['tokens'], f))]
-    lowered = [(t, line | dict(tokens=vocabulary.lower(line['tokens'], family_of(t)))) for t in tops]
-    known = [] if line['context']==vocabulary.contexts[0] else [('context', line | dict(context=vocabulary.contexts[0]))]
-    return known + lowered
+    found,unknown = [], vocabulary.contexts[0]
+    if line['context']!=unknown: found.append(('context', line | dict(context=unknown)))
+    for family in vocabulary.families:
+        if not (top := vocabulary.rung(line['tokens'], family)): continue
+        found.append((f'{family}_{top}', line | dict(tokens=vocabulary.lower(line['tokens'], family))))
+    return found
 
 def put(
     vocabulary:Vocabulary, # What sets are made of
@@ -349,7 +352,7 @@ def set_inputs(
         ('cumulative', 'exact'), lambda *how: at_level(vocabulary, *how), vocabulary.contexts,
         lambda lines, context: lines.assign(context=context), lambda line, seed: without(vocabulary, line),
         vocabulary.tokens, lambda line, token: put(vocabulary, line, token), 'tokens',
-        parse=lambda said: typed(vocabulary, said))
+        parse=lambda said: typed(vocabulary, said), outputs=vocabulary.tokens)
 
 def inputs(
     subject:Subject,       # `set_model`

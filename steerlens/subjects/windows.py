@@ -91,4 +91,4 @@ def text_inputs(
     "Windows, with tokens exchanged and put in"
     return Inputs(text.table, text.batches, without=lambda line, seed: exchanged(text, line, seed),
                   words=tuple(text.ids), put=lambda line, word: put(text, line, word), ordered=True,
-                  parse=lambda said: typed(text, said))
+                  parse=lambda said: typed(text, said), outputs=tuple(text.words))
