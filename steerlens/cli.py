@@ -10,7 +10,7 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, cards, codes, label, runs, sae, studio
+from .commands import acts, cards, codes, label, latent, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -18,7 +18,8 @@ GROUPS = dict(acts='Look at datasets of activations, check, split and convert th
               cards='What latents are about: a site of cards, one card, files for others.',
               codes='Make code stores, look at them, check and convert them.',
               label='What latents are called: look, set, review, bring in and take out.',
-              policy='Autoencoders of control policies.', sae='Finished autoencoders.') # Group of commands -> help
+              latent='Look at a latent, and try out what it does.', policy='Autoencoders of control policies.',
+              sae='Finished autoencoders.') # Group of commands -> help
 
 app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
@@ -26,6 +27,7 @@ app.add_typer(sae.app, name='sae', help=GROUPS['sae'])
 app.add_typer(codes.app, name='codes', help=GROUPS['codes'])
 app.add_typer(cards.app, name='cards', help=GROUPS['cards'])
 app.add_typer(label.app, name='label', help=GROUPS['label'])
+app.add_typer(latent.app, name='latent', help=GROUPS['latent'])
 app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)
