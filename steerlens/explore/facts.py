@@ -15,6 +15,7 @@ from ..core import SteerlensError, need, rng, sha256
 from ..stats import CLUSTERS, chance_p, cluster_means, fdr
 from ..codes.backends import CodeStore
 from .enrich import Background, Enriched, binned, split_of
+from .labels import Labels, labels_of
 from .examples import examples, lacks, ranked, rows_of_split
 from ..subjects.showing import Showing
 
@@ -44,20 +45,19 @@ class Deck:
         sae=None,                  # Their autoencoder, or anything with `W_dec` [features, D]
         showing:Showing|None=None, # How rows are shown, and which columns may explain a latent
         lens:tuple|None=None,      # A `Subject` with an unembedding, and what each token id says
-        labels:Mapping|None=None,  # Latent -> its entry: label, category, confidence, status, scores, author, time
+        labels:Mapping|None=None,  # Latent -> its entry; by default what is said in `feature_labels.json`
         trials:pd.DataFrame|None=None, # feature, alpha, method (`random` is the placebo), seed, and outcomes
         enriched:Enriched|None=None,   # From `enrich`; by default what lies in the store
         seed:int=0                 # Of what is drawn
     ):
         self.store,self.sae,self.showing,self.lens = store, sae, showing, lens
-        self.labels,self.trials,self.seed = {} if labels is None else labels, trials, seed
+        self.given,self.trials,self.seed,self.kept = labels, trials, seed, {} # The last: what was made once
         if sae is not None:
             n = len(sae.W_dec)
             need(n==store.n_features, 'sae', f'{n} latents', f'{store.n_features}, as in the codes')
         for c in ('feature', 'alpha', 'method') if trials is not None else ():
             need(c in trials, 'trials', f'no column {c}', 'feature, alpha, method, and what came out')
         self.enriched = enriched or self._in_store()
-        self.kept = {} # What was made once
 
     def keep(self, name, make):
         "What `make` returns, made once"
@@ -70,6 +70,14 @@ class Deck:
         if codes is None or not (codes.folder/'enriched/manifest.json').exists(): return None
         found = Enriched(codes.folder/'enriched')
         return found if found.about['params']['catalog']==sha256(codes.folder/'catalog.json') else None
+
+    @property
+    def labels(self):
+        "Latent -> its entry, as it is now"
+        if self.given is not None: return self.given
+        found = self.keep('labels', lambda: _labels_beside(self.store))
+        if isinstance(found, Labels): found.refresh()
+        return {} if isinstance(found, str) else found
 
     @property
     def background(self):
@@ -89,6 +97,13 @@ class Deck:
             found = Background(self.store, asked, alike, split)
             return found, Background(self.store, split='held out', like=found) if split else None
         except SteerlensError as e: return str(e)
+
+# %% ../../nbs/74_explore.facts.ipynb #3b933e86
+def _labels_beside(store):
+    "Labels that lie beside a store; a line instead where they are damaged, or another one's"
+    if store.codes is None or isinstance(store, OneLatent): return {}
+    try: return labels_of(store) if (store.codes.folder.parent/'feature_labels.json').exists() else {}
+    except SteerlensError as e: return str(e)
 
 # %% ../../nbs/74_explore.facts.ipynb #f7fa7f71
 BARS = 40 # Of a histogram
@@ -355,9 +370,9 @@ def facts(self:Deck,
     rows_D = None if self.sae is None else self.sae.W_dec[features].detach()
     near = [[]]*len(features) if rows_D is None else self.neighbours(rows_D, features)
     says = [None]*len(features) if rows_D is None else self.said(rows_D)
-    found = []
+    found,labels = [], self.labels
     for f,n,s in zip(features, near, says):
-        d = dict(id=f, label=_label(self.labels, f)) | self._one(*self.store.load(f), about[f])
+        d = dict(id=f, label=_label(labels, f)) | self._one(*self.store.load(f), about[f])
         d |= dict(partners=partners[f], neighbours=n, influences=writes[f], lens=s, doses=self.doses(f))
         found.append(d | dict(usual_cosine=self.usual))
     return _plain(found), shown
@@ -377,6 +392,7 @@ def missing(self:Deck)->list[str]: # A line each
     "What these cards lack, and why"
     said = lacks(self.store)
     if not self.enriched and isinstance(self.background, str): said.append(f'no enrichment: {self.background}')
+    if self.given is None and isinstance(self.kept.get('labels'), str): said.append(f'no label: {self.kept["labels"]}')
     if self.sae is None: said.append('no autoencoder given: no neighbours, nothing of what it writes')
     if self.store.stats is None: said.append('no statistics of these codes: no partners')
     elif 'influences' not in self.store.stats.tables: said.append('statistics without an unembedding: no influences')

@@ -16,6 +16,7 @@ from ..core import atomic, need, read_json, sha256, write_json
 from ..codes.backends import CodeStore
 from ..codes.steps import SILENT, stepwise
 from .card import BLOCK, LOOKS, cards, deck_of, link, page, text
+from .facts import Deck
 from .render import STYLE
 from .wording import number, percent, quoted
 
@@ -138,7 +139,7 @@ VERSION = 1 # Of this layout
 def _opened(job):
     "The deck of a job, once a process"
     j = json.loads(job)
-    given = dict(labels={int(k): v for k,v in j['labels'].items()}) if j['labels'] else {}
+    given = dict(labels={int(k): v for k,v in read_json(j['labels']).items()})
     store = CodeStore(j['store'])
     if j['sae']:
         from steerlens.sae.models import load_sae
@@ -175,7 +176,7 @@ def build_site(
     features:Sequence[int]|None=None, # Which latents; all by default
     sae:Path|str|None=None,    # Their autoencoder, for neighbours
     subject:str|None=None,     # Module of the subject, if it isn't the one that the store's activations name
-    labels:Mapping|None=None,  # Latent -> its entry
+    labels:Mapping|None=None,  # Latent -> its entry; by default what is said in `feature_labels.json`
     workers:int=1,             # Processes; more than one needs a `__main__` guard in a script
     tell:Callable=SILENT       # Is told how far it is
 )->Path: # `out`, with `index.html`
@@ -186,11 +187,21 @@ def build_site(
     ours = not out.exists() or not any(out.iterdir()) or (out/'site.json').exists()
     need(ours, out, 'is there already, and no site of cards', 'a new or empty folder')
     folder = store.config.data_dir or store.config.transposed_dir or store.config.neuron_acts_dir
-    job = dict(store=str(folder), sae=sae and str(sae), subject=subject, labels=dict(labels) if labels else None)
-    how = _identity(store, job, features)
+    job = dict(store=str(folder), sae=sae and str(sae), subject=subject)
+    labels = _said(Deck(store, labels=labels), features)
+    how = _identity(store, job | dict(labels=labels), features)
     with stepwise(out, how, lambda: _done(out, how)) as tmp:
-        if tmp: _make(tmp, how, json.dumps(job), store, features, workers, tell)
+        if not tmp: return out
+        write_json(tmp/'.labels.json', labels)
+        job = json.dumps(job | dict(labels=str(tmp/'.labels.json')))
+        _make(tmp, how, job, store, features, workers, tell)
     return out
+
+def _said(deck, features):
+    "The labels that there are"
+    labels = deck.labels
+    found = {f: labels[f] for f in features if f in labels}
+    return {str(f): dict(e) for f,e in found.items() if e.get('label')}
 
 # %% ../../nbs/76_explore.site.ipynb #92fb49bc
 def _make(folder, how, job, store, features, workers, tell):

@@ -122,6 +122,7 @@ def _steered(d):
 
 def _scored(d):
     "What its label is worth"
+    for words in (d['label'] or {}).get('conflicts') or []: yield Line('wary', f'Its label is disputed: {words}.')
     scores = (d['label'] or {}).get('scores') or {}
     for kind in ('detection', 'fuzzing'):
         if scores.get(kind) is None: continue
