@@ -21,8 +21,8 @@ def small(png, path):
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('folder', type=Path, help='where the pictures go')
-    a.add_argument('--latent', default='150', help='which is pushed')
-    a.add_argument('--alpha', default='0.0164', help='how far')
+    a.add_argument('--latent', default='76', help='which is pushed')
+    a.add_argument('--alpha', default='0.016', help='how far')
     a = a.parse_args()
     chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not chromium: sys.exit('no Chromium on PATH; on Debian: apt install chromium')

@@ -107,8 +107,12 @@ def chance_p(
 
 # %% ../nbs/03_stats.ipynb #f692495f
 def fdr(
-    p:Sequence, # p-values of one family of tests
+    p:Sequence,        # p-values of one family of tests
+    of:int|None=None,  # How many tests there were, where the largest p are left out; `len(p)` by default
 )->np.ndarray: # q-values, in the same order
     "Benjamini-Hochberg q-values (1995)"
     from scipy.stats import false_discovery_control
-    return false_discovery_control(np.asarray(p, dtype=float))
+    p = np.asarray(p, dtype=float)
+    of = len(p) if of is None else of
+    need(of >= len(p), 'fdr', f'{len(p)} p of {of} tests', 'no more p than tests')
+    return np.minimum(1, false_discovery_control(p)*(of/len(p))) if len(p) else p

@@ -15,10 +15,11 @@ from ..stats import CLUSTERS
 _jit = njit(nogil=True, error_model='numpy', cache='__file__' in globals())
 
 # %% auto #0
-__all__ = ['PRIOR', 'Cells', 'cells', 'Values', 'once', 'values', 'odds']
+__all__ = ['PRIOR', 'TINY', 'Cells', 'cells', 'Values', 'once', 'values', 'sums', 'as_table', 'odds']
 
 # %% ../../nbs/72_explore.odds.ipynb #877b2094
 PRIOR = 1. # Imaginary firings, spread like all rows
+TINY = 1e-6 # Square of so many rows that they are rounding errors
 
 class Cells(NamedTuple):
     "The rows that count, by episode and stratum"
@@ -79,93 +80,94 @@ def values(
 
 # %% ../../nbs/72_explore.odds.ipynb #699cbc54
 @_jit
-def _numbered(x, n):
-    "Those of `x` that are 0 or more, in the order in which they come up, and the place of each of `n` among them"
-    place,found = np.full(n, -1, np.int64), np.empty(min(n, len(x)), np.int64)
-    m = 0
-    for i in x:
-        if i<0 or place[i]>=0: continue
-        place[i],found[m] = m,i
-        m += 1
-    return found[:m], place
-
-@_jit
-def _members(rows, episode, numbers, at):
-    "The values of some rows, and which of `rows` each is of"
-    n = len(rows)
-    if len(at):
-        n = 0
-        for r in rows: n += at[r+1]-at[r]
-    value,of,m = np.empty(n, np.int64), np.empty(n, np.int64), 0
-    for i in range(len(rows)):
-        a,b = np.int64(rows[i]), np.int64(rows[i])+1
-        if len(at): a,b = at[rows[i]], at[rows[i]+1]
-        for j in range(a, b):
-            value[m],of[m] = numbers[j] if episode[rows[i]]>=0 else -1, i
-            m += 1
-    return value, of
-
-# %% ../../nbs/72_explore.odds.ipynb #9b65157a
-@_jit
-def _tally(rows, episode, stratum, n, numbers, at):
-    "Episodes where it fires; how often, by stratum; values it fires on; how often, by episode"
-    E,S,V = n
-    ep,ep_at = _numbered(episode[rows], E)
-    F = np.zeros((len(ep), S))
+def _pairs(rows, episode, numbers, at, n_values):
+    "Episode and value of each firing as one number, in order"
+    n = 0
     for r in rows:
-        if episode[r]>=0: F[ep_at[episode[r]],stratum[r]] += 1
-    value,of = _members(rows, episode, numbers, at)
-    some,at_value = _numbered(value, V)
-    A = np.zeros((len(ep), len(some)), np.float32)
-    for j in range(len(value)):
-        if value[j]>=0: A[ep_at[episode[rows[of[j]]]],at_value[value[j]]] += 1
-    return ep, F, some, A
+        if episode[r]>=0: n += at[r+1]-at[r] if len(at) else 1
+    found,m = np.empty(n, np.int64), 0
+    for r in rows:
+        if episode[r]<0: continue
+        a,b = (at[r], at[r+1]) if len(at) else (np.int64(r), np.int64(r)+1)
+        for j in range(a, b):
+            if numbers[j]<0: continue
+            found[m] = np.int64(episode[r])*n_values+numbers[j]
+            m += 1
+    return np.sort(found[:m])
 
-# %% ../../nbs/72_explore.odds.ipynb #afcb52ca
 @_jit
-def _sums(ep, F, some, A, n, counts, share, spread, prior):
+def _tally(rows, episode, stratum, shape, pairs):
+    "Episodes where it fires; how often, by stratum; values in enough of them; in how many; how often, by episode"
+    E,S,V = shape
+    F,both = np.zeros((E, S)), np.zeros(V, np.int64)
+    for r in rows:
+        if episode[r]>=0: F[episode[r],stratum[r]] += 1
+    for i in range(len(pairs)):
+        if i==0 or pairs[i]!=pairs[i-1]: both[pairs[i]%V] += 1
+    ep,some = np.flatnonzero(F.sum(1)), np.flatnonzero(both>=CLUSTERS)
+    ep_at,v_at = np.zeros(E, np.int64), np.full(V, -1)
+    ep_at[ep],v_at[some] = np.arange(len(ep)), np.arange(len(some))
+    A = np.zeros((len(ep), len(some)))
+    for x in pairs:
+        if v_at[x%V]>=0: A[ep_at[x//V],v_at[x%V]] += 1
+    return ep, F[ep], some, both[some], A
+
+# %% ../../nbs/72_explore.odds.ipynb #d7124d20
+@_jit
+def _sums(ep, F, some, both, A, n, counts, share, spread, prior):
     "Of each value: a, q, episodes of both, and the sums over episodes of a-r, its square, and of u squared"
     S,total,often = F.shape[1], F.sum(), F.sum(0)/np.maximum(n.sum(0), 1)
-    out = np.zeros((len(some), 6))
+    out,x,y = np.zeros((len(some), 6)), np.zeros(len(some)), np.zeros(len(some))
     for j in range(len(some)):
-        v,q,both = some[j], (F.sum(0)*share[:,some[j]]).sum()/total, (A[:,j]>0).sum()
-        out[j,0],out[j,1],out[j,2] = A[:,j].sum(), q, both
-        if both < CLUSTERS: continue
-        pi = (out[j,0]+prior*q)/(total+prior)
-        x,y = 1/((total+prior)*pi*(1-pi)), 1/(total*q*(1-q))
-        silent = d = dd = uu = 0.
-        for s in range(S):
-            for u in range(S): silent += often[s]*often[u]*spread[v,s,u]
-        for i in range(len(ep)):
-            fires = own = base = 0.
+        v,q = some[j], (F.sum(0)*share[:,some[j]]).sum()/total
+        a,pi = A[:,j].sum(), (A[:,j].sum()+prior*q)/(total+prior)
+        x[j],y[j] = 1/((total+prior)*pi*(1-pi)), 1/(total*q*(1-q))
+        silent = (often*(spread[v]*often).sum(1)).sum()
+        out[j,0],out[j,1],out[j,2] = a, q, both[j]
+        out[j,3],out[j,4],out[j,5] = a-q*total, silent, silent*y[j]**2
+    for i in range(len(ep)):
+        fires = F[i].sum()
+        for j in range(len(some)):
+            own = base = 0.
             for s in range(S):
-                fires += F[i,s]
-                own += F[i,s]*share[s,v]
-                base += often[s]*(counts[ep[i],s,v]-share[s,v]*n[ep[i],s])
+                own += F[i,s]*share[s,some[j]]
+                base += often[s]*(counts[ep[i],s,some[j]]-share[s,some[j]]*n[ep[i],s])
+            pi = (out[j,0]+prior*out[j,1])/(total+prior)
             more = A[i,j]-own-base
-            moves = (A[i,j]-pi*fires)*x - (own+base-q*fires)*y
-            d,dd,uu,silent = d+more, dd+more**2, uu+moves**2, silent-base**2
-        silent = max(silent, 0.)
-        out[j,3],out[j,4],out[j,5] = d, dd+silent, uu+silent*y**2
+            moves = (A[i,j]-pi*fires)*x[j] - (own+base-out[j,1]*fires)*y[j]
+            out[j,4] += more**2-base**2
+            out[j,5] += moves**2-(base*y[j])**2
     return out
 
-# %% ../../nbs/72_explore.odds.ipynb #696286e3
+# %% ../../nbs/72_explore.odds.ipynb #afcb52ca
+def sums(
+    rows:np.ndarray, # Where a latent fires, ascending, [n]
+    cells:Cells,     # The rows that count
+    values:Values    # What they may have
+)->tuple[np.ndarray,float,np.ndarray]: # Values in enough episodes, firings that count, and sums for `as_table`
+    "What is summed over episodes"
+    shape = len(cells.n), *values.share.shape
+    pairs = _pairs(rows, cells.episode, values.numbers, values.at, shape[2])
+    found = _tally(rows, cells.episode, cells.stratum, shape, pairs)
+    return found[2], found[1].sum(), _sums(*found, cells.n, values.counts, values.share, values.spread, PRIOR)
+
+def as_table(
+    number:np.ndarray, # Of the values, [m]
+    fires,             # Firings that count, one number or [m]
+    sums:np.ndarray    # From `sums`, [m, 6]
+)->pd.DataFrame: # number, n, share, base, log_odds, lo, hi, p, episodes (those of both)
+    "Sums as log-odds, intervals and p"
+    a,q,both,d,dd,uu = sums.T
+    with np.errstate(all='ignore'): log_odds = logit((a+PRIOR*q)/(fires+PRIOR))-logit(q) # NaN where all rows have it
+    half = t.ppf(.975, both-1)*np.sqrt(np.maximum(uu, 0))
+    p = np.where(dd>TINY, norm.sf(d/np.sqrt(np.maximum(dd, TINY))), 1.) # 1 where all episodes are as expected
+    return pd.DataFrame(dict(number=number, n=a.astype('i8'), share=a/fires, base=q, log_odds=log_odds,
+                             lo=log_odds-half, hi=log_odds+half, p=p, episodes=both.astype('i8')))
+
 def odds(
     rows:np.ndarray, # Where a latent fires, ascending, [n]
     cells:Cells,     # The rows that count
     values:Values    # What they may have
-)->pd.DataFrame: # number, n, share, base, log_odds, lo, hi, p, episodes: a line for each value it fires on
+)->pd.DataFrame: # As from `as_table`, a line for each value that is in enough of the episodes where it fires
     "How much more often than by chance each value comes where a latent fires"
-    shape = len(cells.n), *values.share.shape
-    found = _tally(rows, cells.episode, cells.stratum, shape, values.numbers, values.at)
-    sums = _sums(*found, cells.n, values.counts, values.share, values.spread, PRIOR)
-    return _as_table(found[2], found[1].sum(), *sums.T)
-
-def _as_table(number, fires, a, q, both, d, dd, uu):
-    "Sums as log-odds, intervals and p"
-    with np.errstate(all='ignore'):
-        log_odds = logit((a+PRIOR*q)/(fires+PRIOR))-logit(q)
-        half = np.where(both<CLUSTERS, np.nan, t.ppf(.975, both-1)*np.sqrt(uu))
-        p = np.where(both<CLUSTERS, np.nan, norm.sf(d/np.sqrt(dd)))
-    return pd.DataFrame(dict(number=number, n=a.astype('i8'), share=a/max(fires, 1), base=q, log_odds=log_odds,
-                             lo=log_odds-half, hi=log_odds+half, p=p, episodes=both.astype('i8')))
+    return as_table(*sums(rows, cells, values))
