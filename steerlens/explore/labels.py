@@ -15,7 +15,7 @@ from ..core import SteerlensError, atomic, need, sha256, unwritable
 
 # %% auto #0
 __all__ = ['STATUSES', 'BLANK', 'LONGEST', 'SHARES', 'OURS', 'KINDS', 'FORMAT', 'VERSION', 'is_model', 'check_field', 'new_edit',
-           'heads_of', 'utc', 'loads', 'about', 'Labels', 'labels_of', 'Conflict']
+           'heads_of', 'utc', 'now_of', 'loads', 'about', 'Labels', 'labels_of', 'Conflict']
 
 # %% ../../nbs/70_explore.labels.ipynb #cb4b1f37
 STATUSES = 'draft', 'accepted', 'rejected'
@@ -113,8 +113,10 @@ def _values(field, heads):
     if field=='evidence': return [(list(dict.fromkeys(x for v in values for x in v)), heads[-1])]
     return [(v, e) for i,(v,e) in enumerate(zip(values, heads)) if v not in values[i+1:]]
 
-def _now(history):
-    "What each field says now"
+def now_of(
+    history:list # Edits of a latent
+)->dict: # Field -> value
+    "What each field says after these edits"
     return {f: said[-1][0] for f,said in _said(history).items()}
 
 # %% ../../nbs/70_explore.labels.ipynb #a5864cb1
@@ -129,7 +131,7 @@ def _entry(where, text, when):
     need(all(heads.values()), f'{where}: history', 'edits that replace each other')
     said = {f: v for f,v in x.items() if f not in OURS}
     for f,v in said.items(): check_field(where, f, v)
-    by_hand = _by_hand(_now(history), said)
+    by_hand = _by_hand(now_of(history), said)
     if not by_hand: return history
     over = {f: [e['id'] for e in heads.get(f, ())] for f in by_hand}
     return [*history, new_edit('by hand', _after(history, when), '', by_hand, over)]
@@ -301,6 +303,11 @@ def about(self:Labels)->dict:
     return self._head['about']
 
 @patch(as_prop=True)
+def revision(self:Labels)->int:
+    "How often the file was written"
+    return self._head.get('revision', 0)
+
+@patch(as_prop=True)
 def n_features(self:Labels)->int:
     "Latents of the autoencoder"
     return self._head['about']['n_features']
@@ -360,17 +367,21 @@ def history(self:Labels,
     with self._busy: return json.loads(json.dumps(self._history(self.number(feature))))
 
 @patch
+def entries(self:Labels)->list[dict]: # As `labels[latent]`, by latent; quick, for they are no copies: not to be changed
+    "What is said of every latent of which anything is said"
+    with self._busy: return [self._says(f) for f in self]
+
+@patch
 def conflicts(self:Labels)->dict[int,list[str]]: # Only latents with some
     "What people disagree about, in words"
-    with self._busy: found = {f: self._says(f)['conflicts'] for f in self}
-    return {f: [*words] for f,words in found.items() if words}
+    return {e['feature']: [*e['conflicts']] for e in self.entries() if e['conflicts']}
 
 # %% ../../nbs/70_explore.labels.ipynb #cd0d6695
 @patch
 def table(self:Labels)->'pd.DataFrame': # feature, the fields, author, time, revision; scores as columns
     "All labels"
     import pandas as pd
-    with self._busy: entries = [self._says(f) for f in self]
+    entries = self.entries()
     columns = 'feature', 'label', 'category', 'confidence', 'status', 'author', 'time', 'revision', 'same_as'
     t = pd.DataFrame({c: [e[c] for e in entries] for c in columns})
     for s in (*SHARES, 'n'): t[s] = pd.Series([e['scores'].get(s) for e in entries], dtype='float64')
@@ -432,9 +443,9 @@ def _change(where, history, fields, author, how, seen):
 
 def _with_label(history, seen, fields):
     "A changed label loses its confidence; scores are of the label that was seen, or comes with them"
-    label = fields.get('label', _now(history[:seen]).get('label', ''))
+    label = fields.get('label', now_of(history[:seen]).get('label', ''))
     if fields.get('scores'): fields = fields | dict(scores=dict(of=label) | fields['scores'])
-    now = _now(history)
+    now = now_of(history)
     stale = fields.get('label', now.get('label'))!=now.get('label') and now.get('confidence') is not None
     return (dict(confidence=None) if stale else {}) | fields
 
@@ -530,6 +541,27 @@ def _save(file, head, text):
     with atomic(file) as tmp:
         tmp.write_text('\n'.join(lines), encoding='utf-8', newline='\n')
         if file.exists(): shutil.copymode(file, tmp)
+
+# %% ../../nbs/70_explore.labels.ipynb #9b696854
+@patch
+def add_placebo(self:Labels,
+    feature:int,  # The latent that was shown
+    label:str,    # What it was said to be
+    of:int,       # Whose label that is
+    author:str,   # Who judged
+    accepted:bool # Did it pass?
+):
+    "Note what somebody said of a label that is another latent's"
+    trial = dict(feature=self.number(feature), label=label, of=self.number(of), author=_checked_author(author),
+                 accepted=bool(accepted), time=utc(time.time()))
+    with self._busy, self._alone(): self._write({}, placebos=[*self._head.get('placebos', []), trial])
+
+@patch(as_prop=True)
+def placebos(self:Labels)->list[dict]: # feature, label, of, author, accepted, time; what isn't so is left out
+    "What people said of labels that were other latents'"
+    kinds = dict(feature=int, label=str, of=int, author=str, accepted=bool, time=str)
+    found = [p for p in self._head.get('placebos', []) if isinstance(p, dict)]
+    return [p for p in found if all(type(p.get(k)) is kind for k,kind in kinds.items())]
 
 # %% ../../nbs/70_explore.labels.ipynb #1a08548f
 @patch

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from ..core import atomic
+from ..core import atomic, need
 from ..acts.store import Acts
 from ..acts.stream import Stream
 from .models import for_use, load_sae, new_sae, save_sae, similarity
@@ -78,6 +78,7 @@ def train_site(
                     normalise='expected_average_only_in', longest=recipe.longest)
     if recipe.epochs: training = replace(training, steps=max(1, round(recipe.epochs*stream.n_rows/recipe.batch)))
     sae = _begin(stream, recipe)
+    if training.renew: _check_origin(sae, recipe.init, site)
     start = deepcopy(sae)
     done = train(sae, stream, watch, folder, training, callbacks)
     sae.fold_activation_norm_scaling_factor(done.scale) # from now on it takes the network's own vectors
@@ -89,6 +90,11 @@ def train_site(
     save_sae(sae, folder, site, density, done.log, params, inputs=[acts.folder/'catalog.json'], seed=recipe.seed,
              best=done.best, **scores)
     return Made(load_sae(folder, site), held, done.log, scores, stream.n_rows)
+def _check_origin(sae, init, site):
+    "Latents can be renewed in the autoencoder that they are of, and nowhere else"
+    at = sae.cfg.metadata.init.get('site')
+    need(at==site, f"site '{site}'", f'latents to renew, and init={init}' + (f" of '{at}'" if at else ''),
+         'the autoencoder of this site, whose latents they are')
 
 def _begin(stream, recipe):
     "A fresh autoencoder, in the units of the stream"

@@ -94,6 +94,7 @@ class Training:
     seed:int = 0               # Of resampling
     drift:dict = field(default_factory=dict) # Bands of the measurements, `{dead: [0, .5], explained_variance: .05}`
     stop:bool = False          # End at the first drift?
+    renew:list = field(default_factory=list) # Latents that the first resampling moves, too, dead or not
 
 # %% ../../nbs/34_sae.train.ipynb #bba2bb7b
 def class_coefficients(
@@ -156,6 +157,8 @@ def _check_values(t):
     after = t.resample if isinstance(t.resample, (list,tuple)) else [t.resample]
     fits = all(type(n) is int and n>=0 for n in after)
     need(fits, 'train', f'resample={t.resample!r}', 'a whole number from 0 on, or a list of them')
+    numbers = all(type(i) is int and i>=0 for i in t.renew) and len({*t.renew})==len(t.renew)
+    need(numbers, 'train', f'renew={str(t.renew)[:60]}', 'numbers of latents, each once')
     need(t.steps < 10_000_000, 'train', f'steps={t.steps:,}', 'less than ten million')
     need(_number(t.clip) and t.clip>0, 'train', f'clip={t.clip!r}', 'a positive number')
     need(_number(t.warmup) and 0<=t.warmup<=1, 'train', f'warmup={t.warmup!r}', 'a share of the updates, 0 to 1')
@@ -185,6 +188,17 @@ def _check(sae, stream, held, t):
     thresholds = 'threshold' in dict(sae.named_parameters())
     need(not (t.resample and thresholds), 'train',
          f'{type(sae).__name__} has thresholds, which resampling leaves as they are', 'resample=0')
+    if t.renew: _check_renewal(t, sae.cfg.d_sae, stream.batch)
+
+def _check_renewal(t, n_latents, batch):
+    "Are there such latents, and does a resampling come that takes them?"
+    first = _first(t.resample)
+    need(0 < first < t.steps, 'train', f'{len(t.renew)} latents to renew, and no resampling before the last update',
+         'resample')
+    need(max(t.renew) < n_latents, 'train', f'renew: latent {max(t.renew)}', f'numbers from 0 to {n_latents-1}')
+    most = min(batch, n_latents-1)
+    need(len(t.renew) <= most, 'train', f'renew: {len(t.renew)} latents', f'at most {most}: a row of the batch each',
+         'larger batches')
 
 # %% ../../nbs/34_sae.train.ipynb #8abba0a0
 class _Run:
@@ -274,17 +288,28 @@ def _due(resample, done):
     "Does a resampling follow this update?"
     return done in resample if isinstance(resample, (list,tuple)) else bool(resample) and done%resample==0
 
+def _first(resample):
+    "The update that the first resampling follows; 0 for none"
+    return min(resample, default=0) if isinstance(resample, (list,tuple)) else resample
+
+def _moving(run):
+    "Which latents a resampling moves: those to renew, at the first one, and the dead"
+    dead = run.silent>run.t.dead_after
+    first = run.t.renew if run.done==_first(run.t.resample) else []
+    dead[first] = False
+    return torch.cat([torch.tensor(first, dtype=torch.int64, device=dead.device), dead.nonzero()[:,0]])
+
 @torch.no_grad()
 def _resample(run, x):
-    "Dead latents on rows of this batch that are rebuilt badly; how many"
-    sae = run.sae
-    dead = (run.silent>run.t.dead_after).nonzero()[:,0][:len(x)]
-    if not len(dead) or len(dead)==sae.cfg.d_sae: return 0
+    "Dead latents, and those to renew, on rows of this batch that are rebuilt badly; how many"
+    sae,dead = run.sae, _moving(run)
+    living = torch.ones(sae.cfg.d_sae, dtype=torch.bool, device=dead.device).index_fill(0, dead, False)
+    dead = dead[:len(x)]
+    if not len(dead) or not living.any(): return 0
     loss = (sae.decode(sae.encode(x))-x).pow(2).sum(1).double().square()
     g = generator('resample', run.t.seed, run.done)
     picked = torch.multinomial(loss.cpu(), len(dead), generator=g).to(x.device)
     to = torch.nn.functional.normalize(x[picked]-sae.b_dec)
-    living = run.silent<=run.t.dead_after
     sae.W_dec[dead] = to*sae.W_dec[living].norm(dim=1).mean()
     sae.W_enc[:,dead] = (to*.2*sae.W_enc[:,living].norm(dim=0).mean()).T
     if hasattr(sae, 'b_enc'): sae.b_enc[dead] = 0
