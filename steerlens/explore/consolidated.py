@@ -70,7 +70,7 @@ def import_consolidated(self:Labels,
     "Take in the labels of the published pipeline"
     entries,rest = read_consolidated(file, self.n_features)
     self.refresh()
-    edits = {f: _import_edit(self.history(f), e) for f,e in entries.items()}
+    edits = {f: _import_edit(self.history(f), self[f], e) for f,e in entries.items()}
     found = self.take({f: [e] for f,e in edits.items() if e}, dict(consolidated=rest) if rest else {})
     odd = [f for f,e in entries.items() if in_our_words(e)['confidence'] is None and _confidence(e) is not None]
     said = [f'confidences that are no share from 0 to 1 are kept aside: latents {_some(odd)}'] if odd else []
@@ -85,11 +85,11 @@ def _some(names):
     return ', '.join(names[:5]) + (f' and {len(names)-5} more' if len(names)>5 else '')
 
 # %% ../../nbs/71_explore.consolidated.ipynb #8982d152
-def _import_edit(history, entry):
-    "What an entry says that it didn't say when it was brought in last"
+def _import_edit(history, said, entry):
+    "What an entry says that it didn't say when it was brought in last, or taken out; None for nothing"
     heads = heads_of(history)
     before = heads['consolidated'][-1]['set']['consolidated'] if heads.get('consolidated') else None
-    if entry==before: return None
+    if entry==before or isinstance(entry, dict) and entry==_exported(said, entry.get('model_type')): return None
     old,new = in_our_words(before), in_our_words(entry)
     fields = {f: v for f,v in new.items() if v!=old[f]}
     over = {f: [e['id'] for e in heads.get(f, ()) if e['set'][f]==old[f]] for f in fields}

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np, pandas as pd
 from ..core import SteerlensError, need, rng
 from ..stats import rate
+from ..codes.statistics import Stats
+from ..codes.store import Codes
 from .labels import Conflict, Labels, is_model, now_of
 
 # %% auto #0
 __all__ = ['WIDTH', 'PRIOR', 'RANDOM', 'PLACEBO', 'KINDS', 'HELP', 'DONE', 'sureness', 'decisions', 'random_order',
-           'chance_wrong', 'queue', 'next_batch', 'decide', 'agreement', 'in_words', 'show_agreement', 'printable',
-           'review']
+           'chance_wrong', 'queue', 'next_batch', 'decide', 'agreement', 'in_words', 'show_agreement', 'seen_in',
+           'printable', 'review']
 
 # %% ../../nbs/71_explore.review.ipynb #f911e7a6
 def sureness(
@@ -205,6 +207,24 @@ def show_agreement(
     return plot.curves(shown, 'upto', 'rate', 'kind', in_words(labels).capitalize(), 'decisions',
                        f'share accepted, blocks of {block}', ylim=(0, 1))
 
+# %% ../../nbs/71_explore.review.ipynb #4a555c35
+def seen_in(
+    codes:Codes # A finished store
+)->Callable: # latent -> lines
+    "What the statistics of a store say about a latent"
+    try: stats = Stats(codes.folder)
+    except SteerlensError as e: stats,missing = None, [f'no statistics: {e}']
+    def lines(feature):
+        if stats is None: return missing
+        s = stats.feature(feature)
+        if not s['count']: return [f'never fires in {codes.n_rows:,} rows']
+        t = stats.breakdown(feature) if 'breakdown' in stats.tables else pd.DataFrame(dict(share=[], base=[]))
+        t = t.assign(excess=t.share-t.base).nlargest(4, 'excess')
+        found = [f'fires in {s["density"]:.2%} of {codes.n_rows:,} rows, up to {s["max"]:.3g}']
+        for r in t.itertuples(): found.append(f'{r.column} {r.value!r}: {r.share:.0%} of its firings, {r.base:.1%} of rows')
+        return found
+    return lines
+
 # %% ../../nbs/71_explore.review.ipynb #7fbd9436
 HELP = 'a accept · e TEXT edit · r [WHY] reject · s skip · q stop'
 DONE = dict(accept='accepted', edit='edited', reject='rejected', skip='skipped')
@@ -242,7 +262,7 @@ def _page(item, place, about):
     "What is shown of a label"
     top = f'\n[{place}] latent {item["feature"]}: {item["label"]}'
     category = f' ({item["category"]})' if item['category'] else ''
-    lines = [top+category, f'  by {item["model"]}; {item["why"]}', *(about(item['feature']) if about else ())]
+    lines = [top+category, f'by {item["model"]}; {item["why"]}', *(about(item['feature']) if about else ())]
     return printable('\n  '.join(lines))
 
 def _answered(labels, item, author, ask, tell):
