@@ -18,11 +18,11 @@ from ..codes.store import whole
 from .evidence import Material
 from .labellers import LABELLERS, Label
 from .labels import Conflict, Labels, is_model, labels_of
-from .prompts import Spent, Talk
+from .prompts import TRIES, Spent, Talk, one_line
 from .scores import by_asking, by_rule, items, judged, scored, summary
 
 # %% auto #0
-__all__ = ['CHUNK', 'FEW', 'OTHERS', 'TESTED', 'SCORES', 'decided', 'Job', 'Autolabels', 'autolabel']
+__all__ = ['CHUNK', 'FEW', 'OTHERS', 'TESTED', 'SCORES', 'decided', 'by_people', 'Job', 'Autolabels', 'autolabel']
 
 # %% ../../nbs/79_explore.autolabel.ipynb #5e989ae4
 def decided(
@@ -30,8 +30,15 @@ def decided(
     feature:int    # One of them
 )->str: # Who; empty where nobody has
     "The person who has named or judged a latent"
-    said = [e['author'] for e in labels.history(feature) if not is_model(e['author']) and {'label', 'status'} & set(e['set'])]
+    said = [e['author'] for e in by_people(labels, feature) if {'label', 'status'} & set(e['set'])]
     return said[-1] if said else ''
+
+def by_people(
+    labels:Labels, # Of these latents
+    feature:int    # One of them
+)->list[dict]: # Edits
+    "What people have said of a latent"
+    return [e for e in labels.history(feature) if not is_model(e['author'])]
 
 def _kept(labels, features, talk):
     "Latents that keep their labels, or have none to be judged"
@@ -55,6 +62,8 @@ class Job:
     others:dict        # Latent -> Label, from the file
     tell:Callable      # Is told how far it is
 
+def _threads(): return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
 @patch(as_prop=True)
 def chunks(self:Job)->list[tuple]: # First latent's place, latents
     f = self.how['latents']
@@ -67,7 +76,7 @@ def labelled(self:Job,
     "Labels of some latents"
     who,asked = LABELLERS[self.how['labeller']], [f for f in features if f not in self.kept]
     def look(f): return self.material.evidence(f, who.needs, self.how['seed'])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool: evidence = [*pool.map(look, asked)]
+    with _threads() as pool: evidence = [*pool.map(look, asked)]
     made = who.label(evidence, self.talk)
     fits = len(made)==len(asked) and all(isinstance(m, Label) for m in made)
     need(fits, f"labeller '{who.name}'", f'{len(made)} labels or other things', f'{len(asked)} of them')
@@ -84,8 +93,8 @@ def scores(self:Job,
     "Judge the labels of some latents"
     some = [f for f in features if _testable(labels[f], self.talk)]
     pool = {f: m for f,m in (self.others | labels).items() if _testable(m, self.talk)}
-    tests = [self.material.test(f, self.how['per_tenth'], self.how['silent'], self.how['seed']) for f in some]
-    n = 1 if self.talk else OTHERS
+    size,n = [self.how[k] for k in ('per_tenth', 'silent', 'seed')], 1 if self.talk else OTHERS
+    with _threads() as pool_of: tests = [*pool_of.map(lambda f: self.material.test(f, *size), some)]
     found = [i for t in tests if not t.why for i in items(t, labels[t.feature], pool, n, True, self.how['seed'])]
     answers = by_asking(self.material, self.talk, found) if self.talk else by_rule(self.material, found)
     lines = judged(found, answers) if found else pd.DataFrame()
@@ -123,7 +132,8 @@ def join(self:Job, folder:Path, labels:dict):
     if len(lines): _write(folder/'judged.parquet', lines)
     told = summary(scored(lines)) if len(lines) else {}
     why = {int(f): w for p in folder.glob('.parts/why-*.json') for f,w in read_json(p).items()}
-    write_json(folder/'labels.json', [_entry(f, labels[f], told.get(f, {}), why.get(f, '')) for f in self.how['latents']])
+    entries = [_entry(f, labels[f], told.get(f, {}), why.get(f, '')) for f in self.how['latents']]
+    write_json(folder/'labels.json', entries)
     spent = self.talk.spent if self.talk else Spent()
     manifest(folder, 'autolabel', self.how, seed=self.how['seed'], spent=vars(spent))
 
@@ -182,7 +192,8 @@ def autolabel(
     size = TESTED['model' if talk else 'rule']
     asked = dict(alike=alike, text=text, seed=seed, per_tenth=size[0] if per_tenth is None else per_tenth,
                  silent=size[1] if silent is None else silent)
-    for k in ('per_tenth', 'silent'): need(type(asked[k]) is int and asked[k] > 0, k, repr(asked[k]), 'a whole number from 1 on')
+    for k in ('per_tenth', 'silent'):
+        need(type(asked[k]) is int and asked[k] > 0, k, repr(asked[k]), 'a whole number from 1 on')
     job = _job(store, labels, labeller, features, talk, asked, tell)
     seen = {f: labels[f]['revision'] for f in features}
     if dry: return Autolabels(_table([_entry(f, m, {}, '') for f,m in _dry(job)]), None, talk.spent)
@@ -201,7 +212,8 @@ def _talk(name, settings, folder, dry, per_minute, tell):
     "A talk to the labeller's model; None where it asks none"
     need(name in LABELLERS, 'labeller', repr(name), f'one of {", ".join(LABELLERS)}')
     opens = LABELLERS[name].model
-    need(opens or not (settings or dry), f"labeller '{name}'", 'asks no model', f'no {", ".join([*settings]) or "prompts"}')
+    given = [*settings, *(['dry run'] if dry else [])]
+    need(opens or not given, f"labeller '{name}'", 'asks no model', f'no {", ".join(given)}')
     if not opens: return None
     try: model = opens(**settings)
     except TypeError as e: raise SteerlensError(f"labeller '{name}'", str(e).split('() ')[-1]) from None
@@ -210,7 +222,8 @@ def _talk(name, settings, folder, dry, per_minute, tell):
 def _job(store, labels, name, features, talk, asked, tell):
     "Everything that a run's numbers depend on"
     kept = _kept(labels, features, talk)
-    others = {} if len(features) >= FEW else {e['feature']: e for e in labels.entries() if e['label']}
+    others = {e['feature']: e for e in labels.entries() if e['label'] and e['feature'] not in {*features}}
+    if len(features) >= FEW: others = {}
     material = Material(store, asked['alike'], asked['text'])
     pool = {f: Label(e['label'], _rule(e.get('rule'), material)) for f,e in others.items()}
     how = dict(catalog=sha256(store.codes.folder/'catalog.json'), labeller=name, latents=features, **asked,
@@ -240,38 +253,43 @@ def _written(labels, job, made, seen):
     "Write the labels of a run down, and say which"
     entries = read_json(made/'labels.json')
     author = f'model:{_name(job)}'
-    changes = {e['feature']: _fields(e, made, e['feature'] in job.kept) for e in entries if e['text']}
+    changes = {e['feature']: _fields(e, made, labels, job.kept) for e in entries if e['text']}
     changes = {f: fields for f,fields in changes.items() if fields}
     late = _update(labels, changes, author, seen)
     for e in entries: e['why'] = e['why'] or late.get(e['feature'], '')
-    t = _table(entries).assign(written=[e['feature'] in changes and e['feature'] not in late for e in entries])
+    t = _table(entries)
+    t['written'] = t.feature.isin([f for f in changes if f not in late])
     return Autolabels(t, made, job.talk.spent if job.talk else Spent())
 
 def _name(job):
     "Who signs"
-    return Path(job.talk.model.settings['model']).name[:100] if job.talk else job.how['labeller']
+    return one_line(job.talk.model.settings['model'])[:100] if job.talk else job.how['labeller']
 
-def _fields(entry, made, kept):
-    "What is written of a latent"
-    s = dict(scores=dict(of=entry['text'], **entry['scores'])) if entry['scores'] else {}
-    s |= dict(evidence=[f'autolabel/{made.name}'])
-    if kept: return s if entry['scores'] else {}
-    return dict(label=entry['text'], status='draft', rule=entry['rule'], scores={}, **{k: entry[k] for k in ('category', 'notes')}) | s
+def _fields(entry, made, labels, kept):
+    "What is written of a latent: fields that no person has set, and scores"
+    f,scores = entry['feature'], dict(of=entry['text'], **entry['scores']) if entry['scores'] else {}
+    if f in kept and not scores: return {}
+    own = dict(label=entry['text'], status='draft') | {k: entry[k] for k in ('category', 'notes', 'rule')}
+    theirs = {field for e in by_people(labels, f) for field in e['set']}
+    own = {} if f in kept else {k: v for k,v in own.items() if k not in theirs}
+    return own | dict(scores=scores, evidence=[f'autolabel/{made.name}'])
 
 def _update(labels, changes, author, seen):
-    "Write what nobody has changed meanwhile; latent -> who was there first"
+    "Write what nobody has changed meanwhile; latent -> why it wasn't written"
     late = {}
-    while True:
+    for n in range(TRIES):
         labels.refresh()
         late |= {f: 'changed meanwhile; left as it is' for f in changes if labels[f]['revision']!=seen[f]}
         try: labels.update({f: c for f,c in changes.items() if f not in late}, author, 'autolabel', seen)
-        except Conflict: continue # somebody was quicker; look again
-        return late
+        except Conflict: # somebody was quicker; look again
+            if n==TRIES-1: raise
+        else: return late
 
 def _table(entries):
     "A line per latent"
-    t = pd.DataFrame([dict(feature=e['feature'], label=e['text'], rule=e['rule'], category=e['category'], notes=e['notes'],
-                           why=e['why'], written=False) for e in entries])
+    kept = 'feature', 'text', 'rule', 'category', 'notes', 'why'
+    t = pd.DataFrame([[e[k] for k in kept] for e in entries], columns=kept).rename(columns=dict(text='label'))
+    t['written'] = False
     for s in SCORES: t[s] = pd.Series([e['scores'].get(s) for e in entries], dtype='float64')
     return t
 

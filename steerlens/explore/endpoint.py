@@ -5,13 +5,13 @@
 # %% ../../nbs/75_explore.endpoint.ipynb #a6a10b0e
 from __future__ import annotations
 from urllib.parse import urlsplit
-import json, os, time
+import json, os, sys, time
 from fastcore.basics import patch
 from ..core import SteerlensError, need
 from .prompts import Again, Reply, Unanswered
 
 # %% auto #0
-__all__ = ['PATH', 'LARGEST', 'address', 'Endpoint']
+__all__ = ['PATH', 'LARGEST', 'TAKES', 'address', 'Endpoint']
 
 # %% ../../nbs/75_explore.endpoint.ipynb #84498593
 PATH = '/v1/chat/completions'
@@ -24,13 +24,15 @@ def address(
     need(url, 'endpoint', 'no address', 'STEERLENS_LLM_URL, such as http://127.0.0.1:8000')
     try: parts = urlsplit(url)
     except ValueError: parts = urlsplit('')
-    clean = parts.scheme in ('http', 'https') and parts.hostname and not (parts.query or parts.fragment or parts.username)
-    need(clean, 'endpoint', 'no such address', 'http://HOST:PORT or https://HOST/v1, without a name or key in it')
+    bare = parts.hostname and not (parts.query or parts.fragment or parts.username)
+    need(bare and parts.scheme in ('http', 'https'), 'endpoint', 'no such address',
+         'http://HOST:PORT or https://HOST/v1, without a name or key in it')
     base = url.rstrip('/').removesuffix(PATH).removesuffix('/v1')
     return base+PATH
 
 # %% ../../nbs/75_explore.endpoint.ipynb #315e2055
 LARGEST = 2**20 # Bytes of an answer
+TAKES = dict(model='model', max_tokens='max_tokens', temperature='temperature') # What a setting is called there
 
 class Endpoint:
     "A model behind `/v1/chat/completions`"
@@ -38,32 +40,50 @@ class Endpoint:
         model:str,              # Its name there
         url:str|None=None,      # The server's address; by default STEERLENS_LLM_URL
         max_tokens:int=400,     # Of an answer
-        temperature:float=0.,   # 0 for the likeliest answer
+        temperature:float|None=0., # 0 for the likeliest answer; None leaves it to the server
         timeout:float=60.,      # Seconds for an answer, all of it
         workers:int=4           # Requests at a time
     ):
         import httpx
         need(isinstance(model, str) and model, 'model', repr(model), 'the name of a model there')
-        for k,v in dict(max_tokens=max_tokens, timeout=timeout, workers=workers).items(): need(v > 0, k, v, 'more than 0')
+        for k,v in dict(max_tokens=max_tokens, timeout=timeout, workers=workers).items():
+            need(v > 0, k, v, 'more than 0')
         self.url,self.timeout,self.workers = address(url), timeout, workers
         self.settings = dict(model=model, url=self.url, max_tokens=max_tokens, temperature=temperature)
-        self._key = os.environ.get('STEERLENS_LLM_KEY', '')
-        need(self._key.isascii() and self._key.isprintable(), 'STEERLENS_LLM_KEY', 'not a key', 'ASCII without line breaks')
+        self._key,self._takes = os.environ.get('STEERLENS_LLM_KEY', ''), dict(TAKES)
+        clean = self._key.isascii() and self._key.isprintable()
+        need(clean, 'STEERLENS_LLM_KEY', 'not a key', 'ASCII without line breaks')
         headers = {'authorization': f'Bearer {self._key}'} if self._key else {}
         here = urlsplit(self.url).hostname in ('localhost', '127.0.0.1', '::1')
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not here)
 
     def body(self,
         messages:list # role and content of each
-    )->dict: "The request"; return {k: v for k,v in self.settings.items() if k!='url'} | dict(messages=messages)
+    )->dict:
+        "The request"
+        return {self._takes[k]: v for k,v in self.settings.items() if self._takes.get(k) and v is not None} | dict(
+            messages=messages)
 
     def says(self,
         messages:list # role and content of each
     )->Reply: # Raises `Again`, `Unanswered` or `SteerlensError`
         "The answer to a prompt"
         status,headers,text = self._sent(json.dumps(self.body(messages)))
+        if status==400 and self._adapted(text): return self.says(messages)
         if status!=200: raise _refused(status, headers, self._shown(text))
         return _reply(text)
+
+# %% ../../nbs/75_explore.endpoint.ipynb #f511e2eb
+@patch
+def _adapted(self:Endpoint, text):
+    "Does the server want a setting called otherwise, or left out?"
+    if 'max_completion_tokens' in text and self._takes['max_tokens']=='max_tokens':
+        self._takes['max_tokens'] = 'max_completion_tokens'
+        return True
+    if "'temperature'" not in text or not self._takes['temperature']: return False
+    print(f'{self.settings["model"]} takes no temperature, and answers with its own', file=sys.stderr)
+    self._takes['temperature'] = None
+    return True
 
 # %% ../../nbs/75_explore.endpoint.ipynb #1dbf3810
 @patch

@@ -12,14 +12,16 @@ from ..core import need, rng
 from ..stats import CLUSTERS
 from ..codes.backends import CodeStore
 from .enrich import Background
-from .examples import Passages, context, examples
+from .examples import WITHIN, Passages, context, examples
 from .prompts import quoted
 
 # %% auto #0
-__all__ = ['TEXT', 'MORE', 'WORDS', 'FACTS', 'NEEDS', 'LEAST', 'SEEN', 'MOST', 'Material', 'Windows', 'Evidence', 'too_little']
+__all__ = ['TEXT', 'PASS', 'MORE', 'WORDS', 'FACTS', 'NEEDS', 'LEAST', 'SEEN', 'MOST', 'Material', 'Windows', 'Evidence',
+           'too_little']
 
 # %% ../../nbs/76_explore.evidence.ipynb #4f1f5578
 TEXT = 'token', 'tokens' # Columns that may hold what a row reads: the first that has two values or more
+PASS = *WITHIN, 'denoise' # What the rows of one computation share, as far as it is known
 
 class Material:
     "What labels are made of and tested on"
@@ -33,7 +35,8 @@ class Material:
         lacking = [c for c in ('episode', 'split') if c not in store.columns]
         need(not lacking, store, f'no column {" and no column ".join(lacking)}', 'rows of which some are held out')
         self.store,self.before,self.after = store, before, after
-        self.train,self.passages = Background(store, alike=alike, split='train'), Passages(store)
+        self.train = Background(store, alike=alike, split='train')
+        self.passages = Passages(store, [c for c in PASS if c in store.columns] or None)
         varied = [c for c in TEXT if c in store.columns and len(store.coded(c).names) > 1]
         self.text = text or next(iter(varied), None)
         need(self.text in (None, *store.columns), f"column '{self.text}'", f'not in {", ".join(store.columns)}')
@@ -112,7 +115,8 @@ def only(self:Windows,
     begins,sizes = self.begins[which], np.bincount(self.window, minlength=len(self))[which]
     window = np.repeat(np.arange(len(which)), sizes)
     rows = np.arange(len(window))+np.repeat(begins-np.cumsum(sizes)+sizes, sizes)
-    return Windows(self.row[rows], window, self.activation[rows], self.centre[which], self.tenth[which], self.episode[which])
+    return Windows(self.row[rows], window, self.activation[rows], self.centre[which], self.tenth[which],
+                   self.episode[which])
 
 # %% ../../nbs/76_explore.evidence.ipynb #0f880468
 MORE = 8 # Times as many silent rows are drawn as are wanted
@@ -149,8 +153,12 @@ def shown(self:Material,
     words = self.store.about(w.row, [self.text])[self.text].tolist() if self.text else [None]*len(w.row)
     lines = [[] for _ in rest]
     for i,word,mark in zip(w.window, words, marked): lines[i] += _words(word, mark)
-    return [' '.join([*some[:WORDS], *([f'... {len(some)-WORDS} more'] if len(some)>WORDS else []), *([f'({f})'] if f else [])])
-            for some,f in zip(lines, rest)]
+    return [_line(some, f) for some,f in zip(lines, rest)]
+
+def _line(words, facts):
+    "A window on one line"
+    more = [f'... {len(words)-WORDS} more'] if len(words) > WORDS else []
+    return ' '.join([*words[:WORDS], *more, *([f'({facts})'] if facts else [])])
 
 def _words(word, mark):
     "The words of a row"
@@ -167,7 +175,7 @@ def _value(x):
 # %% ../../nbs/76_explore.evidence.ipynb #26c95160
 NEEDS = 'enrichment', 'examples', 'outputs'
 LEAST = 20 # Firing windows, and silent ones, that a label is made from or tested on
-SEEN = dict(examples=(2, 20), enrichment=(20, 200)) # Windows that evidence has: per tenth, and silent
+SEEN = dict(examples=(2, 10), enrichment=(20, 200)) # Windows that evidence has: per tenth, and silent
 
 @dataclass
 class Evidence:
@@ -236,9 +244,9 @@ def _examples(self:Material, e):
 
 @patch
 def _outputs(self:Material, feature, n=8):
-    "What a latent promotes, where influences are among the statistics"
+    "What a latent promotes, where influences are among the statistics and have names"
     stats = self.store.stats
     if stats is None or 'influences' not in stats.tables: return []
     t = stats.lines('influences', feature)
     t = t[t.way=='promoted'].head(n)
-    return (t.name if 'name' in t else t.output).tolist()
+    return t.name.tolist() if 'name' in t else [] # a number says nothing

@@ -79,6 +79,7 @@ class Answers:
 
     def refresh(self):
         "Look again at what is there"
+        if self.file.exists() and self.file.stat().st_size==self._whole: return
         try: lines = self.file.read_bytes().split(b'\n') if self.file.exists() else [b'']
         except OSError as e: raise SteerlensError(self.file, f'could not be read ({e.strerror})') from None
         self._whole = sum(len(line)+1 for line in lines[:-1])
@@ -163,13 +164,17 @@ class Talk:
         self.gap,self.backoff = 60/per_minute if per_minute else 0., backoff
         self.answers,self.spent,self.written = Answers(self.folder/'answers.jsonl'), Spent(), 0
         self._stop,self._busy,self._next = Event(), Lock(), 0.
+        self._read,self._rounds = {}, {} # batch -> when it was read, its prompts; kind -> how often it was asked
 
     def key(self,
         messages:list # role and content of each
-    )->str: "What identifies a question: the messages, who is asked, and how"; return sha256([self.model.settings, messages])
+    )->str:
+        "What identifies a question: the messages, who is asked, and how"
+        return sha256([self.model.settings, messages])
 
 # %% ../../nbs/74_explore.prompts.ipynb #e330ac8f
-def _named(kind, name, messages): return f'{kind}-{name}-{sha256(messages)[:10]}'
+def _named(kind, name, messages): return f'{kind}-{name}-{_short(messages)}'
+def _short(messages): return sha256(messages)[:10]
 
 @patch
 def batch(self:Talk,
@@ -177,7 +182,7 @@ def batch(self:Talk,
     prompts:dict # Name -> messages
 )->dict: # Name -> messages, as people left them; raises `SteerlensError` where a file is no batch any more
     "Write prompts down for review, those that aren't there yet"
-    there = dict(_line(f, n, line) for f in self._files(kind) for n,line in enumerate(_lines(f), 1))
+    there = {i: m for f in self._files(kind) for i,m in self._prompts(f).items()}
     ids = {name: _named(kind, name, m) for name,m in prompts.items()}
     new = [dict(custom_id=i, method='POST', url='/v1/chat/completions', body=self.model.body(prompts[name]))
            for name,i in ids.items() if i not in there]
@@ -185,25 +190,31 @@ def batch(self:Talk,
         with atomic(self.folder/f'prompts/{kind}-{len(self._files(kind)):04d}.jsonl') as tmp:
             tmp.write_text(''.join(json.dumps(line, ensure_ascii=False)+'\n' for line in new[a:a+BATCH]))
     self.written += len(new)
-    return {name: there.get(i, prompts[name]) for name,i in ids.items()}
+    return {name: there.get(i) or prompts[name] for name,i in ids.items()}
 
 @patch
 def _files(self:Talk, kind): return sorted(self.folder.glob(f'prompts/{kind}-[0-9][0-9][0-9][0-9].jsonl'))
 
-def _lines(file):
-    try: return file.read_bytes().decode('utf-8-sig').rstrip().split('\n')
-    except (OSError, UnicodeDecodeError) as e: raise SteerlensError(file, f'could not be read ({e})') from None
+@patch
+def _prompts(self:Talk, file):
+    "Id -> messages of a batch, None where nobody has edited them; read again where the file has changed"
+    s = file.stat()
+    if self._read.get(file, (None,))[0]!=(s.st_mtime_ns, s.st_size):
+        try: lines = file.read_bytes().decode('utf-8-sig').rstrip().split('\n')
+        except (OSError, UnicodeDecodeError) as e: raise SteerlensError(file, f'could not be read ({e})') from None
+        self._read[file] = (s.st_mtime_ns, s.st_size), dict(_line(file, n, line) for n,line in enumerate(lines, 1))
+    return self._read[file][1]
 
 def _line(file, n, line):
-    "Id and messages of a prompt that people may have edited"
+    "Id and messages of a prompt; None for messages that are as they were"
     try:
         found = json.loads(line)
         messages = [dict(role=m['role'], content=m['content']) for m in found['body']['messages']]
         good = messages and all(isinstance(x, str) for m in messages for x in m.values())
         need(good and isinstance(found['custom_id'], str), f'{file}:{n}', 'no messages', 'role and content of each')
-        return found['custom_id'], messages
+        return found['custom_id'], None if found['custom_id'].endswith(f'-{_short(messages)}') else messages
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise SteerlensError(f'{file}:{n}', f'no prompt ({e})', 'a line of JSON', 'put it right, or remove it') from None
+        raise SteerlensError(f'{file}:{n}', f'no prompt ({e})', 'a line of JSON', 'put it right') from None
 
 # %% ../../nbs/74_explore.prompts.ipynb #80207166
 TRIES,ROW,PATIENCE = 5, 5, 60. # Tries of a prompt; failures in a row; seconds waited at most
@@ -252,14 +263,15 @@ def ask(self:Talk,
 @patch
 def _fill(self:Talk, kind, left):
     "Ask these"
-    self._row = 0
+    self._row,self._rounds[kind] = 0, self._rounds.get(kind, 0)+1
+    what = f'{kind} prompts, round {self._rounds[kind]}'
     self._stop.clear()
     with ThreadPoolExecutor(self.model.workers) as pool:
         jobs = [pool.submit(self._one, key, m) for key,m in left.items()]
         try:
             for n,job in enumerate(as_completed(jobs), 1):
                 job.result()
-                self.tell(kind, n, len(jobs))
+                self.tell(what, n, len(jobs))
         except BaseException:
             self._stop.set()
             pool.shutdown(cancel_futures=True)
