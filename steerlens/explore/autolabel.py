@@ -187,7 +187,8 @@ def autolabel(
     need(store.codes is not None and store.codes.finished, store, 'still being built, or in another layout',
          'all of its codes', 'finish it, or `steerlens codes import`')
     features = _features(store, latents)
-    labels,folder = labels or labels_of(store), Path(folder or store.codes.folder.parent/'autolabel')
+    labels = labels_of(store) if labels is None else labels # no labels yet is false, too
+    folder = Path(folder or store.codes.folder.parent/'autolabel')
     talk = _talk(labeller, settings, folder, dry, per_minute, tell)
     size = TESTED['model' if talk else 'rule']
     asked = dict(alike=alike, text=text, seed=seed, per_tenth=size[0] if per_tenth is None else per_tenth,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
-import json, os, re, time
+import json, os, re, sys, time
 from fastcore.basics import patch
 from ..core import SteerlensError, atomic, lock, need, sha256, unwritable
 from ..codes.steps import SILENT
@@ -164,7 +164,7 @@ class Talk:
         self.gap,self.backoff = 60/per_minute if per_minute else 0., backoff
         self.answers,self.spent,self.written = Answers(self.folder/'answers.jsonl'), Spent(), 0
         self._stop,self._busy,self._next = Event(), Lock(), 0.
-        self._read,self._rounds = {}, {} # batch -> when it was read, its prompts; kind -> how often it was asked
+        self._said,self._read,self._rounds = set(), {}, {} # lines; file -> what is in it; kind -> how often
 
     def key(self,
         messages:list # role and content of each
@@ -228,7 +228,14 @@ def _tried(self:Talk, messages):
         except Unanswered as e: return str(e)
         except Again as e: why,wait = str(e), self.backoff*2**n if e.after is None else e.after
         with self._busy: self._next = max(self._next, time.monotonic()+min(wait, PATIENCE))
+        if not n: self._say(f'{why}; trying again')
     return why
+
+@patch
+def _say(self:Talk, what):
+    "On standard error, each thing once"
+    if what not in self._said: print(f'{self.model.settings["model"]}: {what}', file=sys.stderr, flush=True)
+    self._said.add(what)
 
 @patch
 def _turn(self:Talk):
