@@ -22,7 +22,7 @@ from .prompts import TRIES, Spent, Talk, one_line
 from .scores import by_asking, by_rule, items, judged, scored, summary
 
 # %% auto #0
-__all__ = ['CHUNK', 'FEW', 'OTHERS', 'TESTED', 'SCORES', 'decided', 'by_people', 'Job', 'Autolabels', 'autolabel']
+__all__ = ['VERSION', 'CHUNK', 'FEW', 'OTHERS', 'TESTED', 'SCORES', 'decided', 'by_people', 'Job', 'Autolabels', 'autolabel']
 
 # %% ../../nbs/79_explore.autolabel.ipynb #5e989ae4
 def decided(
@@ -50,6 +50,7 @@ def _kept(labels, features, talk):
     return found
 
 # %% ../../nbs/79_explore.autolabel.ipynb #6b62d28f
+VERSION = 1 # Of evidence, rules and scores: raised when a run would come out otherwise
 CHUNK,FEW,OTHERS = 64, 20, 3 # Latents of a step; latents of a small run; labels of others that rules are compared with
 
 @dataclass
@@ -76,7 +77,7 @@ def labelled(self:Job,
     "Labels of some latents"
     who,asked = LABELLERS[self.how['labeller']], [f for f in features if f not in self.kept]
     def look(f): return self.material.evidence(f, who.needs, self.how['seed'])
-    with _threads() as pool: evidence = [*pool.map(look, asked)]
+    with _threads() as threads: evidence = [*threads.map(look, asked)]
     made = who.label(evidence, self.talk)
     fits = len(made)==len(asked) and all(isinstance(m, Label) for m in made)
     need(fits, f"labeller '{who.name}'", f'{len(made)} labels or other things', f'{len(asked)} of them')
@@ -93,8 +94,9 @@ def scores(self:Job,
     "Judge the labels of some latents"
     some = [f for f in features if _testable(labels[f], self.talk)]
     pool = {f: m for f,m in (self.others | labels).items() if _testable(m, self.talk)}
-    size,n = [self.how[k] for k in ('per_tenth', 'silent', 'seed')], 1 if self.talk else OTHERS
-    with _threads() as pool_of: tests = [*pool_of.map(lambda f: self.material.test(f, *size), some)]
+    n,size = 1 if self.talk else OTHERS, [self.how[k] for k in ('per_tenth', 'silent', 'seed')]
+    def look(f): return self.material.test(f, *size)
+    with _threads() as threads: tests = [*threads.map(look, some)]
     found = [i for t in tests if not t.why for i in items(t, labels[t.feature], pool, n, True, self.how['seed'])]
     answers = by_asking(self.material, self.talk, found) if self.talk else by_rule(self.material, found)
     lines = judged(found, answers) if found else pd.DataFrame()
@@ -165,7 +167,7 @@ def __str__(self:Autolabels):
            f'{(tested.detection>=.8).mean():.0%} reach .8'
 
 # %% ../../nbs/79_explore.autolabel.ipynb #e933450b
-TESTED = dict(rule=(10, 100), model=(5, 50)) # Held-out examples: per tenth, and silent
+TESTED = dict(rule=dict(per_tenth=10, silent=100), model=dict(per_tenth=5, silent=50)) # Held-out examples
 
 def autolabel(
     store:CodeStore,           # A finished store
@@ -190,11 +192,7 @@ def autolabel(
     labels = labels_of(store) if labels is None else labels # no labels yet is false, too
     folder = Path(folder or store.codes.folder.parent/'autolabel')
     talk = _talk(labeller, settings, folder, dry, per_minute, tell)
-    size = TESTED['model' if talk else 'rule']
-    asked = dict(alike=alike, text=text, seed=seed, per_tenth=size[0] if per_tenth is None else per_tenth,
-                 silent=size[1] if silent is None else silent)
-    for k in ('per_tenth', 'silent'):
-        need(type(asked[k]) is int and asked[k] > 0, k, repr(asked[k]), 'a whole number from 1 on')
+    asked = dict(alike=alike, text=text, seed=seed) | _sizes(talk, per_tenth=per_tenth, silent=silent)
     job = _job(store, labels, labeller, features, talk, asked, tell)
     seen = {f: labels[f]['revision'] for f in features}
     if dry: return Autolabels(_table([_entry(f, m, {}, '') for f,m in _dry(job)]), None, talk.spent)
@@ -208,6 +206,13 @@ def _features(store, latents):
     found = [whole('feature', f, store.n_features) for f in latents]
     need(found, 'latents', 'none', '1 or more')
     return [*dict.fromkeys(found)]
+
+def _sizes(talk, **given):
+    "How many examples a test has"
+    usual = TESTED['model' if talk else 'rule']
+    for k,n in given.items():
+        need(n is None or type(n) is int and n > 0, k, repr(n), 'a whole number from 1 on')
+    return {k: usual[k] if n is None else n for k,n in given.items()}
 
 def _talk(name, settings, folder, dry, per_minute, tell):
     "A talk to the labeller's model; None where it asks none"
@@ -227,9 +232,9 @@ def _job(store, labels, name, features, talk, asked, tell):
     if len(features) >= FEW: others = {}
     material = Material(store, asked['alike'], asked['text'])
     pool = {f: Label(e['label'], _rule(e.get('rule'), material)) for f,e in others.items()}
-    how = dict(catalog=sha256(store.codes.folder/'catalog.json'), labeller=name, latents=features, **asked,
-               model=talk.model.settings if talk else None, kept=[[f, m.text] for f,m in kept.items()],
-               others=[[f, m.text, m.rule] for f,m in sorted(pool.items())])
+    said = dict(kept=[[f, m.text] for f,m in kept.items()], others=[[f, m.text, m.rule] for f,m in pool.items()])
+    how = dict(version=VERSION, catalog=sha256(store.codes.folder/'catalog.json'), labeller=name, latents=features,
+               model=talk.model.settings if talk else None) | asked | said
     return Job(how, material, talk, kept, pool, tell)
 
 def _rule(rule, material):

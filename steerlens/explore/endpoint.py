@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import json, os, sys, time
 from fastcore.basics import patch
 from ..core import SteerlensError, need
-from .prompts import Again, Reply, Unanswered
+from .prompts import Again, Reply, Unanswered, whole_lines
 
 # %% auto #0
 __all__ = ['PATH', 'LARGEST', 'TAKES', 'address', 'Endpoint']
@@ -133,9 +133,9 @@ def _reply(text):
         if not isinstance(said, str): raise TypeError
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise Again('an answer that is no completion; is it an endpoint of a language model?') from None
-    if choice.get('finish_reason')=='length': raise Unanswered('cut off: more than max_tokens')
-    usage = found.get('usage')
-    return Reply(said, *(_count(usage, f'{k}_tokens') for k in ('prompt', 'completion')))
+    usage,cut = found.get('usage'), choice.get('finish_reason')=='length'
+    n = [_count(usage, f'{k}_tokens') for k in ('prompt', 'completion')]
+    return Reply(whole_lines(said) if cut else said, *n, cut)
 
 def _count(usage, name):
     "A number of tokens, where there is one"

@@ -63,7 +63,7 @@ def has(self:Material,
         place = {n: i for i,n in enumerate(names)}
         to = np.full((len(names)+1, len(pairs)), False)
         for j,(c,v) in enumerate(pairs):
-            if c==column and v in place: to[place[v],j] = True
+            if c==column and str(v) in place: to[place[str(v)],j] = True
         which,number = _members(of, rows)
         at,condition = to[number].nonzero() # the last line of `to` is of rows without a value
         found[which[at],condition] = True
@@ -228,8 +228,7 @@ def _n(self:Material, feature):
 def _enriched(self:Material, e):
     "What comes more often than by chance"
     t = self.train.of(e.feature)
-    plain = [isinstance(v, (str,bool,int)) or isinstance(v, float) and np.isfinite(v) for v in t.value]
-    e.enriched = t[(t.q<.05) & (t.log_odds>0) & np.array(plain, bool)].head(MOST).reset_index(drop=True)
+    e.enriched = t[(t.q<.05) & (t.log_odds>0)].head(MOST).reset_index(drop=True)
     e.has = self.has(e.windows.row, [*zip(e.enriched.column, e.enriched.value)])
 
 @patch

@@ -13,7 +13,7 @@ from ..core import SteerlensError, need, sha256
 from ..subjects.settle import module_named
 from .endpoint import Endpoint
 from .evidence import NEEDS, Evidence, Windows
-from .prompts import Reply, Talk, Unanswered, one_line, quoted
+from .prompts import Reply, Talk, Unanswered, one_line, quoted, whole_lines
 
 # %% auto #0
 __all__ = ['LABELLERS', 'VALUES', 'GAIN', 'NAMING', 'Label', 'in_words', 'Labeller', 'labeller', 'worth', 'best_rule', 'template',
@@ -157,7 +157,8 @@ def _answered(e, answer, talk):
     if e.why: return Label(why=e.why)
     if answer is None: return Label(why='not asked yet' if talk.dry else 'no answer')
     text = one_line(answer)
-    return Label(text, notes=f'said by {talk.model.settings["model"]}') if text else Label(why='an empty answer')
+    if not text: return Label(why='an empty answer, or one that was cut off')
+    return Label(text, notes=f'said by {talk.model.settings["model"]}')
 
 # %% ../../nbs/77_explore.labellers.ipynb #b23434fe
 class Local:
@@ -218,7 +219,9 @@ def _continued(self:Local, ids, n):
         out = self.subject.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False,
                                           pad_token_id=self.tok.eos_token_id)
     new = out[0,ids.shape[1]:]
-    return Reply(self.tok.decode(new, skip_special_tokens=True), ids.shape[1], len(new))
+    text = self.tok.decode(new, skip_special_tokens=True)
+    cut = len(new)==n and int(new[-1])!=self.tok.eos_token_id
+    return Reply(whole_lines(text) if cut else text, ids.shape[1], len(new), cut)
 
 # %% ../../nbs/77_explore.labellers.ipynb #0fd96daf
 labeller('endpoint', NEEDS, Endpoint)(by_asking)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
 import json, os, re, sys, time
@@ -15,8 +15,8 @@ from ..core import SteerlensError, atomic, lock, need, sha256, unwritable
 from ..codes.steps import SILENT
 
 # %% auto #0
-__all__ = ['LONGEST', 'LABEL', 'BATCH', 'TRIES', 'ROW', 'PATIENCE', 'quoted', 'one_line', 'yes_or_no', 'Reply', 'Answers',
-           'Unanswered', 'Again', 'Spent', 'Talk']
+__all__ = ['LONGEST', 'LABEL', 'BATCH', 'TRIES', 'ROW', 'PATIENCE', 'quoted', 'one_line', 'yes_or_no', 'Reply', 'whole_lines',
+           'Answers', 'Unanswered', 'Again', 'Spent', 'Talk']
 
 # %% ../../nbs/74_explore.prompts.ipynb #f74eb8bc
 LONGEST = 60 # Characters of a token
@@ -67,6 +67,13 @@ class Reply:
     text:str
     tokens_in:int|None=None  # Of the prompt, where the model says so
     tokens_out:int|None=None # Of the answer
+    cut:bool=False           # Was it cut off before its end?
+
+def whole_lines(
+    text:str # An answer that was cut off
+)->str: # Perhaps empty: half a label reads like a whole one
+    "What is left without the last line"
+    return text[:text.rfind('\n')+1]
 
 class Answers:
     "Answers in a file that grows"
@@ -132,6 +139,7 @@ class Spent:
     asked:int=0      # Prompts that were answered now
     known:int=0      # Those that had been answered before
     failed:int=0     # Those without an answer
+    cut:int=0        # Answers that were cut off at `max_tokens`
     tokens_in:int=0  # Of the prompts asked now, where the model counts them
     tokens_out:int=0 # Of their answers
     why:str=''       # Why the last one failed
@@ -143,6 +151,7 @@ class Spent:
 
     def __str__(self):
         failed = f', {self.failed} unanswered (last: {self.why})' if self.failed else ''
+        failed += f', {self.cut:,} answers cut off at max_tokens' if self.cut else ''
         return (f'{self.asked:,} prompts asked, {self.known:,} known{failed}; '
                 f'{self.tokens_in:,} tokens in, {self.tokens_out:,} out')
 
@@ -186,14 +195,20 @@ def batch(self:Talk,
     ids = {name: _named(kind, name, m) for name,m in prompts.items()}
     new = [dict(custom_id=i, method='POST', url='/v1/chat/completions', body=self.model.body(prompts[name]))
            for name,i in ids.items() if i not in there]
-    for a in range(0, len(new), BATCH):
-        with atomic(self.folder/f'prompts/{kind}-{len(self._files(kind)):04d}.jsonl') as tmp:
-            tmp.write_text(''.join(json.dumps(line, ensure_ascii=False)+'\n' for line in new[a:a+BATCH]))
+    for a in range(0, len(new), BATCH): self._write(kind, new[a:a+BATCH])
     self.written += len(new)
     return {name: there.get(i) or prompts[name] for name,i in ids.items()}
 
 @patch
-def _files(self:Talk, kind): return sorted(self.folder.glob(f'prompts/{kind}-[0-9][0-9][0-9][0-9].jsonl'))
+def _files(self:Talk, kind): return sorted(self.folder.glob(f'prompts/{kind}-{"[0-9]"*5}.jsonl'))
+
+@patch
+def _write(self:Talk, kind, lines):
+    "A batch, after the last one that is there"
+    last = max((int(f.stem[-5:]) for f in self._files(kind)), default=-1)
+    text = ''.join(json.dumps(line, ensure_ascii=False)+'\n' for line in lines)
+    with atomic(self.folder/f'prompts/{kind}-{last+1:05d}.jsonl') as tmp:
+        tmp.write_bytes(text.encode(errors='backslashreplace')) # which is JSON's way to write lone surrogates, too
 
 @patch
 def _prompts(self:Talk, file):
@@ -256,10 +271,9 @@ def ask(self:Talk,
     prompts:dict # Name -> messages
 )->dict: # Name -> text; None where there is no answer. Raises `SteerlensError` where nobody answers
     "Ask what has no answer yet"
-    asked = self.batch(kind, prompts)
-    keys = {name: self.key(m) for name,m in asked.items()}
-    self.folder.mkdir(parents=True, exist_ok=True)
     with lock(self.folder/'.lock', str(self.folder)):
+        asked = self.batch(kind, prompts)
+        keys = {name: self.key(m) for name,m in asked.items()}
         self.answers.refresh()
         left = {keys[name]: m for name,m in asked.items() if keys[name] not in self.answers.known}
         self.spent.known += len({*keys.values()})-len(left)
@@ -295,7 +309,7 @@ def _took(self:Talk, key, found):
     s,model = self.spent, self.model.settings['model']
     if isinstance(found, Reply):
         self.answers.add(key, found, model=model, time=round(time.time()))
-        s.asked,self._row = s.asked+1, 0
+        s.asked,s.cut,self._row = s.asked+1, s.cut+found.cut, 0
         s.tokens_in += found.tokens_in or 0
         s.tokens_out += found.tokens_out or 0
         return
