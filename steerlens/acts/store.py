@@ -18,6 +18,7 @@ import torch, xxhash
 from safetensors.torch import load_file, save
 from torch import Tensor
 from ..core import SteerlensError, atomic, lock, manifest, need, read_json, rng, sha256, threads, write_json
+from ..html import listed, panel, several, size, told
 from .shards import DTYPES, HEAD, Shard, ShardFile, digest, shard_header
 
 # %% auto #0
@@ -617,6 +618,28 @@ def table(self:Acts)->pd.DataFrame: # One line per stream and site
             lines.append(dict(stream=stream, site=site, layer=self.catalog['layers'].get(site), rows=s['n'], d_in=width,
                               norm=s['norm'], median=s['median'], longest=s['longest'], MB=size))
     return pd.DataFrame(lines).astype(dict(layer='Int64'))
+
+# %% ../../nbs/21_acts.store.ipynb #caa2c1e9
+@patch
+def _repr_html_(self:Acts): return told(self, _view)
+
+def _view(acts):
+    "What is in a dataset, by its catalog"
+    c = acts.catalog
+    have,want = len(c['shards']), c['shards_wanted']
+    rows,sites = sum(map(acts.n_rows, acts.streams)), acts.sites()
+    head = f"{several(rows, 'row')} · {several(len(sites), 'site')} · {c['dtype']} · {size(_bytes(acts))} in files"
+    facts = {s: f'{several(acts.n_rows(s), "row")} at {_widths(c["streams"][s])}' for s in acts.streams}
+    facts['splits'] = ', '.join(f'{k} {several(len(v), "episode")}' for k,v in c['splits'].items())
+    return panel('Acts', acts.folder, head, facts, '' if have==want else f'unfinished: {have} of {want} shards')
+
+def _widths(widths): return listed(f'{site} [{width}]' for site,width in widths.items())
+
+def _bytes(acts):
+    "Bytes of vectors and row tables"
+    itemsize,widths = DTYPES[acts.catalog['dtype']].itemsize, acts.catalog['streams']
+    parts = [(s,e) for shard in acts.catalog['shards'] for s,e in shard.items()]
+    return sum(e['bytes'] + e['rows']*itemsize*sum(widths[s].values()) for s,e in parts)
 
 # %% ../../nbs/21_acts.store.ipynb #5bc95f24
 def split_episodes(

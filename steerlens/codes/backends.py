@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import SteerlensError, need
+from ..html import listed, panel, several, told
 from .layouts import BACKENDS, BatchRows, Loader, Native, StorageConfig, backend, config_of, loaders
 from .exports import export_neurons, export_transposed, export_zarr, import_codes
 from .statistics import Stats, histograms
@@ -25,6 +26,21 @@ __all__ = ['DESCRIBE', 'CodeStore', 'strongest', 'StorageConfig', 'Loader', 'bac
 _all_ = ['StorageConfig', 'Loader', 'backend', 'export_neurons', 'export_transposed', 'export_zarr', 'import_codes']
 
 # %% ../../nbs/45_codes.backends.ipynb #0db457be
+DESCRIBE = ('catalog.json', 'activations', 'metadata', 'transposed_activations.zarr', 'conversion_metadata.json',
+            'transposed_metadata.json', 'neuron_metadata.json')
+
+def _stamp(config):
+    "What changes when a folder, or what describes it, is replaced"
+    dirs = [d for d in (config.data_dir, config.transposed_dir, config.neuron_acts_dir) if d]
+    return tuple(_seen(d/name) for d in dirs for name in ('', *DESCRIBE))
+
+def _seen(path):
+    "A file's time and identity; a folder's identity, as its time is that of any file in it"
+    try: s = path.stat()
+    except FileNotFoundError: return None
+    return s.st_ino, s.st_mtime_ns if path.is_file() else 0
+
+# %% ../../nbs/45_codes.backends.ipynb #897e5a0b
 class CodeStore:
     "The codes of one model, in whatever layout; opened from a folder, from folders by name, or from a configuration"
     def __init__(self,
@@ -42,6 +58,7 @@ class CodeStore:
         fastest = self.loaders[0]
         self.backend,self.n_rows,self.n_features = fastest.name, fastest.n_rows, fastest.n_features
         self._stats = None, None # when they were made, and they
+        self._stamp = _stamp(self.config)
 
     @cached_property
     def codes(self)->Codes|None:
@@ -61,6 +78,18 @@ class CodeStore:
         part = f', of which {n:,} are there' if n < self.n_rows else ''
         return f'CodeStore: {self.n_rows:,} rows{part}, {self.n_features:,} latents; {self.backend} answers{others}'
 
+# %% ../../nbs/45_codes.backends.ipynb #184e73e8
+@patch(as_prop=True)
+def replaced(self:CodeStore)->bool:
+    "Do the folders hold something else than when they were opened?"
+    return _stamp(self.config)!=self._stamp
+
+@patch
+def fresh(self:CodeStore):
+    "See what has been built since; raises `SteerlensError` where these codes were replaced"
+    if self.codes and self.backend=='native': return self.codes.fresh() if self.codes.finished else self.codes.refresh()
+    need(not self.replaced, self.backend, 'was replaced since it was opened', do='open it again')
+
 # %% ../../nbs/45_codes.backends.ipynb #daecab09
 @patch
 def load(self:CodeStore,
@@ -68,6 +97,7 @@ def load(self:CodeStore,
 )->tuple[np.ndarray,np.ndarray]: # Row ids, ascending, uint32 [n]; activations [n], float16 or float32 as they are kept
     "All activations of a latent"
     f = whole('feature', feature, self.n_features)
+    self.fresh()
     for l in self.loaders:
         if (found := l.load(f)) is not None: return found
     raise SteerlensError(f'feature {f}', f'its files are missing for {", ".join(l.name for l in self.loaders)}',
@@ -79,29 +109,12 @@ def __getitem__(self:CodeStore, feature:int)->pd.DataFrame:
     rows,values = self.load(feature)
     return pd.DataFrame(dict(row_id=rows, activation=values.astype('f4')))
 
-# %% ../../nbs/45_codes.backends.ipynb #e0a7e6c8
-@patch
-def stamp(self:CodeStore)->tuple:
-    "What changes when a folder, or what describes it, is replaced"
-    c = self.config
-    dirs = [d for d in (c.data_dir, c.transposed_dir, c.neuron_acts_dir) if d]
-    return tuple(_seen(d/name) for d in dirs for name in ('', *DESCRIBE))
-
-DESCRIBE = ('catalog.json', 'activations', 'metadata', 'transposed_activations.zarr', 'conversion_metadata.json',
-            'transposed_metadata.json', 'neuron_metadata.json')
-
-def _seen(path):
-    "A file's time and identity; a folder's identity, as its time is that of any file in it"
-    try: s = path.stat()
-    except FileNotFoundError: return None
-    return s.st_ino, s.st_mtime_ns if path.is_file() else 0
-
 # %% ../../nbs/45_codes.backends.ipynb #899fab14
 @patch(as_prop=True)
 def stats(self:CodeStore)->Stats|None:
     "The statistics, if they are there and of these codes; `Stats(folder)` says why not"
     if self.codes is None: return None
-    self.codes.fresh() # or old codes would stand beside new statistics
+    self.fresh() # or old codes would stand beside new statistics
     file = self.codes.folder/'stats/manifest.json'
     when = file.stat().st_mtime_ns if file.exists() else None
     if self._stats[0] != when: self._stats = when, _stats(self.codes.folder)
@@ -118,6 +131,8 @@ def about(self:CodeStore,
     columns:list|None=None, # Which; all by default
 )->pd.DataFrame: # A line for each, in their order
     "Who some rows are"
+    if isinstance(columns, str): columns = [columns]
+    self.fresh()
     if columns==[]: return pd.DataFrame(index=range(len(rows)))
     if self.who is not None: return self.who.rows_of(rows, columns)
     need(columns in (None, ['row_id']), 'columns', ', '.join(columns or []),
@@ -172,7 +187,10 @@ def histogram(self:CodeStore,
     f = whole('feature', feature, self.n_features)
     if self.codes: return (self.stats or Stats(self.codes.folder)).histogram(f) # which says why there are none
     need(self.config.data_dir, 'histogram', 'no statistics, and no data_dir to look for them')
-    return pd.DataFrame({k: v[f] for k,v in histograms(self.config.data_dir/'precomputed').items()})
+    found = histograms(self.config.data_dir/'precomputed')
+    n = {len(v) for v in found.values()}
+    need(n=={self.n_features}, 'histograms', f'of {n} latents', f'{self.n_features}', 'make them again')
+    return pd.DataFrame({k: v[f] for k,v in found.items()})
 
 # %% ../../nbs/45_codes.backends.ipynb #eb23cbf3
 @patch
@@ -184,7 +202,8 @@ def where(self:CodeStore,
     "The rows where a latent fires and that are of some kind"
     need(wanted, 'where', 'no column', 'column=value')
     rows,values = self.load(feature)
-    about = self.about(rows, [*dict.fromkeys([*wanted, *(columns or [])])])
+    columns = [columns] if isinstance(columns, str) else columns or []
+    about = self.about(rows, [*dict.fromkeys([*wanted, *columns])])
     keep = np.logical_and.reduce([_has(about[c], v) for c,v in wanted.items()])
     return _beside(rows[keep], values[keep], about[keep].reset_index(drop=True))
 
@@ -192,10 +211,37 @@ def where(self:CodeStore,
 def _has(column, wanted):
     "Which lines have one of the wanted values"
     several = isinstance(wanted, (list,tuple,set,range,np.ndarray,pd.Series,pd.Index))
-    wanted = set(wanted) if several else {wanted}
+    try: wanted = set(wanted) if several else {wanted}
+    except TypeError: raise SteerlensError('where', repr(wanted)[:60], 'a value, or a list of values') from None
     def listed(v): return isinstance(v, (list,np.ndarray))
     if any(map(listed, column)): return np.array([listed(v) and not wanted.isdisjoint(v) for v in column], bool)
     return column.isin(wanted).to_numpy(bool)
+
+# %% ../../nbs/45_codes.backends.ipynb #0fc1ccde
+@patch
+def _repr_html_(self:CodeStore): return told(self, _panel)
+
+def _panel(store):
+    "What is in it, and who answers"
+    where = next(str(v) for v in vars(store.config).values() if isinstance(v, Path))
+    if not store.codes:
+        head = f'{several(store.n_rows, "row")} · {several(store.n_features, "latent")}'
+        return panel('CodeStore', where, head, dict(layouts=listed(l.name for l in store.loaders)))
+    v = store.codes.view()
+    facts = v['facts'] | dict(splits=_splits(store.stats), layouts=listed(l.name for l in store.loaders),
+                              statistics=_statistics(store))
+    return panel('CodeStore', where, v['headline'], facts, v['warning'])
+
+def _splits(stats):
+    "Rows of each split; None where the statistics don't say"
+    if not stats or 'idf' not in stats.tables: return None
+    t = pd.read_parquet(stats.tables['idf'], filters=[('column', '==', 'split')])
+    return ', '.join(f'{v} {several(n, "row")}' for v,n in zip(t.value, t.doc_freq)) or None
+
+def _statistics(store):
+    "Whether they are there"
+    if store.stats: return listed(store.stats.tables, 9)
+    return 'none yet; make them with `steerlens codes stats`, or `statistics`' if store.codes.finished else None
 
 # %% ../../nbs/45_codes.backends.ipynb #599a07ea
 @patch
@@ -204,12 +250,21 @@ def row(self:CodeStore,
 )->pd.DataFrame: # feature, activation
     "All latents that fire in a row"
     i = whole('row', i, self.n_rows)
-    if self.codes is not None: features,values = self.codes.row(i)
-    else:
-        m = min(self.loaders, key=lambda l: not getattr(l, 'by_row', False)).block(i, i+1)
-        m.sort_indices()
-        features,values = m.indices, m.data
+    self.fresh()
+    features,values = self.codes.row(i) if self.backend=='native' else self._line(i)
     return pd.DataFrame(dict(feature=features.astype('i8'), activation=values.astype('f4')))
+
+@patch
+def _line(self:CodeStore, i):
+    "The latents of a row and their values, from the first layout that has all of them"
+    loaders = sorted((l for l in self.loaders if l.name!='native'), key=lambda l: not getattr(l, 'by_row', False))
+    for l in loaders:
+        try: m = l.block(i, i+1)
+        except SteerlensError:
+            if l is loaders[-1]: raise
+        else:
+            m.sort_indices()
+            return m.indices, m.data
 
 # %% ../../nbs/45_codes.backends.ipynb #95f3dc5f
 def _tables(store):
@@ -222,10 +277,14 @@ def _tables(store):
 
 def _view(store, name, files):
     "The SELECT that a table is; rows of batches get their numbers"
-    if name != 'rows' or store.codes: return f'SELECT * FROM read_parquet({[*map(str, files)]}, union_by_name=true)'
+    if name != 'rows' or store.codes: return f'SELECT * FROM read_parquet({_quoted(files)}, union_by_name=true)'
     one = 'SELECT {}+{} AS row_id, * EXCLUDE (file_row_number) FROM read_parquet({}, file_row_number=true)'
     places = [_place(store.who.lines_of(i)) for i in range(len(files))]
-    return ' UNION ALL BY NAME '.join(one.format(*b) for b in zip(store.who.first, places, ([str(f)] for f in files)))
+    return ' UNION ALL BY NAME '.join(one.format(*b) for b in zip(store.who.first, places, map(_quoted, zip(files))))
+
+def _quoted(files):
+    "Paths as a list in SQL"
+    return '[' + ', '.join("'" + str(f).replace("'", "''") + "'" for f in files) + ']'
 
 def _place(lines):
     "The SQL for a line's row within its batch"
@@ -238,7 +297,7 @@ def _connection(store):
     import duckdb
     tables = _tables(store)
     con = duckdb.connect(config=dict(python_enable_replacements=False, memory_limit='2GB'))
-    con.execute(f'SET allowed_paths={[str(f) for files in tables.values() for f in files]}')
+    con.execute(f'SET allowed_paths={_quoted([f for files in tables.values() for f in files])}')
     for name,files in tables.items(): con.execute(f'CREATE VIEW "{name}" AS {_view(store, name, files)}')
     con.execute('SET enable_external_access=false; SET lock_configuration=true')
     return con
@@ -247,6 +306,7 @@ def _connection(store):
 def _entries(store, features):
     "The entries of some latents as a table"
     import pyarrow as pa
+    features = [features] if np.ndim(features)==0 else features
     found = [(f, *store.load(f)) for f in features]
     def joined(dtype, parts): return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting='unsafe')
     return pa.table(dict(feature=joined('i8', [np.full(len(r), f) for f,r,_ in found]),

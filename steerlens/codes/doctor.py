@@ -48,19 +48,35 @@ def in_store(
     for line in wrong: yield _wrong(folder, line)
     if wrong: return
     yield Finding('ok', _summary(Codes(folder)))
-    try: yield Finding('ok', f'{folder}: statistics of {len(Stats(folder).features):,} features')
-    except SteerlensError as e: yield Finding('missing', str(e).split('; ')[0], command('codes', 'stats', folder))
+    yield from _statistics(folder, deep)
+
+def _statistics(folder, deep):
+    "Are there statistics, and are they whole?"
+    level,again = 'torn' if (folder/'stats/manifest.json').exists() else 'missing', command('codes', 'stats', folder)
+    try:
+        stats = Stats(folder)
+        wrong = stats.verify() if deep else []
+        for line in wrong: yield Finding('torn', line, f'rm -r {shlex.quote(str(stats.folder))} && {again}')
+        if not wrong: yield Finding('ok', f'{folder}: statistics of {len(stats.features):,} features')
+    except SteerlensError as e: yield Finding(level, str(e).split('; ')[0], again)
 
 def _wrong(folder, line):
-    "A line of `verify`, with the command that its advice comes down to"
+    "A line of `verify`, with the command that its advice comes down to; nothing but a part is ever removed"
     what,_,advice = line.rpartition('; ')
-    try: again = made_by(folder, read_catalog(folder))
-    except SteerlensError: again = ''
+    again,part = _command(folder), re.search(r'parts/\d+', what)
     if 'still being built' in what: return Finding('missing', what, again or advice)
-    part = re.search(r'parts/\d+', what)
-    remove = f'rm -r {shlex.quote(str(folder/part[0] if part else folder))} && '
-    goes_on = what and 'remove' not in advice and ' build ' in again # an import begins anew
-    return Finding('torn', what or advice, ('' if goes_on else remove)+again if again else advice)
+    if not (what and again): return torn(line)
+    old = shlex.quote(str(folder))
+    aside = f'rm -r {shlex.quote(str(folder/part[0]))}' if part else f'mv {old} {old}.torn'
+    return Finding('torn', what, f'{aside} && {again}')
+
+def _command(folder):
+    "What makes a store again; empty where its catalog doesn't say, or what it was made of isn't there any more"
+    try: catalog = read_catalog(folder)
+    except SteerlensError: return ''
+    acts,sae = catalog['acts'], catalog['sae']
+    made_of = [acts['imported']] if 'imported' in acts else [acts.get('folder'), sae.get('folder')]
+    return made_by(folder, catalog) if all(p and Path(p).exists() for p in made_of) else ''
 
 def _summary(codes):
     "Sizes, and how long a query takes"
@@ -81,7 +97,8 @@ def made_by(
     acts,sae,streams = catalog['acts'], catalog['sae'], catalog['streams']
     how = ['--dtype', catalog['dtype'], *(['--threshold', catalog['threshold']] if catalog['threshold'] else [])]
     signed = ['--signed'] if catalog.get('signed') else []
-    if 'imported' in acts: return command('codes', 'import', acts['imported'], folder, *how, *signed)
+    flags = [*signed, *(['--empty-chunks'] if acts.get('empty_chunks') else [])]
+    if 'imported' in acts: return command('codes', 'import', acts['imported'], folder, *how, *flags)
     if not (acts.get('folder') and sae.get('folder')): return ''
     which = ['--site', catalog['site'], *(word for s in streams for word in ('--stream', s))]
     return command('codes', 'build', '--acts', acts['folder'], '--sae', sae['folder'], *which, *how, '--folder', folder)
@@ -98,7 +115,7 @@ def in_layouts(
         try:
             loader = cls(config)
             if not loader.is_available: continue
-            if deep: _read(loader)
+            _read(loader) if deep else _look(loader)
         except SteerlensError as e: yield torn(e, AGAIN)
         else:
             opened.append(loader)
@@ -119,6 +136,11 @@ def _read(loader):
     else: n = sum(len((loader.load(f) or ((),))[0]) for f in range(loader.n_features))
     said = getattr(loader, 'nnz', None)
     need(said in (None, n), loader.name, f'{n:,} nonzeros', f'{said}, which their metadata names')
+
+def _look(loader):
+    "Its most frequent latent, where that is known"
+    counts = getattr(loader, 'counts', None)
+    if counts is not None and len(counts): loader.load(int(counts.argmax()))
 
 def _slow(config):
     where = config.data_dir
@@ -147,7 +169,7 @@ def beside(
         yield Finding('missing', f'{folder}: no conversion_metadata.json', 'write it anew: `steerlens codes export`')
     names = 'histograms', 'feature_stats', 'idf', 'influences'
     lost = [n for n in names if not [*(folder/'precomputed').glob(f'{n}.*')]]
-    if lost: yield Finding('missing', f'{folder}/precomputed: no {", no ".join(lost)}', _as_store(folder))
+    if lost: yield Finding('slow', f'{folder}/precomputed: no {", no ".join(lost)}', _as_store(folder))
 
 def _metadata(folder):
     try: wrong = BatchRows(folder, Batches(StorageConfig(data_dir=folder)).n_rows).problems()
@@ -156,8 +178,9 @@ def _metadata(folder):
     if not (folder/'vocab.json').exists():
         yield Finding('missing', f'{folder}: no vocab.json, so tokens stay numbers', "copy the model's vocab.json here")
 
-def _import(folder): return command('codes', 'import', folder, Path('codes')/folder.name)
-def _as_store(folder): return f"{_import(folder)} && {command('codes', 'stats', Path('codes')/folder.name)}"
+def _store(folder): return Path('codes')/f'{folder.name}_store'
+def _import(folder): return command('codes', 'import', folder, _store(folder))
+def _as_store(folder): return f"{_import(folder)} && {command('codes', 'stats', _store(folder))}"
 
 def pickles(
     folder:Path, # To look below

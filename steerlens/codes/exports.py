@@ -15,7 +15,7 @@ from .steps import SILENT, steps, stepwise
 from .store import Codes, write_codes
 
 # %% auto #0
-__all__ = ['SOME', 'export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'write_neuron', 'export_zarr',
+__all__ = ['SOME', 'PUBLISHED', 'export_folder', 'zarr_out', 'export_transposed', 'export_neurons', 'write_neuron', 'export_zarr',
            'import_codes']
 
 # %% ../../nbs/44_codes.exports.ipynb #0db457be
@@ -27,6 +27,7 @@ def export_folder(
 )->Iterator[Path]: # Where to write
     "A folder to fill in steps, that gets its manifest when it is complete"
     need(codes.finished, codes.folder, 'still being built', 'all of its codes', 'build it first')
+    need(codes.n_rows, codes.folder, 'no rows', 'one or more')
     catalog = codes.folder/'catalog.json'
     how |= dict(source=codes.folder.as_posix())
     with stepwise(dest, how | dict(catalog=sha256(catalog))) as folder:
@@ -72,6 +73,7 @@ def export_transposed(
             some = [codes.load(g) for g in range(f, min(f+wide, F))]
             for a in range(0, N, max(long, 1)): array[f:f+wide, a:a+long] = dense_of(some, a, min(a+long, N))
         about = dict(n_features=F, n_samples=N, format='transposed', shape=[F, N], nnz=codes.nnz)
+        np.save(out/'counts.npy', codes.counts) # so that a chunk that is lost later isn't read as zeros
         write_json(out/'transposed_metadata.json', about)
     return Path(dest)
 
@@ -114,6 +116,9 @@ def export_zarr(
 )->Path: # `dest`
     "Write `activations/`, `metadata/` and `conversion_metadata.json`"
     for name,n in dict(batch_size=batch_size, chunk_size=chunk_size).items(): need(n >= 1, name, n, 'at least 1')
+    taken = [c for c in PUBLISHED if c in codes.lines([]).column_names]
+    need(not taken, 'rows', f"a column '{taken[0] if taken else ''}', which means something else in this layout",
+         do='give that column another name')
     sizes = [min(batch_size, codes.n_rows-a) for a in range(0, codes.n_rows, batch_size)]
     with export_folder(dest, codes, layout='zarr', batch_size=batch_size, chunk_size=chunk_size,
                        zarr_format=zarr_format, vocab=vocab, contexts=contexts) as out:
@@ -160,10 +165,17 @@ def _vocab(codes, column, given):
     return given or ({n: i for i,n in enumerate(sorted(names))} if text else None)
 
 # %% ../../nbs/44_codes.exports.ipynb #819b1266
+PUBLISHED = 'batch_id', 'sample_id', 'global_index', 'ability_tokens', 'weapon_name'
+
+def _listed(tokens):
+    "A row's tokens; none where they are missing"
+    if isinstance(tokens, str): return [tokens]
+    return [] if tokens is None else [t for t in tokens if t is not None]
+
 def _write_metadata(out, codes, i, rows, vocab, contexts):
     "Who some rows are, under the published names"
     own = codes.rows_of(rows).drop(columns='row_id')
-    tokens = [[] if t is None else t for t in own.pop('tokens')] if 'tokens' in own else [[]]*len(rows)
+    tokens = [*map(_listed, own.pop('tokens'))] if 'tokens' in own else [[]]*len(rows)
     context = own.pop('context') if 'context' in own else pd.Series(['']*len(rows))
     ids = [[vocab.get(t, t) for t in ts] for ts in tokens] if vocab else tokens
     first = dict(batch_id=i, sample_id=np.arange(len(rows)), ability_tokens=ids,

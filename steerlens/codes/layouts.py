@@ -18,9 +18,9 @@ from ..core import SteerlensError, need, read_json
 from .store import Codes, OutOfRange
 
 # %% auto #0
-__all__ = ['BACKENDS', 'CELLS', 'StorageConfig', 'config_of', 'Loader', 'backend', 'loaders', 'differ', 'dense_of', 'Native',
-           'zarr_array', 'read_zarr', 'agree', 'nonzeros', 'Transposed', 'in_range', 'sparse_of', 'Neurons', 'npy',
-           'Batches', 'batch_files', 'BatchRows', 'vocabulary']
+__all__ = ['BACKENDS', 'COUNTS', 'CELLS', 'StorageConfig', 'config_of', 'Loader', 'backend', 'loaders', 'differ', 'dense_of',
+           'Native', 'zarr_array', 'read_zarr', 'agree', 'nonzeros', 'Transposed', 'in_range', 'sparse_of', 'Neurons',
+           'npy', 'Batches', 'batch_files', 'BatchRows', 'vocabulary']
 
 # %% ../../nbs/43_codes.layouts.ipynb #0db457be
 @dataclass
@@ -48,6 +48,8 @@ def config_of(
     def holds(*patterns): return folder if any(any(folder.glob(p)) for p in patterns) else None
     config = StorageConfig(data_dir=holds('catalog.json', 'parts', 'activations', 'metadata'),
                            transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_[0-9]*'))
+    below = folder/'neuron_acts' # where the published exporter puts them
+    if config.neuron_acts_dir is None and any(below.glob('neuron_[0-9]*')): config.neuron_acts_dir = below
     found = config.data_dir or config.transposed_dir or config.neuron_acts_dir
     need(found, folder, 'no codes here', 'catalog.json, activations/, transposed_activations.zarr or neuron_0000/',
          'make them with `steerlens codes build`')
@@ -89,13 +91,15 @@ def loaders(
     "Open whatever is there; raises `SteerlensError` where something is damaged, or two of them disagree"
     opened = [cls(config) for cls in sorted(BACKENDS.values(), key=lambda cls: cls.speed)]
     found = [l for l in opened if l.is_available]
-    need(found, config, 'no codes in any of these folders', f'something for one of {", ".join(BACKENDS)}')
+    dirs = ', '.join(str(d) for d in (config.data_dir, config.transposed_dir, config.neuron_acts_dir) if d)
+    need(found, dirs or 'no folder', 'no codes here', f'something for one of {", ".join(BACKENDS)}', 'name a folder')
+    found.sort(key=lambda l: not getattr(l, 'finished', True)) # what is complete answers, if anything is
     for l in found[1:]:
         theirs,ours = (l.n_rows, l.n_features), (found[0].n_rows, found[0].n_features)
         need(theirs==ours, f'backends {found[0].name} and {l.name}',
              f'{ours[0]:,} x {ours[1]:,} and {theirs[0]:,} x {theirs[1]:,}', 'the same rows and latents in both',
              'one of the folders belongs to other codes')
-        where = differ(found[0], l)
+        where = differ(found[0], l) or _unequal(found[0], l)
         need(not where, f'backends {found[0].name} and {l.name}', f'different codes ({where})', 'the same in both',
              'one of the folders is older: export it again, or leave it out')
     return found
@@ -117,6 +121,12 @@ def differ(
     bad = np.argwhere(~(np.isclose(ours, theirs, rtol=1e-3, atol=least) | np.isnan(ours+theirs)))
     for i,j in bad[:1]: return f'row {a+i}, latent {some[j]}: {ours[i,j]:.4g} and {theirs[i,j]:.4g}'
     return ''
+
+def _unequal(x, y):
+    "The numbers of nonzeros, where both are known and nothing was left out"
+    n = [getattr(l, 'nnz', None) for l in (x, y)]
+    same = None in n or n[0]==n[1] or _least(x) or _least(y)
+    return '' if same else f'{n[0]:,} and {n[1]:,} nonzeros'
 
 def _cells(loader, features, a, b):
     "Rows a to b of some latents, dense [b-a, latents]; NaN where it doesn't know"
@@ -152,10 +162,13 @@ class Native:
         if not self.is_available: return
         self.codes = Codes(folder)
         self.n_rows,self.n_features = self.codes.n_rows, self.codes.n_features
-        self.threshold,self.nnz = self.codes.catalog['threshold'], self.codes.nnz
+        self.threshold,self.finished = self.codes.catalog['threshold'], self.codes.finished
+        self.nnz = self.codes.nnz if self.finished else None
 
     def load(self, feature): return self.codes.load(feature)
-    def block(self, a, b): return sparse.vstack([*_cut(self.codes, a, b)], format='csr')
+    def block(self, a, b):
+        none = sparse.csr_matrix((0, self.n_features), dtype='f4')
+        return sparse.vstack([none, *_cut(self.codes, a, b)], format='csr')
 
 def _cut(codes, a, b):
     "Rows a to b, from each piece of a store that has some of them"
@@ -164,6 +177,8 @@ def _cut(codes, a, b):
         if i >= j: continue
         at = p.by_row.indptr[i:j+1].astype(np.int64)
         here = slice(at[0], at[-1])
+        most = int(p.by_row.ids[here].max(initial=0))
+        need(most < max(codes.n_features, 1), p.folder/'by_row', f'damaged: names {most} of {codes.n_features}')
         entries = p.by_row.values[here].astype('f4'), p.by_row.ids[here].astype('i4'), at-at[0]
         yield sparse.csr_matrix(entries, (j-i, codes.n_features))
 
@@ -198,11 +213,19 @@ def agree(
     **found    # What the array has, under the names in that file
 )->dict:
     "What its metadata says, nothing where there is none; refused where the array has something else"
-    if not file.exists(): return {}
-    said = read_json(file)
+    said = _facts(file)
     for k,v in found.items():
         need(said.get(k, v)==v, file, f'{k} {said.get(k)}, where the array has {v}', do='export again')
     return said
+
+def _facts(file):
+    "What a JSON file says of an array; nothing where there is none"
+    said = read_json(file) if file.exists() else {}
+    need(isinstance(said, dict), file, f'{str(said)[:40]}', 'names and numbers', 'export again')
+    for k in COUNTS: need(type(said.get(k, 0)) is int, file, f'{k} {said.get(k)!r}', 'a whole number', 'export again')
+    return said
+
+COUNTS = 'n_samples', 'total_samples', 'n_rows', 'n_features', 'n_batches', 'nnz'
 
 def nonzeros(
     x:np.ndarray,  # Dense activations of one latent
@@ -232,6 +255,8 @@ class Transposed:
         self.n_features,self.n_rows = self.array.shape
         file = config.transposed_dir/'transposed_metadata.json'
         self.nnz = agree(file, n_features=self.n_features, n_samples=self.n_rows).get('nnz')
+        counts = config.transposed_dir/'counts.npy'
+        self.counts = npy(counts, 'iu') if counts.exists() else None
 
 @patch
 def load(self:Transposed, feature:int):
@@ -239,7 +264,11 @@ def load(self:Transposed, feature:int):
     where = f'{self.array.store_path}, latent {feature}'
     def part(a): return nonzeros(read_zarr(self.array, feature, slice(a, a+CELLS)), a, where)
     parts = [part(a) for a in range(0, max(self.n_rows, 1), CELLS)]
-    return tuple(map(np.concatenate, zip(*parts)))
+    rows,values = map(np.concatenate, zip(*parts))
+    if self.counts is not None:
+        n,said = len(rows), int(self.counts[feature])
+        need(n==said, where, f'{n:,} nonzeros', f'{said:,}', 'export again')
+    return rows, values
 
 # %% ../../nbs/43_codes.layouts.ipynb #10c5e093
 def in_range(
@@ -296,7 +325,7 @@ def _said(config):
     names = dict(n_samples='n_rows', total_samples='n_rows', n_rows='n_rows', n_features='n_features')
     files = [(config.neuron_acts_dir, 'neuron_metadata.json'), (config.data_dir, 'catalog.json'),
              (config.transposed_dir, 'transposed_metadata.json'), (config.data_dir, 'conversion_metadata.json')]
-    found = [read_json(d/f) for d,f in reversed(files) if d and (d/f).exists()]
+    found = [_facts(d/f) for d,f in reversed(files) if d]
     return {names[k]: v for said in found for k,v in said.items() if k in names}
 
 # %% ../../nbs/43_codes.layouts.ipynb #02f390f0
@@ -343,7 +372,8 @@ def lost(self:Neurons)->str:
 def block(self:Neurons, a:int, b:int):
     found = []
     for f in range(self.n_features):
-        rows,values = self.load(f) or (np.empty(0, 'u4'), np.empty(0, 'f4'))
+        if (there := self.load(f)) is None: raise SteerlensError(self.folder, self.lost, do='get them')
+        rows,values = there
         i,j = np.searchsorted(rows, (a, b))
         found.append((rows[i:j]-np.uint32(a), values[i:j]))
     indptr = np.cumsum([0, *(len(r) for r,_ in found)])
@@ -367,6 +397,8 @@ class Batches:
             need(z.shape[1]==self.n_features, folder/'activations'/n, f'{z.shape[1]} latents, not {self.n_features}')
             lost = z.nchunks-z.nchunks_initialized # of all latents in many rows, which are never all zeros
             need(not lost, z.store_path, f'{lost:,} of {z.nchunks:,} chunks are missing', do='get them')
+            own = z.attrs.get('batch_index', names.index(n))
+            need(own==names.index(n), z.store_path, f'says that it is batch {own}', do='give it its own name back')
         said = agree(folder/'conversion_metadata.json', n_batches=len(names), total_samples=self.n_rows,
                      n_features=self.n_features)
         self.nnz = said.get('nnz')
@@ -419,12 +451,19 @@ class BatchRows:
         self.first = np.cumsum([0, *(_parquet(f).metadata.num_rows for f in self.files)])
         need(n_rows in (None, self.first[-1]), folder/'metadata', f'{self.first[-1]:,} lines for {n_rows:,} rows')
         self.names = [_OURS.get(n, n) for n in _parquet(self.files[0]).schema_arrow.names if n not in _COUNTED]
+        for i,f in enumerate(self.files): _check_batch(f, i)
         vocab = folder/'vocab.json'
         self.vocab = {i: t for t,i in vocabulary(vocab).items()} if vocab.exists() else None
         self.places = {} # Of each batch: from `_places`
 
 _COUNTED = 'batch_id', 'sample_id', 'global_index'
 _OURS = dict(ability_tokens='tokens', weapon_name='context')
+
+def _check_batch(file, i):
+    "Refuse the metadata of another batch, whose lines would be taken for this one's"
+    if 'batch_id' not in _parquet(file).schema_arrow.names: return
+    said = _parquet(file).read(['batch_id'])['batch_id'].unique().to_pylist()
+    need(said in ([], [None], [i]), file, f'says that it is of batch {said[:2]}', f'{i}', 'give it its own name back')
 
 def _parquet(file):
     "A parquet file, or one line"
@@ -438,6 +477,7 @@ def vocabulary(
     found = read_json(file)
     fine = isinstance(found, dict) and all(type(i) is int for i in found.values())
     need(fine, file, 'not a vocabulary', '{"token": number, ...}')
+    need(len(set(found.values()))==len(found), file, 'two names have one number', 'a number for each')
     return found
 
 # %% ../../nbs/43_codes.layouts.ipynb #b66b91c5
@@ -483,14 +523,15 @@ def _named(self:BatchRows, ids):
     return [self.vocab[i] for i in ids]
 
 def _places(file):
-    "The line of each row, which `sample_id` numbers; the lines' own order where nothing does"
+    "The line of each row, which `sample_id`, or else `global_index`, numbers; the lines' own order where nothing does"
     f = _parquet(file)
     lines = np.arange(f.metadata.num_rows)
-    if 'sample_id' not in f.schema_arrow.names: return lines
-    numbers = f.read(['sample_id'])['sample_id'].to_numpy()
+    name = next((n for n in ('sample_id', 'global_index') if n in f.schema_arrow.names), None)
+    if name is None: return lines
+    numbers = f.read([name])[name].to_numpy()
     order = np.argsort(numbers, kind='stable')
     counted = numbers.dtype.kind in 'iu' and (numbers[order]-numbers[order][:1]==lines).all()
-    need(counted, file, 'sample_id skips or repeats a number', 'one for each row of the batch', 'write it anew')
+    need(counted, file, f'{name} skips or repeats a number', 'one for each row of the batch', 'write it anew')
     return order
 
 @patch

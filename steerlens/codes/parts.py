@@ -101,6 +101,20 @@ def write_rows(
     "Write lines in groups, so that a few can be read without the others"
     pq.write_table(table, file, row_group_size=GROUP)
 
+def _integers(column):
+    "A column as int64 where it has whole numbers, as it is otherwise"
+    found = column.combine_chunks()
+    return found.cast('int64') if pa.types.is_integer(found.type) else found
+
+def _table(rows):
+    "Lines as Arrow; one line where they are none, or no table can hold them"
+    if isinstance(rows, pa.Table): return rows
+    need(isinstance(rows, pd.DataFrame), 'rows', type(rows).__name__, 'a DataFrame or an Arrow table')
+    need(rows.columns.is_unique, 'rows', 'two columns of one name', 'different names')
+    try: return pa.Table.from_pandas(rows, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as e:
+        raise SteerlensError('rows', f'a column of mixed types ({str(e)[:100]})', 'one type a column') from None
+
 def numbered(
     rows:pa.Table|pd.DataFrame|None, # Who the rows are
     first:int, # Number of the first
@@ -109,9 +123,11 @@ def numbered(
     "Lines with their numbers in front"
     ids = pa.array(np.arange(first, first+n))
     if rows is None: return pa.table(dict(row_id=ids))
-    if isinstance(rows, pd.DataFrame): rows = pa.Table.from_pandas(rows, preserve_index=False)
+    rows = _table(rows)
     need(len(rows)==n, 'rows', f'{len(rows):,} lines for {n:,} rows from row {first:,} on', 'one a row')
-    same = 'row_id' not in rows.column_names or rows['row_id'].combine_chunks().cast('int64').equals(ids)
+    for name in ('activation', 'feature'):
+        need(name not in rows.column_names, 'rows', f"a column '{name}'", do='give that column another name')
+    same = 'row_id' not in rows.column_names or _integers(rows['row_id']).equals(ids)
     need(same, 'rows', 'a column row_id that is not 0, 1, 2, ...', do='give that column another name')
     rest = rows.drop_columns(['row_id']) if 'row_id' in rows.column_names else rows
     return rest.add_column(0, 'row_id', ids).replace_schema_metadata()

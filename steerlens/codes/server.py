@@ -123,26 +123,26 @@ class Source:
         vocab:dict|None=None,        # Token -> number
         weapon_vocab:dict|None=None, # Context -> number
     ):
-        self.started = time.monotonic()
+        self.started,self.given = time.monotonic(), (vocab, weapon_vocab)
         self.take(store)
-        self.vocab = vocab or self.beside('vocab.json')
-        self.weapon_vocab = weapon_vocab or self.beside('weapon_vocab.json') or {}
 
     def take(self, store):
-        self.store,self.looked,self.stamp = store, time.monotonic(), store.stamp()
-        self.recent = None if store.backend=='native' else Recent(store.load)
+        self.store,self.looked = store, time.monotonic()
+        self.recent = Recent(store.load) if store.loaders[0].speed > 1 else None # of what has to be unpacked
+        self.vocab = self.given[0] or self.beside('vocab.json')
+        self.weapon_vocab = self.given[1] or self.beside('weapon_vocab.json') or {}
 
     def now(self):
         "The store, with what has been built by now, or the one that has replaced it"
         if time.monotonic() > self.looked+SECONDS:
-            changed = not finished(self.store) or self.store.stamp() != self.stamp
-            if changed: self.take(CodeStore(config=self.store.config))
+            if not finished(self.store) or self.store.replaced: self.take(CodeStore(config=self.store.config))
             self.looked = time.monotonic()
         return self.store
 
     def load(self, feature):
         "Rows, values, and whether they came out of a cache"
         store = self.now()
+        store.fresh() # also what is kept in memory
         return self.recent(feature) if self.recent else (*store.load(feature), False)
 
 def finished(store)->bool: return store.codes is None or store.codes.finished

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 import hashlib, os
 from fastcore.basics import patch
 import numpy as np, pandas as pd
@@ -251,8 +252,8 @@ def statistics(
 # %% ../../nbs/44_codes.statistics.ipynb #c597d316
 def _is_made(codes, how):
     "Are these very statistics there already?"
-    there = (codes.folder/'stats/manifest.json').exists()
-    return there and read_manifest(codes.folder/'stats', 'stats')['params']==how
+    try: return Stats(codes.folder).how==how
+    except SteerlensError: return False
 
 def _hash_of(codes, sae, head, names):
     "What influences are made from; None without a head"
@@ -269,6 +270,7 @@ def _hash_of(codes, sae, head, names):
 # %% ../../nbs/44_codes.statistics.ipynb #7cd86b0d
 def _work(codes, sae, head, names, how, folder, step, workers, tell):
     "The steps, and then one file of each kind"
+    from steerlens.acts.shards import digest
     columns = _encoded(codes, how['columns'], folder, tell)
     ranges = _cuts(codes.counts, step, 2**13)
     at = {(a, b): folder/f'.ranges/{a}-{b}' for a,b in ranges}
@@ -277,7 +279,9 @@ def _work(codes, sae, head, names, how, folder, step, workers, tell):
         _influences(sae.W_dec, head, names, how['influences'], folder/'influences.parquet')
     _join(folder, list(at.values()))
     _write_idf(folder/'idf.parquet', columns, codes.n_rows)
-    manifest(folder, 'stats', how)
+    files = sorted(f for f in folder.glob('[!.]*') if f.suffix in ('.parquet', '.npz')) # no leftovers of a kill
+    sums = {f.name: [f.stat().st_size, digest(f)] for f in files}
+    manifest(folder, 'stats', how, sums=sums)
 
 def _join(folder, ranges):
     "The tables and histograms of all ranges, one after the other"
@@ -307,21 +311,32 @@ class Stats:
     ):
         self.folder = Path(folder)/'stats'
         need((self.folder/'manifest.json').exists(), folder, 'no statistics here', do='make them with `statistics`')
-        self.how = read_manifest(self.folder, 'stats')['params']
+        m = read_manifest(self.folder, 'stats')
+        self.how,self.sums = m['params'], m.get('sums', {})
         version = self.how['version']
         need(version==STATS, self.folder, f'of version {version}', f'version {STATS}', 'make them again')
         fresh = self.how['catalog']==sha256(Path(folder)/'catalog.json')
         need(fresh, self.folder, 'made of other codes than are there now', do='make them again with `statistics`')
+        for name,(size,_) in self.sums.items():
+            file = self.folder/name
+            there = file.exists() and file.stat().st_size==size
+            need(there, file, 'damaged' if file.exists() else 'missing', do='make them again with `statistics`')
         self.tables = {p.stem: p for p in sorted(self.folder.glob('*.parquet'))}
         self.n_rows,self._groups = self.how['n_rows'], {}
 
     @cached_property
     def features(self)->pd.DataFrame:
         "A line per latent"
-        return pd.read_parquet(self.tables['feature_stats'])
+        return _read(lambda: pd.read_parquet(self.tables['feature_stats']), self.folder)
 
     @cached_property
     def histograms(self)->dict[str,np.ndarray]: return histograms(self.folder)
+
+    def verify(self)->list[str]: # A line each; none if all is well
+        "Which files are not as they were written; reads all of them"
+        from steerlens.acts.shards import digest
+        return [f'{self.folder/name}: damaged, its checksum is not the one it was written with'
+                for name,(_,was) in self.sums.items() if digest(self.folder/name)!=was]
 
 # %% ../../nbs/44_codes.statistics.ipynb #2461d230
 def histograms(
@@ -331,7 +346,10 @@ def histograms(
     npz,table,pkl = (folder/f'histograms.{kind}' for kind in ('npz', 'parquet', 'pkl'))
     do = 'make statistics of these codes; import them first where they are in another layout'
     if npz.exists():
-        with np.load(npz, allow_pickle=False) as f: return dict(f)
+        try:
+            with np.load(npz, allow_pickle=False) as f: return dict(f)
+        except (ValueError, OSError, BadZipFile) as e:
+            raise SteerlensError(npz, f'damaged ({str(e)[:60]})', do='make statistics again') from None
     need(table.exists() or not pkl.exists(), pkl, 'a pickle, which can run anything when it is opened', do=do)
     need(table.exists(), folder, 'no histograms here', do=do)
     t = pd.read_parquet(table)
@@ -347,11 +365,19 @@ def lines(self:Stats,
     n = len(self.features)
     if not 0 <= feature < n: raise OutOfRange('feature', feature, f'a whole number from 0 to {n-1}')
     need(name in self.tables, f"table '{name}'", 'not among these statistics', f'one of {", ".join(self.tables)}')
-    if name not in self._groups: self._groups[name] = _group_bounds(self.tables[name])
+    if name not in self._groups: self._groups[name] = _read(lambda: _group_bounds(self.tables[name]), self.folder)
     meta,least,most = self._groups[name]
     groups = range(np.searchsorted(most, feature), np.searchsorted(least, feature, 'right'))
-    with pq.ParquetFile(self.tables[name], metadata=meta) as f: t = f.read_row_groups([*groups])
+    def read():
+        with pq.ParquetFile(self.tables[name], metadata=meta) as f: return f.read_row_groups([*groups])
+    t = _read(read, self.folder)
     return t.filter(pc.equal(t['feature'], feature)).drop_columns(['feature']).to_pandas()
+
+def _read(how, folder):
+    "What is in a table; one line where it is damaged"
+    try: return how()
+    except (pa.ArrowException, OSError) as e:
+        raise SteerlensError(folder, f'damaged ({str(e)[:80]})', do='make them again with `statistics`') from None
 
 def _group_bounds(file):
     "A table's metadata, and its groups' first and last latents"

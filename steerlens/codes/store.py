@@ -14,6 +14,7 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from ..core import SteerlensError, atomic, manifest, need, read_json, read_manifest, sha256, write_json
+from ..html import listed, panel, several, size, told
 from .parts import FILES, IDS, REMAKE, Entries, Layout, check_rows, checked, damaged, merge, parts_of
 from .parts import read_part, write_part
 
@@ -34,7 +35,7 @@ def read_catalog(
     keys = {'n_rows', 'n_features', 'dtype', 'threshold', 'signed', 'chunk_rows', 'finished', 'nnz', 'sums'}
     ours = isinstance(c, dict) and c.get('version')==CATALOG and keys <= set(c)
     need(ours, file, f'not a catalog of codes of version {CATALOG}', do='build again, into another folder')
-    return c
+    return c | {k: c.get(k) or {} for k in ('acts', 'sae')}
 
 def new_catalog(
     layout:Layout,  # How entries are kept
@@ -61,7 +62,7 @@ class Order(NamedTuple):
 
 def _again(folder):
     "What to do about a damaged file"
-    return REMAKE if (folder/'part.json').exists() else 'remove the folder and build again'
+    return REMAKE if (folder/'part.json').exists() else 'move the folder away and build again'
 
 def _opened(folder, name, open, *how):
     "A file, opened, or one line"
@@ -170,7 +171,7 @@ class Codes:
         return pa.concat_tables(tables, promote_options='permissive').to_pandas()
 
     def __repr__(self):
-        there = '' if self.finished else f' of which {sum(p.n_rows for p in self.pieces):,} are there'
+        there = '' if self.finished else f' of which {self.n_there:,} are there'
         return f'Codes({self.folder}, {self.n_rows:,} rows{there}, {self.n_features:,} features, {self.nnz:,} entries)'
 
 def _stamp(folder):
@@ -188,6 +189,11 @@ def _whose(catalog):
 def n_rows(self:Codes)->int:
     "Rows of the whole store"
     return self.catalog['n_rows']
+
+@patch(as_prop=True)
+def n_there(self:Codes)->int:
+    "Those of them that are there already"
+    return sum(p.n_rows for p in self.pieces)
 
 @patch(as_prop=True)
 def n_features(self:Codes)->int:
@@ -225,6 +231,40 @@ def counts(self:Codes)->np.ndarray: # [features] int64
     parts = self._asked(lambda: [np.diff(p.by_feature.indptr) for p in self.pieces])
     return sum(parts, np.zeros(self.n_features, 'i8'))
 
+# %% ../../nbs/42_codes.store.ipynb #7be227fd
+@patch
+def view(self:Codes)->dict: # What `steerlens.html.panel` takes
+    "What is in a store, to be shown"
+    c,there = self.catalog, self.n_there
+    alive = f', {np.count_nonzero(self.counts):,} of them alive' if self.finished else ''
+    head = (f'{several(there, "row")} · {several(self.n_features, "latent")}{alive} · {self.nnz:,} activations, '
+            f'{self.nnz/max(there, 1):.3g} a row · {size(_bytes(self))} on disk')
+    rows = self._schema(None).names if self.pieces else []
+    facts = dict(site=c.get('site'), streams=listed(c.get('streams') or []), autoencoder=_source(c.get('sae')),
+                 activations=_source(c.get('acts')), values=_kept(c), rows=f'known by {listed(rows, 9)}')
+    unfinished = '' if self.finished else f'unfinished: {there:,} of {self.n_rows:,} rows'
+    return dict(headline=head, facts=facts, warning=unfinished)
+
+@patch
+def _repr_html_(self:Codes): return told(self, lambda c: panel('Codes', c.folder, **c.view()))
+
+# %% ../../nbs/42_codes.store.ipynb #0e7984ba
+def _source(of):
+    "Where an autoencoder or activations come from: their folder, or whatever is known of them"
+    known = {k: v for k,v in (of or {}).items() if isinstance(v, (str,int,float)) and v!=''}
+    return known.get('folder') or listed(f'{k} {v}' for k,v in known.items())
+
+def _kept(catalog):
+    "How values are kept"
+    left_out = f', none below {catalog["threshold"]}' if catalog['threshold'] else ''
+    return f"{catalog['dtype']}{left_out}{', also negative ones' if catalog['signed'] else ''}"
+
+def _bytes(codes):
+    "Of the entries in both orders, and of their indices"
+    layout = layout_of(codes.catalog)
+    an_entry = [np.dtype(layout.dtype).itemsize+np.dtype(layout.ids(o)).itemsize for o in IDS]
+    return sum(p.nnz*sum(an_entry) + 8*(p.n_rows+codes.n_features) for p in codes.pieces)
+
 # %% ../../nbs/42_codes.store.ipynb #6376afa8
 class OutOfRange(SteerlensError): "A feature or a row that isn't there"
 
@@ -248,7 +288,7 @@ def load(self:Codes,
 )->tuple[np.ndarray,np.ndarray]: # Rows, ascending, uint32 [n], and values, float16 or float32 [n]
     "All activations of a feature; mapped and not copied where the store is finished"
     f = whole('feature', feature, self.n_features)
-    found = self._asked(lambda: [_stretch(p.by_feature, f) for p in self.pieces])
+    found = self._asked(lambda: [_stretch(p, 'by_feature', f) for p in self.pieces])
     if len(found)==1: return found[0]
     if not found: return np.empty(0, 'u4'), np.empty(0, self.dtype)
     rows,values = zip(*found)
@@ -262,14 +302,18 @@ def row(self:Codes,
     i = whole('row', i, self.n_rows)
     def ask():
         p,here = self._piece(i)
-        return _stretch(p.by_row, here)
+        return _stretch(p, 'by_row', here)
     return self._asked(ask)
 
-def _stretch(order, i):
+def _stretch(piece, order, i):
     "The entries of one feature, or of one row"
-    a,b = order.indptr[i:i+2].tolist()
-    for x in order[1:]: _soon(x, a, b)
-    return order.ids[a:b], order.values[a:b]
+    x,most = getattr(piece, order), piece.layout.n_features if order=='by_row' else piece.first+piece.n_rows
+    a,b = x.indptr[i:i+2].tolist()
+    for part in x[1:]: _soon(part, a, b)
+    ids = x.ids[a:b]
+    if a < b and ids[-1] >= most: # they ascend
+        raise SteerlensError(piece.folder/order, f'damaged: names {ids[-1]} of {most}', do=_again(piece.folder))
+    return ids, x.values[a:b]
 
 SOON = 2**16 # Bytes
 
@@ -354,10 +398,9 @@ def verify(
 def _verify_piece(folder, of, layout, deep):
     "What is wrong with a whole store, or with a part"
     lines = damaged(folder, of['sums'], _again(folder)) if deep else []
-    checks = [(_order, folder, 'by_feature', layout.n_features, of['nnz'], layout),
-              (_order, folder, 'by_row', of['n_rows'], of['nnz'], layout), (_meta, folder, of['n_rows'])]
-    for check,*args in checks if not lines else ():
-        try: check(*args)
+    if lines: return lines
+    for check in (lambda: Piece(folder, of, layout), lambda: _meta(folder, of['n_rows'])):
+        try: check()
         except SteerlensError as e: lines.append(str(e))
     return lines
 
@@ -392,7 +435,10 @@ def rows_a_part(
 
 def _chunks(codes, chunk_rows):
     "Matrices of at most so many rows"
-    for m in [codes] if hasattr(codes, 'tocsr') else codes:
+    for m in [codes] if hasattr(codes, 'tocsr') or hasattr(codes, 'shape') else codes:
+        kind = getattr(getattr(m, 'dtype', None), 'kind', '?')
+        fits = hasattr(m, 'tocsr') and kind in 'fiub'
+        need(fits, 'codes', f'{type(m).__name__} of kind {kind}', 'a scipy sparse matrix of numbers, or several')
         m = m.tocsr()
         size = chunk_rows or rows_a_part(m.shape[0], m.nnz)
         for a in range(0, m.shape[0], size): yield m[a:a+size]
@@ -415,7 +461,9 @@ def write_codes(
 )->Codes: # Raises `SteerlensError` where a code can't be stored, before `folder` is there
     "Write a store of codes that are there already"
     layout,folder = checked(Layout(n_features, dtype, threshold, signed)), Path(folder)
-    need(not (folder/'catalog.json').exists(), folder, 'holds codes already', do='remove it or choose another folder')
+    free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    what = 'holds codes already' if (folder/'catalog.json').exists() else 'is there already'
+    need(free, folder, what, 'a new or empty folder', 'choose another one')
     with atomic(folder) as tmp:
         n_rows,size = _write_parts(tmp, _chunks(codes, chunk_rows), rows, layout)
         catalog = new_catalog(layout, n_rows, size, site=site, streams=[], sae=sae or {}, acts=acts or {})

@@ -9,7 +9,8 @@ from pathlib import Path
 import json, time
 from fastcore.basics import patch
 from ..core import SteerlensError, need, write_json
-from .labels import BLANK, Labels, check_field, heads_of, loads, new_edit, utc
+from .edits import BLANK, check_field, heads_of, loads, new_edit, utc
+from .labels import Labels
 
 # %% auto #0
 __all__ = ['NAMES', 'THEIRS', 'in_our_words', 'read_consolidated']
@@ -59,7 +60,7 @@ def _check_entry(file, key, entry, n):
     where = f'{file}: latent {key[:20]}'
     fits = len(key) < 10 and 0 <= int(key) < n and str(int(key))==key
     need(fits, where, 'not one of these latents', f'whole numbers from 0 to {n-1}', 'is it of another autoencoder?')
-    need(isinstance(entry, (dict,str)), where, repr(entry)[:60], 'an object or a text')
+    need(isinstance(entry, (dict,str)), where, f'a {type(entry).__name__}', 'an object or a text')
     for f,v in in_our_words(entry).items(): check_field(where, f, v)
 
 # %% ../../nbs/71_explore.consolidated.ipynb #9a95b664

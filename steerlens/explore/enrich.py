@@ -22,7 +22,7 @@ from .odds import PRIOR, Cells, as_table, cells, once, sums, values
 
 # %% auto #0
 __all__ = ['FEW', 'BINS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
-           'corrected', 'shuffled', 'enrich', 'Enriched']
+           'corrected', 'shuffled', 'split_of', 'enrich', 'Enriched']
 
 # %% ../../nbs/73_explore.enrich.ipynb #8c65d074
 FEW,BINS = 20, 10 # Numbers with more different values than `FEW` are cut into so many bins
@@ -129,8 +129,8 @@ def _crude(t, fires, where, of, number):
 def n_tests(self:Background)->int:
     "Latents that fire, times values"
     if '_alive' not in self.__dict__:
-        codes = self.store.codes
-        self._alive = self.store.n_features if codes is None else int((codes.counts>0).sum())
+        n,codes = self.store.n_features, self.store.codes
+        self._alive = n if codes is None else min(n, int((codes.counts>0).sum()))
     return self._alive*self.n_values
 
 @patch
@@ -215,12 +215,15 @@ def audit(self:Background,
     to = shuffled(self.cells, seed)
     moved = [np.unique(to[rows][to[rows]>=0]) for rows in fires]
     found = {'as they are': _called(self, fires), 'shuffled': _called(self, moved)}
-    return pd.DataFrame({k: rate(np.isin(np.arange(len(fires)), some)) for k,some in found.items()}).T
+    rates = {k: rate(np.isin(np.arange(len(fires)), some)) for k,some in found.items()}
+    return pd.DataFrame.from_dict(rates, orient='index')
 
 # %% ../../nbs/73_explore.enrich.ipynb #95e428d4
 ENRICHED,STEP,AUDITED = 1, 1024, 1000 # Version of this folder, latents of a step, latents that are shuffled
 
-def _split_of(store):
+def split_of(
+    store:CodeStore # With a row table
+)->str|None: # `train`; None where rows are not told apart
     "The split that enrichments are found on"
     if 'split' not in store.columns: return None
     n = len(rows_of_split(store, 'train')), len(rows_of_split(store, 'held out'))
@@ -256,7 +259,7 @@ def _is_made(folder, how):
 
 def _work(store, how, folder, tell, workers):
     "Steps, then one table, then the manifest"
-    split = _split_of(store)
+    split = split_of(store)
     background = Background(store, how['columns'], how['alike'], split)
     held = Background(store, split='held out', like=background) if split else None
     for a in steps(folder, range(0, store.n_features, STEP), tell, 'features'):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from ..codes.backends import CodeStore
 from ..codes.store import Codes
 
@@ -21,6 +21,7 @@ __all__ = ['ROWS', 'WITHIN', 'SPLITS', 'KINDS', 'LACKS', 'Coded', 'Passages', 'r
 def _spans(store):
     "First and last row, and the row table's file or None, of each stretch that is there"
     if store.codes is not None:
+        store.codes.fresh() # parts may have been merged
         return [(p.first, p.first+p.n_rows, p.folder/'rows.parquet') for p in store.codes.pieces]
     if store.who is None: return [(0, store.n_rows, None)]
     return [(int(a), int(b), f) for a,b,f in zip(store.who.first, store.who.first[1:], store.who.files)]
@@ -76,11 +77,15 @@ def _gathered(store, column):
     "A column, all of it"
     known,parts = {}, []
     sizes,values = np.zeros(store.n_rows, 'i8'), np.full(store.n_rows, -1, 'i4')
-    for a,array in _batches(store, column):
-        numbers,n = _numbered(array, known)
-        if n is None: values[a:a+len(numbers)] = numbers
-        else: sizes[a:a+len(n)] = n
-        if n is not None: parts.append(numbers)
+    try:
+        for a,array in _batches(store, column):
+            numbers,n = _numbered(array, known)
+            if n is None: values[a:a+len(numbers)] = numbers
+            else:
+                sizes[a:a+len(n)] = n
+                parts.append(numbers)
+    except (OSError, pa.ArrowException) as e:
+        raise SteerlensError(store, f'row table damaged ({str(e).splitlines()[0][:80]})', do='build again') from None
     if not parts: return Coded(column, [*known], values, None)
     return Coded(column, [*known], np.concatenate(parts), np.r_[0, np.cumsum(sizes)])
 

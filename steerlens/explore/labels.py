@@ -5,185 +5,18 @@
 # %% ../../nbs/70_explore.labels.ipynb #1a01aec5
 from __future__ import annotations
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from operator import index
 from pathlib import Path
 from threading import RLock
-import json, os, shutil, sys, time
+import json, os, re, shutil, sys, time
 from fastcore.basics import patch
 from ..core import SteerlensError, atomic, need, sha256, unwritable
+from .edits import BLANK, SHARES, Conflict
+from .edits import brief, change, check_edit, check_plain, checked_author, cleaned, edits_of, loads
+from .edits import summary, utc
 
 # %% auto #0
-__all__ = ['STATUSES', 'BLANK', 'LONGEST', 'SHARES', 'OURS', 'KINDS', 'FORMAT', 'VERSION', 'is_model', 'check_field', 'new_edit',
-           'heads_of', 'utc', 'now_of', 'loads', 'about', 'Labels', 'labels_of', 'Conflict']
-
-# %% ../../nbs/70_explore.labels.ipynb #cb4b1f37
-STATUSES = 'draft', 'accepted', 'rejected'
-BLANK = dict(label='', category='', confidence=None, evidence=[], notes='', status='draft', scores={}, same_as=None)
-LONGEST = dict(label=1_000, category=200, notes=100_000) # Characters
-SHARES = 'detection', 'fuzzing', 'placebo' # Scores from 0 to 1
-OURS = 'feature', 'author', 'time', 'revision', 'conflicts', 'history' # Written by us alone
-
-def is_model(
-    author:str # Of an edit
-)->bool: # The others are people
-    "Programs sign as `model:NAME`"
-    return author.startswith('model:')
-
-# %% ../../nbs/70_explore.labels.ipynb #e7088d3c
-def _number(x): return isinstance(x, (int,float)) and not isinstance(x, bool)
-def _share(x): return _number(x) and 0 <= x <= 1
-def _listed(x): return isinstance(x, list) and all(isinstance(e, str) for e in x)
-def _text(most): return lambda x: isinstance(x, str) and len(x) <= most
-
-def _scores(x):
-    shares = isinstance(x, dict) and all(_share(x[k]) for k in SHARES if k in x)
-    return shares and isinstance(x.get('of', ''), str) and type(x.get('n', 0)) is int and x.get('n', 0) >= 0
-
-def _json(x):
-    "Can it be written, and read by others?"
-    try: return bool(json.dumps(x, ensure_ascii=False, allow_nan=False).encode())
-    except (TypeError, ValueError, RecursionError): return False # lone surrogates are ValueErrors too
-
-# %% ../../nbs/70_explore.labels.ipynb #81a00d15
-KINDS = {f: (_text(most), f'a text of at most {most:,} characters') for f,most in LONGEST.items()} # Field -> check
-KINDS |= dict(confidence=(lambda x: x is None or _share(x), 'a number from 0 to 1, or nothing'),
-              evidence=(_listed, 'a list of experiment ids'),
-              status=(lambda x: x in STATUSES, f'one of {", ".join(STATUSES)}'),
-              scores=(_scores, f'{", ".join(SHARES)} from 0 to 1, a whole n, and more'),
-              same_as=(lambda x: x is None or type(x) is int and x >= 0, 'the number of a latent, or nothing'))
-
-def check_field(
-    where:str, # For the error
-    field:str, # One of `BLANK`, or any other
-    x          # Its value
-): # Raises `SteerlensError` for what it can't be
-    "Refuse what makes no label"
-    ok,want = KINDS.get(field, (None, ''))
-    if ok and not ok(x): raise SteerlensError(f'{where}: {field}', _brief(x), want)
-
-def _brief(x, most=60):
-    "A value in an error's line"
-    said = ascii(x) if not _json(x) else repr(x)
-    return said if len(said) <= most else f'{said[:most-3]}...'
-
-# %% ../../nbs/70_explore.labels.ipynb #5f0d5db5
-def new_edit(
-    author:str,  # Who
-    when:str,    # From `utc`
-    how:str,     # On what occasion; may be empty
-    fields:dict, # What is said now
-    over:dict    # Field -> ids of the edits that this one replaces
-)->dict: # id, author, time, set; how and over where there is something to say
-    "An edit; its id is its contents'"
-    e = dict(author=author, time=when, how=how, set=fields, over={f: ids for f,ids in over.items() if ids})
-    e = {k: v for k,v in e.items() if v or k not in ('how', 'over')}
-    return dict(id=sha256(e)[:12]) | e
-
-def heads_of(
-    history:list # Edits of a latent, in any order
-)->dict[str,list]: # Field -> edits
-    "Of each field the edits that no other one replaces, the latest last"
-    replaced = {(f, i) for e in history for f,ids in e.get('over', {}).items() for i in ids}
-    found = {f: [] for e in history for f in e['set']}
-    for e in sorted(history, key=_when):
-        for f in e['set']:
-            if (f, e['id']) not in replaced: found[f].append(e)
-    return found
-
-def _when(edit): return edit['time'], edit['id']
-
-def utc(
-    seconds:float # Since 1970
-)->str: # Such as 2026-01-05T09:00:00.000000+00:00
-    "A time as it is written here: texts sort as times do"
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='microseconds')
-
-def _after(history, when):
-    "A time that is later than all edits that are there already, whatever their clocks said"
-    last = max((e['time'] for e in history), default='')
-    return when if when > last else utc(datetime.fromisoformat(last).timestamp()+2e-6)
-
-def _said(history):
-    "What each field is said to be, and by which edit: one pair, or several where people disagree, the latest last"
-    return {f: _values(f, heads) for f,heads in heads_of(history).items()}
-
-def _values(field, heads):
-    values = [e['set'][field] for e in heads]
-    if field=='evidence': return [(list(dict.fromkeys(x for v in values for x in v)), heads[-1])]
-    return [(v, e) for i,(v,e) in enumerate(zip(values, heads)) if v not in values[i+1:]]
-
-def now_of(
-    history:list # Edits of a latent
-)->dict: # Field -> value
-    "What each field says after these edits"
-    return {f: said[-1][0] for f,said in _said(history).items()}
-
-# %% ../../nbs/70_explore.labels.ipynb #a5864cb1
-def _entry(where, text, when):
-    "The history of an entry of the file, checked"
-    x = loads(where, text)
-    whole = isinstance(x, dict) and isinstance(x.get('history', []), list)
-    if not (whole and _json(x)): raise SteerlensError(where, _brief(x), 'an object in valid Unicode')
-    history = x.get('history', [])
-    for e in history: _check_edit(where, e)
-    heads = heads_of(history)
-    need(all(heads.values()), f'{where}: history', 'edits that replace each other')
-    said = {f: v for f,v in x.items() if f not in OURS}
-    for f,v in said.items(): check_field(where, f, v)
-    by_hand = _by_hand(now_of(history), said)
-    if not by_hand: return history
-    over = {f: [e['id'] for e in heads.get(f, ())] for f in by_hand}
-    return [*history, new_edit('by hand', _after(history, when), '', by_hand, over)]
-
-def _by_hand(now, said):
-    "Fields of an entry that its history knows nothing of"
-    gone = {f: BLANK.get(f) for f,v in now.items() if f not in said and v != BLANK.get(f)}
-    return gone | {f: v for f,v in said.items() if v != now.get(f, BLANK.get(f, ...))}
-
-def _check_edit(where, e):
-    "Refuse what is no edit"
-    texts = isinstance(e, dict) and all(isinstance(e.get(k), str) for k in ('id', 'author', 'time'))
-    whole = texts and isinstance(e.get('set'), dict) and isinstance(e.get('over', {}), dict)
-    ids = whole and all(isinstance(i, list) and all(isinstance(x, str) for x in i) for i in e.get('over', {}).values())
-    good = ids and _is_utc(e['time'])
-    if not good: raise SteerlensError(f'{where}: history', _brief(e), 'edits with id, author, time (UTC) and set')
-    for f,v in e['set'].items(): check_field(f'{where}: history', f, v)
-
-def _is_utc(when):
-    "Is it a time as we write it, so that texts sort as times do?"
-    try: same = datetime.fromisoformat(when).isoformat(timespec='microseconds')==when
-    except ValueError: return False
-    return same and when.endswith('+00:00') and when < '3000'
-
-# %% ../../nbs/70_explore.labels.ipynb #27362581
-def loads(
-    where:str, # For the error
-    text:str   # JSON
-): # Raises `SteerlensError` where it is none
-    "Read JSON; NaN is null, and a name that is there twice is refused, since one of the two would be lost"
-    try: return json.loads(text, object_pairs_hook=lambda pairs: _once(where, pairs), parse_constant=lambda name: None)
-    except (ValueError, RecursionError) as e:
-        raise SteerlensError(where, f'not whole JSON ({e})', do='put it right, or restore the file') from None
-
-def _once(where, pairs):
-    found = dict(pairs)
-    if len(found)==len(pairs): return found
-    names = [k for k,_ in pairs]
-    raise SteerlensError(where, f'{next(k for k in names if names.count(k)>1)!r} is there twice')
-
-# %% ../../nbs/70_explore.labels.ipynb #fbaf8cd6
-def _shown(history):
-    "What an entry says"
-    said = _said(history)
-    last = max(history, key=_when)
-    found = {f: v[-1][0] for f,v in said.items()} | dict(author=last['author'], time=last['time'])
-    words = [_words(f, v) for f,v in said.items() if len(v)>1]
-    return found | dict(revision=len(history)) | (dict(conflicts=words) if words else {})
-
-def _words(field, said):
-    "A conflict"
-    return f'{field}: ' + ' or '.join(f'{_brief(v)} by {e["author"]} ({e["time"][:16]})' for v,e in said)
+__all__ = ['FORMAT', 'VERSION', 'about', 'Labels', 'labels_of']
 
 # %% ../../nbs/70_explore.labels.ipynb #328875b6
 def about(
@@ -206,29 +39,33 @@ def _folder(store):
 
 # %% ../../nbs/70_explore.labels.ipynb #891f2d41
 FORMAT,VERSION = 'steerlens.feature_labels', 1
-_OPEN,_CLOSE = '"labels": {', ['}', '}', '']
+_OPEN,_CLOSE = '\n"labels": {\n', '\n}\n}\n'
+_ENTRY = re.compile(r'^"(0|[1-9][0-9]{0,8})": (\{.*\}),?$', re.M)
 
 def _parsed(file):
-    "What the file says of itself, and the text of each entry"
+    "What the file says of itself, and the text of each latent's entry"
     try: text = file.read_bytes().decode('utf-8-sig')
     except OSError as e: raise SteerlensError(file, f'could not be read ({e.strerror})') from None
     except UnicodeDecodeError as e: raise SteerlensError(file, f'not UTF-8 text ({e})') from None
-    lines = text.split('\n') # not `splitlines`, which finds line breaks within texts
-    at = lines.index(_OPEN) if _OPEN in lines[:100] else 0
-    entries = [line.removesuffix(',').partition(': ') for line in lines[at+1:-3]]
-    ours = at and lines[-3:]==_CLOSE and all(k[:1]==k[-1:]=='"' and v[:1]+v[-1:]=='{}' for k,_,v in entries)
-    if not ours: return _slowly(file, text)
-    head = loads(file, '\n'.join([*lines[:at+1], '}}']))
-    found = {k[1:-1]: v for k,_,v in entries}
-    need(len(found)==len(entries), file, 'a latent is there twice', do='put the two entries together')
-    return head, found
+    head,_,body = text.partition(_OPEN)
+    entries,n = _ENTRY.findall(body), body.count('\n')-_CLOSE.count('\n')+1
+    if not (body.endswith(_CLOSE) and len(entries)==n): return _slowly(file, text)
+    found = {int(k): v for k,v in entries}
+    need(len(found)==n, file, 'a latent is there twice', do='put the two entries together')
+    return loads(file, f'{head}\n"labels": {{}}}}'), found
 
 def _slowly(file, text):
     "The same from any JSON"
     head = loads(file, text)
     fits = isinstance(head, dict) and isinstance(head.get('labels'), dict)
-    need(fits, file, _brief(head), 'labels of latents', 'bring other files in with `steerlens label import`')
-    return head, {k: json.dumps(v, ensure_ascii=False) for k,v in head['labels'].items()}
+    need(fits, file, brief(head), 'labels of latents', 'bring other files in with `steerlens label import`')
+    return head, {_number_of(file, k): json.dumps(v, ensure_ascii=False) for k,v in head['labels'].items()}
+
+def _number_of(file, key):
+    "The latent that a name in the file means"
+    fits = key.isascii() and key.isdigit() and len(key) < 10 and str(int(key))==key
+    need(fits, file, f'a label of latent {key[:20]!r}', 'whole numbers')
+    return int(key)
 
 # %% ../../nbs/70_explore.labels.ipynb #07b9f19b
 def _check_head(file, head):
@@ -237,21 +74,20 @@ def _check_head(file, head):
     need(known, file, f'format {head.get("format")} version {head.get("version")}', f'{FORMAT} version {VERSION}')
     whose = head.get('about')
     whole = isinstance(whose, dict) and {'autoencoder', 'site', 'n_features'} <= set(whose)
-    need(whole and type(whose['n_features']) is int, file, f'about {_brief(whose)}', 'autoencoder, site and n_features')
+    need(whole and type(whose['n_features']) is int, file, f'about {brief(whose)}', 'autoencoder, site and n_features')
     counted = type(head.get('revision', 0)) is int and isinstance(head.get('placebos', []), list)
     need(counted, file, 'its revision or placebos are damaged', 'a whole number, a list')
 
 def _check_about(file, of, wanted):
     "Refuse the labels of other latents"
     names = [k for k in ('autoencoder', 'site', 'n_features') if of[k]!=wanted[k]]
-    need(not names, file, f'labels of another {" and ".join(names)} ({_brief(of[names[0]]) if names else ""})',
-         f'{_brief(wanted[names[0]]) if names else ""}', 'name another file')
+    need(not names, file, f'labels of another {" and ".join(names)} ({brief(of[names[0]]) if names else ""})',
+         f'{brief(wanted[names[0]]) if names else ""}', 'name another file')
 
-def _checked_number(file, key, n):
-    "The latent that a name in the file means"
-    fits = key.isascii() and key.isdigit() and len(key) < 10 and str(int(key))==key and int(key) < n
-    need(fits, file, f'a label of latent {key[:20]!r}', f'a whole number from 0 to {n-1}', 'is it of others?')
-    return int(key)
+def _check_numbers(file, text, n):
+    "Refuse latents that aren't there"
+    most = max(text, default=-1)
+    need(most < n, file, f'a label of latent {most}', f'whole numbers from 0 to {n-1}', 'is it of another autoencoder?')
 
 # %% ../../nbs/70_explore.labels.ipynb #3691768e
 class Labels:
@@ -273,7 +109,7 @@ class Labels:
             head,text = _parsed(self.file) if stamp else self._empty()
             _check_head(self.file, head)
             if self._whose: _check_about(self.file, head['about'], self._whose)
-            text = {_checked_number(self.file, k, head['about']['n_features']): v for k,v in text.items()}
+            _check_numbers(self.file, text, head['about']['n_features'])
             head.pop('labels', None)
             self._stamp,self._head,self._text = stamp, head, text
             self._known = {f: known for f,known in self._known.items() if text.get(f)==known[0]}
@@ -320,7 +156,7 @@ def number(self:Labels,
     try: i = None if isinstance(feature, bool) or 'bool' in type(feature).__name__ else index(feature)
     except TypeError: i = None
     fits = i is not None and 0 <= i < self.n_features
-    need(fits, 'feature', _brief(feature), f'a whole number from 0 to {self.n_features-1}')
+    need(fits, 'feature', brief(feature), f'a whole number from 0 to {self.n_features-1}')
     return i
 
 # %% ../../nbs/70_explore.labels.ipynb #73a86149
@@ -340,8 +176,8 @@ def _history(self:Labels, feature):
     known = self._known.get(feature)
     if known is None or known[0] is not text and known[0]!=text:
         where = f'{self.file}: latent {feature}'
-        history = _entry(where, text, utc(self._stamp[0]/1e9))
-        self._known[feature] = known = text, history, _shown(history)
+        history = edits_of(where, text, utc(self._stamp[0]/1e9))
+        self._known[feature] = known = text, history, summary(history)
     return known[1]
 
 @patch
@@ -389,67 +225,6 @@ def table(self:Labels)->'pd.DataFrame': # feature, the fields, author, time, rev
                     conflicts=[len(e['conflicts']) for e in entries])
 
 # %% ../../nbs/70_explore.labels.ipynb #de4de308
-class Conflict(SteerlensError): "Somebody else has changed the same thing; nothing was written"
-
-def _own(x):
-    "A value in JSON's own types: arrays and tuples become lists"
-    try: return json.loads(json.dumps(x, default=lambda o: o.tolist()))
-    except (TypeError, ValueError, AttributeError, RecursionError): return x # and is refused by its field's check
-
-def _cleaned(where, fields):
-    "What somebody wants to set, checked; labels are one line"
-    found = {f: ' '.join(v.split()) if f in ('label', 'category') and isinstance(v, str) else _own(v)
-             for f,v in fields.items()}
-    for f,v in found.items():
-        need(isinstance(f, str) and f not in OURS, where, f'no field {f!r} can be set', f'one of {", ".join(BLANK)}')
-        check_field(where, f, v)
-        if not _json(v): raise SteerlensError(f'{where}: {f}', _brief(v), 'valid Unicode and plain JSON')
-    return found
-
-def _checked_author(author):
-    fits = isinstance(author, str) and 0 < len(author.strip()) <= 200 and author.isprintable()
-    need(fits, 'author', _brief(author), 'a name, such as ann or model:template')
-    return author.strip()
-
-# %% ../../nbs/70_explore.labels.ipynb #d27f6fbb
-def _refuse_clash(where, fields, since):
-    "Others have set the same fields to something else since the author looked"
-    for f,v in fields.items():
-        theirs = [e for e in since if f in e['set'] and f!='evidence' and e['set'][f]!=v]
-        if not theirs: continue
-        e = theirs[-1]
-        raise Conflict(where, f'{_words(f, [(e["set"][f], e)])} came while {_brief(v)} was written',
-                       do='look at it again, then decide')
-
-def _refuse_overruling(where, fields, history):
-    "A model doesn't change what a person has said"
-    people = [e for e in history if not is_model(e['author']) and {'label', 'status'} & set(e['set'])]
-    said = [f for f in fields if f not in ('evidence', 'scores')]
-    if people and said:
-        raise Conflict(where, f'{people[-1]["author"]} has decided about it', do=f'leave its {", ".join(said)} alone')
-
-def _change(where, history, fields, author, how, seen):
-    "The edit that makes it so; None where it is so already"
-    need(seen <= len(history), where, f'revision {len(history)}', f'{seen}, which was seen', 'the file is an older one')
-    said,heads,given = _said(history), heads_of(history), [*fields]
-    fields = _with_label(history, seen, fields)
-    fields = {f: v for f,v in fields.items() if [x for x,_ in said.get(f, [(BLANK.get(f, ...), None)])]!=[v]}
-    if not fields: return None
-    _refuse_clash(where, {f: fields[f] for f in given if f in fields}, history[seen:])
-    if is_model(author): _refuse_overruling(where, fields, history)
-    known = {e['id'] for e in history[:seen]}
-    over = {f: [e['id'] for e in heads.get(f, ()) if f!='evidence' or e['id'] in known] for f in fields}
-    return new_edit(author, _after(history, utc(time.time())), how, fields, over)
-
-def _with_label(history, seen, fields):
-    "A changed label loses its confidence; scores are of the label that was seen, or comes with them"
-    label = fields.get('label', now_of(history[:seen]).get('label', ''))
-    if fields.get('scores'): fields = fields | dict(scores=dict(of=label) | fields['scores'])
-    now = now_of(history)
-    stale = fields.get('label', now.get('label'))!=now.get('label') and now.get('confidence') is not None
-    return (dict(confidence=None) if stale else {}) | fields
-
-# %% ../../nbs/70_explore.labels.ipynb #6a4e9389
 @patch
 def update(self:Labels,
     changes:dict,          # Latent -> fields to set
@@ -458,13 +233,13 @@ def update(self:Labels,
     seen:dict|None=None,   # Latent -> revision that the author looked at; by default what was read here last
 )->dict[int,dict]: # Latent -> what is said of it now; raises `Conflict` where others were there first, writing nothing
     "Set fields of any number of latents, all of them or none, in one write"
-    author = _checked_author(author)
-    changes = {self.number(f): _cleaned(f'latent {f}', fields) for f,fields in changes.items()}
+    author = checked_author(author)
+    changes = {self.number(f): cleaned(f'latent {f}', fields) for f,fields in changes.items()}
     for f,fields in changes.items(): self._check_twin(f, fields.get('same_as'))
     with self._busy:
         seen = {f: len(self._history(f)) for f in changes} | (seen or {})
         with self._alone():
-            edits = {f: _change(f'latent {f}', self._history(f), fields, author, how, seen[f])
+            edits = {f: change(f'latent {f}', self._history(f), fields, author, how, seen[f])
                      for f,fields in changes.items()}
             self._write({f: [*self._history(f), e] for f,e in edits.items() if e})
         return {f: self[f] for f in changes}
@@ -483,7 +258,7 @@ def set(self:Labels,
     **fields                # Those of `BLANK`, or others
 )->dict: # What is said of it now; raises `Conflict` where somebody else was there first
     "Set fields of a latent"
-    need(revision is None or type(revision) is int and revision >= 0, 'revision', _brief(revision), 'a whole number')
+    need(revision is None or type(revision) is int and revision >= 0, 'revision', brief(revision), 'a whole number')
     seen = None if revision is None else {self.number(feature): revision}
     return self.update({feature: fields}, author, how, seen)[self.number(feature)]
 
@@ -521,7 +296,7 @@ def _alone(self:Labels):
 def _write(self:Labels, histories, **head):
     "Put these latents' edits in place of theirs"
     if not histories and not head: return
-    shown = {f: _shown(h) for f,h in histories.items()}
+    shown = {f: summary(h) for f,h in histories.items()}
     texts = {f: json.dumps(shown[f] | dict(history=h), ensure_ascii=False) for f,h in histories.items()}
     text = self._text | texts
     if len(text) > len(self._text): text = dict(sorted(text.items()))
@@ -536,10 +311,9 @@ def _save(file, head, text):
     head = {k: head[k] for k in (*first, *head)}
     top = [f'{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)},' for k,v in head.items()]
     body = ',\n'.join(f'"{f}": {t}' for f,t in text.items())
-    lines = '{', *top, _OPEN, *([body] if body else []), *_CLOSE
     for left in file.parent.glob(f'.tmp-*-{file.name}'): left.unlink(missing_ok=True) # the lock is ours
     with atomic(file) as tmp:
-        tmp.write_text('\n'.join(lines), encoding='utf-8', newline='\n')
+        tmp.write_text('\n'.join(['{', *top])+_OPEN+body+_CLOSE, encoding='utf-8', newline='\n')
         if file.exists(): shutil.copymode(file, tmp)
 
 # %% ../../nbs/70_explore.labels.ipynb #9b696854
@@ -552,7 +326,7 @@ def add_placebo(self:Labels,
     accepted:bool # Did it pass?
 ):
     "Note what somebody said of a label that is another latent's"
-    trial = dict(feature=self.number(feature), label=label, of=self.number(of), author=_checked_author(author),
+    trial = dict(feature=self.number(feature), label=label, of=self.number(of), author=checked_author(author),
                  accepted=bool(accepted), time=utc(time.time()))
     with self._busy, self._alone(): self._write({}, placebos=[*self._head.get('placebos', []), trial])
 
@@ -579,8 +353,8 @@ def take(self:Labels,
         return dict(features=len(new), conflicts={f: [*words] for f,words in disputed.items() if words})
 
 def _check_edits(where, edits):
-    for e in edits: _check_edit(where, e)
-    need(_json(edits), where, ascii(edits)[:60], 'valid Unicode and plain JSON')
+    for e in edits: check_edit(where, e)
+    check_plain(where, edits)
 
 def _together(ours, theirs):
     "Edits of both, each once"

@@ -13,7 +13,7 @@ from ..codes.store import Codes
 from .labels import Labels
 
 # %% auto #0
-__all__ = ['LEAST', 'MOVES', 'NEAR', 'DRAWS', 'REASONS', 'DENSE', 'tail_p', 'duplicates', 'flagged', 'renewal']
+__all__ = ['LEAST', 'MOVES', 'NEAR', 'SAME', 'DRAWS', 'REASONS', 'DENSE', 'tail_p', 'duplicates', 'flagged', 'renewal']
 
 # %% ../../nbs/71_explore.quality.ipynb #be1564bf
 def _unit(W): return W/np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-12)
@@ -39,10 +39,10 @@ LEAST,MOVES = 20, 3 # Rows; times that rows are moved
 
 def _moved(codes, g):
     "For each row the one of another episode at the same step; any row where there are no episodes"
-    rows = codes.rows
-    if 'episode' not in rows: return g.permutation(codes.n_rows)
-    who = rows[['episode']].assign(split=rows['split'] if 'split' in rows else '')
-    return of_others(who.fillna(''), int(g.integers(2**31)))
+    there = [c for c in ('episode', 'split') if c in codes.lines([]).column_names]
+    if 'episode' not in there: return g.permutation(codes.n_rows)
+    who = codes.rows_of(np.arange(codes.n_rows), there)
+    return of_others(who.assign(split=who['split'].fillna('') if 'split' in who else ''), int(g.integers(2**31)))
 
 def _jaccard(codes, pairs, taken=None):
     "Of pairs [n, 2] that are sorted by their first, whose rows may be moved"
@@ -100,8 +100,10 @@ def tail_p(
     own,chance = np.asarray(own, float), np.sort(chance)
     p = (1+len(chance)-np.searchsorted(chance, own))/(len(chance)+1)
     start = np.quantile(chance, .9)
-    over = (chance[chance>start]-start)
-    if len(over) >= 10: p = np.where(own > chance[-1], np.minimum(p, .1*np.exp(-(own-start)/over.mean())), p)
+    over = chance[chance>start]-start
+    if len(over) >= 10:
+        beyond = .1*np.exp(-np.maximum(own-start, 0)/over.mean())
+        p = np.where(own > chance[-1], np.minimum(p, beyond), p)
     return np.where(np.isnan(own), np.nan, p)
 
 def _q(p):
@@ -112,6 +114,7 @@ def _q(p):
 
 # %% ../../nbs/71_explore.quality.ipynb #617a9ce6
 NEAR = dict(cosine=.7, jaccard=.5) # What two latents that say the same have at least, one of them
+SAME = .9 # Of either, enough by itself
 DRAWS = 400 # Latents that show what chance does
 
 def duplicates(
@@ -173,7 +176,9 @@ def _proposed(t, upto, counts):
     "Which pairs are proposed, and why"
     beats = np.array([(t[f'q_{w}']<.05).to_numpy() for w in upto]).sum(0)
     near = np.logical_or.reduce([(t[w]>=least).to_numpy() for w,least in NEAR.items() if w in t])
-    t = t.assign(propose=(beats>=min(2, len(upto))) & near, beats=beats)
+    alone = (t.jaccard>=SAME) & (t.q_rows<.05)
+    if 'cosine' in t: alone |= (t.cosine>=SAME) & (t.q_cosine<.05)
+    t = t.assign(propose=(beats>=min(2, len(upto))) & near | alone, beats=beats)
     t['why'] = [_because(r, upto) for r in t.to_dict('records')]
     swap = (counts[t.partner] > counts[t.feature])
     t.loc[swap, ['feature', 'partner']] = t.loc[swap, ['partner', 'feature']].to_numpy()
@@ -231,4 +236,4 @@ def renewal(
     need(of.get('folder'), codes.folder, 'does not say where its autoencoder is', do='`steerlens codes build`')
     need(len(features) < codes.n_features, 'renew', 'all latents', 'fewer', 'train a new one')
     start = dict(sites=[codes.catalog['site']], init=of['folder'], d_sae=codes.n_features)
-    return {'2_sae': start | dict(resample_at=[1], renew=features)}
+    return {'2_sae': start | dict(lr=5e-4, resample_at=[1], renew=features)}

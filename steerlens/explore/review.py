@@ -10,7 +10,8 @@ from ..core import SteerlensError, need, rng
 from ..stats import rate
 from ..codes.statistics import Stats
 from ..codes.store import Codes
-from .labels import Conflict, Labels, is_model, now_of
+from .edits import Conflict, is_model, now_of
+from .labels import Labels
 
 # %% auto #0
 __all__ = ['WIDTH', 'PRIOR', 'RANDOM', 'PLACEBO', 'KINDS', 'HELP', 'DONE', 'sureness', 'decisions', 'random_order',
@@ -123,7 +124,7 @@ def next_batch(
     need(type(n) is int and n > 0, 'n', repr(n), 'a whole number from 1 on')
     need(0 <= placebo <= .5, 'placebo', placebo, 'a share from 0 to .5')
     t,g = queue(labels, matters), rng('review', seed, labels.revision)
-    false = _placebos(t, round(n*placebo), g)
+    false = _placebos(t, int(n*placebo+g.random()), g) # a half of one is one every other time
     t = t[~t.feature.isin([p['feature'] for p in false])]
     place = random_order(labels)
     drawn = sorted(t.feature, key=lambda f: place[f])[:round(n*RANDOM)]
@@ -221,7 +222,8 @@ def seen_in(
         t = stats.breakdown(feature) if 'breakdown' in stats.tables else pd.DataFrame(dict(share=[], base=[]))
         t = t.assign(excess=t.share-t.base).nlargest(4, 'excess')
         found = [f'fires in {s["density"]:.2%} of {codes.n_rows:,} rows, up to {s["max"]:.3g}']
-        for r in t.itertuples(): found.append(f'{r.column} {r.value!r}: {r.share:.0%} of its firings, {r.base:.1%} of rows')
+        for r in t.itertuples():
+            found.append(f'{r.column} {r.value!r}: {r.share:.0%} of its firings, {r.base:.1%} of rows')
         return found
     return lines
 
@@ -247,13 +249,16 @@ def review(
 )->dict: # accept, edit, reject, skip: how many
     "Go through the next batch"
     batch,done,passed = next_batch(labels, n, matters, placebo), dict.fromkeys(DONE, 0), 0
-    if batch: tell(f'{len(batch)} labels to judge' + (f', {placebo:.0%} of them other latents\'' if placebo else ''))
-    for i,item in enumerate(batch, 1):
-        tell(_page(item, f'{i} of {len(batch)}', about))
-        answer = _answered(labels, item, author, ask, tell)
-        if answer is None: break
-        done[answer] += 1
-        passed += answer=='accept' and item['of']!=item['feature']
+    n_false = sum(i['of']!=i['feature'] for i in batch)
+    if batch: tell(f'{len(batch)} labels to judge' + (f', {n_false} of them another latent\'s' if n_false else ''))
+    try:
+        for i,item in enumerate(batch, 1):
+            tell(_page(item, f'{i} of {len(batch)}', about))
+            answer = _answered(labels, item, author, ask, tell)
+            if answer is None: break
+            done[answer] += 1
+            passed += answer=='accept' and item['of']!=item['feature']
+    except KeyboardInterrupt: tell('')
     _farewell(labels, done, passed, tell)
     return done
 
@@ -270,7 +275,7 @@ def _answered(labels, item, author, ask, tell):
     words = dict(a='accept', e='edit', r='reject', s='skip')
     while True:
         try: key,_,text = ask(f'{HELP} > ').strip().partition(' ')
-        except (EOFError, KeyboardInterrupt): return None
+        except EOFError: return None
         if key=='q': return None
         if key not in words or key=='e' and not text.strip(): tell(f'{key!r} is no answer: {HELP}')
         elif key=='s' or _written(labels, item, words[key], author, text.strip(), tell): return words[key]

@@ -6,16 +6,17 @@
 from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
-import warnings
+import sys, warnings
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from safetensors.torch import load_file, save_file
 from ..core import SteerlensError, atomic, generator, manifest, need, read_json, root, sha256, write_json
+from ..html import Html, panel, size, told
 
 # %% auto #0
-__all__ = ['FOREIGN', 'for_use', 'load_sae', 'new_sae', 'calibrate', 'save_sae', 'similarity']
+__all__ = ['FOREIGN', 'for_use', 'load_sae', 'about', 'new_sae', 'calibrate', 'save_sae', 'similarity']
 
 # %% ../../nbs/30_sae.models.ipynb #391b22c8
 def _sae_lens():
@@ -169,6 +170,52 @@ def _check_there(folder):
 def _all_lines(e):
     "What torch says of keys and shapes, in one line"
     return ' '.join(str(e).split())[:200] or type(e).__name__
+
+# %% ../../nbs/30_sae.models.ipynb #1a994156
+def about(
+    sae # A sae-lens autoencoder, for training or inference
+)->Html: # Never raises
+    "What an autoencoder is, where it belongs and what it expects"
+    return Html(told(sae, _view))
+
+def _view(sae):
+    "Shape, site, how a row is read"
+    c,w = sae.cfg, sae.W_dec
+    n = sum(p.numel()*p.element_size() for p in sae.parameters())
+    head = (f'{c.d_in:,} → {c.d_sae:,} latents, {c.d_sae/c.d_in:.3g} times as many · '
+            f'{str(w.dtype)[6:]} on {w.device} · {size(n)}')
+    m = c.metadata
+    facts = dict(site=getattr(m, 'hook_name', None), model=getattr(m, 'model_name', None), active=_active(sae),
+                 input=_read(c), decoder=f'rows of length {_lengths(w)}')
+    return panel(type(sae).__name__, c.architecture(), head, facts)
+
+# %% ../../nbs/30_sae.models.ipynb #eefd5782
+def _active(sae):
+    "How many latents a row has, as far as the architecture says"
+    k = getattr(sae.cfg, 'k', None)
+    thresholds = getattr(sae, 'threshold', None)
+    if k is not None: return f'{k:g} latents a row'
+    return 'those above a threshold each' if thresholds is not None else 'those above zero'
+
+def _read(cfg):
+    "What happens to a row before it is encoded"
+    less = 'less the decoder bias' if cfg.apply_b_dec_to_input else 'as it is'
+    return less if cfg.normalize_activations=='none' else f'{less}, normalised by {cfg.normalize_activations}'
+
+def _lengths(w):
+    "From the shortest to the longest of a few thousand rows"
+    lengths = w[::max(1, len(w)//4096)].detach().float().norm(dim=1)
+    return f'{lengths.min():.3g} to {lengths.max():.3g}'
+
+def _show_in_notebooks():
+    "Register `about` with the running notebook, if there is one; sae-lens is not imported for it"
+    ipython = sys.modules.get('IPython')
+    shell = ipython and ipython.get_ipython()
+    if not shell: return
+    for module,cls in (('sae_lens.saes.sae', 'SAE'), ('sae_lens.saes.sae', 'TrainingSAE')):
+        shell.display_formatter.formatters['text/html'].for_type_by_name(module, cls, about)
+
+_show_in_notebooks()
 
 # %% ../../nbs/30_sae.models.ipynb #020aa021
 _INPUT = ('apply_b_dec_to_input', 'normalize_activations', 'rescale_acts_by_decoder_norm') # how a row is read

@@ -13,6 +13,7 @@ from torch import Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from ..core import SteerlensError, atomic, generator, need
+from ..html import panel, told
 
 # %% auto #0
 __all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'logistic', 'pca_of_differences',
@@ -40,6 +41,27 @@ class Direction:
         about |= dict(origin=json.dumps(self.origin), given=json.dumps(self.given))
         file = Path(folder)/f'{self.contrast}.{self.method}.{self.site}.{self.stream}.safetensors'
         with atomic(file) as tmp: save_file({k: v.contiguous() for k,v in tensors.items() if v is not None}, tmp, about)
+
+    def _repr_html_(self): return told(self, _view)
+
+# %% ../../nbs/51_steer.directions.ipynb #690c3fed
+def _view(d):
+    "What a direction is, and where it comes from"
+    length = d.residual.norm(dim=-1).mean().item()
+    each = f'{len(d.residual)} tokens, each ' if d.residual.ndim==2 else ''
+    head = f'{each}[{d.residual.shape[-1]}] · length {length:.4g} · {d.site}, {d.stream} tokens'
+    origin = ', '.join(f'{k} {v}' for k,v in d.origin.items())
+    facts = dict(method=d.method, latents=_latents(d), edit=d.edit) | {'made of': origin}
+    broken = not d.residual.isfinite().all() or not length
+    return panel('Direction', d.contrast, head, facts, 'zero, or not finite' if broken else '')
+
+def _latents(d):
+    "How many there are, and the strongest five"
+    if d.latent is None: return 'none: made without an autoencoder'
+    z = d.latent if d.mask is None else d.latent*d.mask
+    top = z.abs().topk(min(5, len(z))).indices.tolist()
+    named = ', '.join(f'{i} ({z[i]:+.3g})' for i in top if z[i])
+    return f'{int((z!=0).sum()):,} of {len(z):,}, the strongest: {named}' if named else f'none of {len(z):,} differs'
 
 # %% ../../nbs/51_steer.directions.ipynb #16ba59a3
 def load_direction(

@@ -18,6 +18,7 @@ import hashlib, json, os, shutil, signal, sys, threading, time
 import numpy as np, pandas as pd
 import torch
 from ..core import SteerlensError, atomic, need, sha256, threads
+from ..html import Html, listed, panel, several, told
 from ..stats import rate
 from ..sae.splicing import splice
 from ..subjects.base import Steering, edit, weights_sha256
@@ -25,7 +26,7 @@ from ..subjects.settle import Settled, settled
 from .edits import intervened
 
 # %% auto #0
-__all__ = ['GUARD', 'steering_of', 'Lab', 'action_flip']
+__all__ = ['GUARD', 'steering_of', 'Lab', 'about', 'action_flip']
 
 # %% ../../nbs/54_steer.trials.ipynb #330855b6
 def _start(parent):
@@ -253,6 +254,32 @@ def _tell_closed(interventions, n_edits, label):
     "Gates that never opened are said"
     closed = [n==0 for v,n in zip(interventions, n_edits) if v and v.gate]
     if any(closed): print(f'{label}: the gate never opened in {sum(closed)} of {len(closed)} gated trials', flush=True)
+
+# %% ../../nbs/54_steer.trials.ipynb #b2fb079b
+def about(
+    trials:pd.DataFrame # Trials with `outcome`, and who they are: `contrast` or `a` and `b`, `method`, `placebo`
+)->Html: # Never raises
+    "What is in a table of trials"
+    return Html(told(trials, _view))
+
+def _view(t):
+    "Counts, places, and flips by method"
+    from steerlens.plot import LABELS
+    of = t.contrast if 'contrast' in t else t.a+'->'+t.b if 'a' in t else pd.Series(dtype=str)
+    arm = t.method.where(~t.placebo, 'random') if 'placebo' in t else t.get('method', pd.Series('', t.index))
+    counts = ((of, 'contrast'), (arm[arm!=''], 'method'), (t.get('site', of[:0]), 'site'))
+    named = [several(x.nunique(), what) for x,what in counts if x.nunique()]
+    facts = dict(contrasts=listed(of.unique())) | {LABELS.get(m, m): _flipped(g) for m,g in t.outcome.groupby(arm)}
+    missed = int((t.n_edits.eq(0) & ~arm.isin(['baseline', 'swap'])).sum()) if 'n_edits' in t else 0
+    return panel('Trials', '', ' · '.join([several(len(t), 'trial'), *named]), facts,
+                 f'{several(missed, "trial")} whose edit was never made' if missed else '')
+
+def _flipped(outcomes):
+    "How many of some trials flipped, with the interval"
+    known = outcomes.dropna()
+    if not len(known): return f'{several(len(outcomes), "trial")} with nothing to flip'
+    r = rate(known=='flip')
+    return f'{(known=="flip").sum():,} of {len(known):,} flip ({r["lo"]:.0%} to {r["hi"]:.0%})'
 
 # %% ../../nbs/54_steer.trials.ipynb #9a90f957
 def action_flip(

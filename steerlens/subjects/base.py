@@ -122,19 +122,20 @@ def token_types(self:Subject,
 
 # %% ../../nbs/10_subjects.base.ipynb #975f6c8f
 @patch
-@torch.no_grad()
 def run(self:Subject,
     *args,            # What `forward` takes
     ctx:Ctx|None=None, # Where each row is; see `Ctx`
+    grad:bool=False,  # Keep what gradients need
     **kwargs          # What `forward` takes
 ): # What `forward` returns
-    "One run, without gradients"
+    "One run, without gradients unless they are asked for"
     self.ctx = ctx or Ctx()
     self.n_runs += 1
     real = padding_of(kwargs)
     if real is not None: self.ctx = replace(self.ctx, real_BT=real)
-    try: return self.forward(*args, **kwargs)
-    except _Enough: return None
+    with torch.set_grad_enabled(grad):
+        try: return self.forward(*args, **kwargs)
+        except _Enough: return None
 
 class _Enough(Exception): "A tap has what it wants of this run"
 
@@ -209,6 +210,8 @@ class Work:
     held_out:Callable            # (acts, n, seed) -> batches from held-out episodes, at most n where they are drawn
     scorer:Callable              # () -> a scorer: add, sums, scores
     hits:Callable|None = None    # (subject, n, first_seed) -> True where one of n trials per task succeeds
+    measures:dict = field(default_factory=dict) # What and in which unit -> (batch, output) -> one number per input, [B]
+    apart:tuple|None = None      # Its name and unit, and (batch, clean output, output) -> distances, [B]
 
 # %% ../../nbs/10_subjects.base.ipynb #5e6ccc28
 @dataclass
@@ -235,6 +238,8 @@ class Steering:
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
     say:Callable|None = None      # token id -> what it says
     output:Callable|None = None   # episode -> a row per step of what came out: actions, or a token
+    asked:Callable|None = None    # trial -> the words that it is asked in
+    reword:Callable|None = None   # (trial, words) -> the same trial in these words, if it takes any
 
 # %% ../../nbs/10_subjects.base.ipynb #b4e610c8
 @dataclass

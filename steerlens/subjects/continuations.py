@@ -5,7 +5,7 @@
 # %% ../../nbs/17_subjects.continuations.ipynb #00415885
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from fastcore.basics import patch
@@ -316,4 +316,5 @@ def steering(self:Writer)->Steering:
         shown=lambda c: dict(prompt=c.prompt, text=c.text, nats=c.nats, fresh=c.fresh, broken=c.broken),
         scene=lambda condition: 'text', examples=self.examples,
         names=self.name if all(t.words for t in self.traits) else None, say=self.said,
-        output=lambda c: pd.DataFrame(dict(token=[*map(self.said, c.ids)])))
+        output=lambda c: pd.DataFrame(dict(token=[*map(self.said, c.ids)])),
+        asked=lambda t: t.text, reword=lambda t, words: replace(t, text=words))

@@ -17,11 +17,15 @@ from ..core import need, read_manifest, rng, root, sha256, write_json
 from ..stats import CLUSTERS, check_finite, cluster_means
 from .base import Batch, Runs, Subject, Work, alone, tap
 from .hf import load, model_files
+from .inputs import Inputs
+from .showing import Showing
 from .text import Tokens, identity, load_tokenizer, source_files, tokenize
+from .windows import Windows, text_inputs
 
 # %% auto #0
-__all__ = ['BLOCKS', 'subject', 'COUNTED', 'episodes', 'Batches', 'token_words', 'batches', 'Bigram', 'bigram', 'baselines',
-           'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'work']
+__all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'token_words', 'batches', 'Bigram', 'bigram',
+           'baselines', 'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'window_loss',
+           'window_kl', 'work', 'inputs', 'showing']
 
 # %% ../../nbs/16_subjects.lm.ipynb #df09076c
 BLOCKS = 20 # A document with more than one in so many windows is cut into blocks
@@ -487,12 +491,8 @@ def scores(self:NextTokens,
     return named | dict(recovered=saved(swap)/cost if counts else None)
 
 # %% ../../nbs/16_subjects.lm.ipynb #286c2953
-def held_out(
-    acts,       # Harvested `Acts`
-    n:int=64,   # Windows drawn at most
-    seed:int=0  # Which
-)->Batches:
-    "Windows of the episodes that were held out"
+def _read_again(acts, n, seed, split):
+    "Windows of the episodes of a split, and the tokenizer's place"
     m = read_manifest(acts.folder, 'acts')
     files = [root()/i for i in m['inputs']]
     catalogs = [f for f in files if f.name=='catalog.json']
@@ -503,10 +503,69 @@ def held_out(
     weights = [f for f in files if f.name=='config.json' or f.suffix=='.gguf'][0]
     tokenizer = weights if weights.suffix=='.gguf' else weights.parent
     how = dict(context=own['context'], batch_size=own['batch'], bos=tokens.bos is not None,
-               only=acts.catalog['splits']['validation'])
+               only=acts.catalog['splits'][split])
     every = batches(tokens, tokenizer, **how)
-    return batches(tokens, tokenizer, n_windows=min(n, len(every.windows)), seed=seed, **how)
+    return batches(tokens, tokenizer, n_windows=min(n, len(every.windows)), seed=seed, **how), tokenizer
 
+def held_out(
+    acts,       # Harvested `Acts`
+    n:int=64,   # Windows drawn at most
+    seed:int=0  # Which
+)->Batches:
+    "Windows of the episodes that were held out"
+    return _read_again(acts, n, seed, 'validation')[0]
+
+# %% ../../nbs/16_subjects.lm.ipynb #f222db4a
+def _per_window(batch, nats_BT):
+    "Mean over the positions that count, [B]"
+    words = batch.words.get('*')
+    mask = None if words is None else torch.from_numpy(np.array([list(w) for w in words], dtype=object)!=None)
+    on = _predicting(batch, mask).to(nats_BT.device)
+    return (nats_BT*on).sum(1)/on.sum(1).clamp_min(1)
+
+def window_loss(
+    batch:Batch, # What was run
+    output       # What came out
+)->Tensor: # Nats a token, [B]
+    "Mean loss of each window"
+    z = getattr(output, 'logits', output)[:,:-1].float()
+    y = batch.args[0][:,1:].to(z.device)
+    return _per_window(batch, F.cross_entropy(z.transpose(1, 2), y, reduction='none'))
+
+def window_kl(
+    batch:Batch, # What was run
+    clean,       # What came out
+    output       # And what comes out now
+)->Tensor: # Nats a token, [B]
+    "Mean KL divergence of each window"
+    p,q = (getattr(o, 'logits', o)[:,:-1].float().log_softmax(-1) for o in (clean, output))
+    return _per_window(batch, (p.exp()*(p-q)).sum(-1))
+
+# %% ../../nbs/16_subjects.lm.ipynb #f410900b
 def work()->Work:
     "A language model predicts the next token"
-    return Work(held_out, NextTokens)
+    return Work(held_out, NextTokens, measures={'loss, nats/token': window_loss},
+                apart=('KL divergence, nats/token', window_kl))
+
+# %% ../../nbs/16_subjects.lm.ipynb #29badba1
+WINDOWS = 192 # That experiments draw from, at most
+
+def inputs(
+    subject:Subject,       # A language model
+    acts,                  # Its harvested `Acts`
+    split:str='validation' # Whose episodes
+)->Inputs:
+    "Windows of one split, to be changed"
+    read,tokenizer = _read_again(acts, WINDOWS, 0, split)
+    group = read.tokens.documents.group[read.windows.document].to_numpy()
+    lines = [(read.rows(i), read.ids(i)) for i in range(len(read))]
+    table = pd.concat([rows for rows,_ in lines], ignore_index=True).assign(group=group)
+    table['ids'] = [own[r | (np.arange(len(own))==0)].tolist() for _,(ids,real) in lines
+                    for own,r in zip(ids.numpy(), real.numpy())]
+    spoken = load_tokenizer(tokenizer)
+    def encode(text): return spoken.encode(text, add_special_tokens=False)
+    return text_inputs(Windows(table, read.words, encode, read.size))
+
+def showing()->Showing:
+    "The text around a token"
+    return Showing('text', ('episode','step'), around=(24,12), beside=('document',), asked=('token','task','position'))

@@ -18,7 +18,7 @@ from ..core import SteerlensError, atomic, generator, manifest, need, rng, root,
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
-from .lm import baselines, batches, bigram, looks, reading, work
+from .lm import baselines, batches, bigram, inputs, looks, reading, showing, work
 from .stdlib import modules
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
-from .scorers import Outputs, smoothness
+from .inputs import Inputs
+from .scorers import Outputs, of_axes, rms_apart, smoothness
+from .showing import Showing
+from .sketches import tabletop
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
 from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
                                                tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout', 'success', 'decisions',
-           'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'outcome', 'asked', 'under_way',
-           'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed', 'shown', 'steering', 'unprompted',
-           'retrain']
+__all__ = ['AXES', 'SENSED', 'CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout',
+           'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'inputs',
+           'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed',
+           'shown', 'steering', 'unprompted', 'observed', 'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -293,7 +296,41 @@ def hits(
 
 def work()->Work:
     "A policy acts"
-    return Work(held_out, partial(Outputs, 'actions', 'seed'), hits)
+    return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4),
+                ('distance, units of an action', rms_apart))
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #8053f82a
+AXES = ['x', 'y', 'z', 'gripper']
+SENSED = ['hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z'] # The first of an observation
+
+def _moved(table, what, level, kind):
+    "The same decisions with one number of what is sensed at a level"
+    obs = np.stack(table.obs)
+    obs[:,SENSED.index(what)] = level
+    return table.assign(obs=list(obs))
+
+def _runs_of(table, size=256):
+    "Decisions in their order, each under the task in `asked`"
+    said = table.assign(says=table.seed%3)
+    said['instruction'] = [TASKS[t][p] for t,p in zip(said.asked, said.says)]
+    noise = {s: noise_of(s) for s in said.seed.unique()}
+    return (_batch(said.iloc[i:i+size], noise) for i in range(0, len(said), size))
+
+def inputs(
+    subject:Subject,       # The policy
+    acts,                  # Its harvested `Acts`
+    split:str='validation' # Whose episodes
+)->Inputs:
+    "The decisions of one split, to be changed"
+    table,levels = decided(acts), [.05, .25, .5, .75, .95]
+    table = table[table.episode.isin(acts.catalog['splits'][split])].reset_index(drop=True)
+    table = table.assign(group=table.episode, asked=table.task)
+    met = np.quantile(np.stack(table.obs), levels, axis=0).round(3)
+    families = {name: tuple(dict.fromkeys(met[:,i].tolist())) for i,name in enumerate(SENSED)}
+    def under(lines, task): return lines.assign(asked=task)
+    def events(): return event_windows(table).rename(columns=dict(window='event'))
+    return Inputs(table, _runs_of, families, at_level=_moved, contexts=tuple(TASKS), under=under, events=events,
+                  outputs=tuple(WORDS))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #66aa0d4a
 CELLS = {'push->pull': [('drawer_push','drawer_pull'), ('puck_push','puck_pull')],
@@ -326,8 +363,7 @@ def trivial(acts, rows):
     states = decided(acts).set_index(['episode','step']).obs
     obs = np.stack(states.reindex(pd.MultiIndex.from_frame(rows[['episode','step']])))
     said = rows.instruction.str.split().str.len().to_numpy()
-    names = ('hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z')
-    return pd.DataFrame(dict(step=rows.step.to_numpy(), n_words=said) | dict(zip(names, obs.T)))
+    return pd.DataFrame(dict(step=rows.step.to_numpy(), n_words=said) | dict(zip(SENSED, obs.T)))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #f3c118bb
 def held_out_states(acts, a, b):
@@ -388,7 +424,7 @@ def steering()->Steering:
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
         film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)),
         say=WORDS.__getitem__,
-        output=lambda episode: pd.DataFrame(executed(episode), columns=['x', 'y', 'z', 'gripper']))
+        output=lambda episode: pd.DataFrame(executed(episode), columns=AXES))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #e270f20e
 MANNERED = ['drawer_push', 'drawer_pull', 'puck_push', 'puck_pull']
@@ -417,6 +453,21 @@ def unprompted(
         trials=trials, run=rollout, outcome=judge, scene=lambda end: 'all', swap=False,
         able=lambda episode, end: episode.event==episode.task,
         shown=shown)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #2b504c54
+def observed(
+    folder:str|Path # Of activations
+)->pd.Series: # (scene, observation) by episode and step
+    "What there was to see at each decision"
+    t = pd.read_parquet(Path(folder)/'decisions.parquet')
+    seen = [(scene_of(task), o) for task,o in zip(t.task, t.obs)]
+    return pd.Series(seen, index=pd.MultiIndex.from_frame(t[['episode','step']]))
+
+def showing()->Showing:
+    "Words, sketches of the table, and a trace"
+    return Showing('episode', ('episode','step','asked','denoise'), beside=('task','asked','step','token'),
+                   asked=('task','asked','event','token','token_type','step','denoise'),
+                   trace=('episode','asked','stream','position','denoise'), states=observed, sketch=tabletop)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #0062620f
 def retrain(

@@ -73,7 +73,6 @@ def embed(self:NanoVLA,
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #cf981362
 @patch
-@torch.no_grad()
 def sample_actions(self:NanoVLA,
     tokens_BW:Tensor, # Word ids, [B, 7]
     obs_BO:Tensor,    # Observations, [B, 11]

@@ -16,7 +16,7 @@ from .pi import PiConfig
 from .scorers import Outputs
 from .nano_vla_model import WORDS, NanoVLA, as_subject, tokenize, verb_of
 from .nano_vla import (Episode, Trial, asked, batches, decided, decisions, first_actions, held_out,
-                                         held_out_states, noise_of, outcome, trials_of, trivial)
+                                         held_out_states, noise_of, outcome, showing, trials_of, trivial)
 
 # %% auto #0
 __all__ = ['TINY', 'CONDITIONS', 'DECISIONS', 'EVERY', 'subject', 'seen', 'happening', 'MadeUp', 'rollout', 'nearest', 'runs',

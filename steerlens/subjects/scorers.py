@@ -4,6 +4,7 @@
 
 # %% ../../nbs/11_subjects.scorers.ipynb #51ff9306
 from __future__ import annotations
+from functools import partial
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..core import need
 from .base import Batch
 
 # %% auto #0
-__all__ = ['Outputs', 'smoothness']
+__all__ = ['Outputs', 'axis_of', 'of_axes', 'rms_apart', 'smoothness']
 
 # %% ../../nbs/11_subjects.scorers.ipynb #3ed617c5
 class Outputs:
@@ -54,6 +55,31 @@ class Outputs:
         return dict(action_r2=1-mean, action_r2_lo=_rest(hi), action_r2_hi=_rest(lo))
 
 def _rest(share): return None if share is None else 1-share
+
+# %% ../../nbs/11_subjects.scorers.ipynb #f43c4a76
+def axis_of(
+    i:int,        # Which action
+    first:int,    # Actions of a chunk that are carried out
+    batch,        # What was run
+    output:Tensor # Actions, [B, axes] or [B, steps, axes]
+)->Tensor: # [B]
+    "Mean of one action over the steps that are carried out"
+    return output[:,:first,i].mean(1) if output.ndim==3 else output[:,i]
+
+def of_axes(
+    axes:list,    # Names
+    first:int=1   # Actions of a chunk that are carried out
+)->dict: # For `Work.measures`
+    "Each action by its name"
+    return {f'{a}, units of an action': partial(axis_of, i, first) for i,a in enumerate(axes)}
+
+def rms_apart(
+    batch,        # What was run
+    clean:Tensor, # Actions
+    output:Tensor # And now
+)->Tensor: # Units of an action, [B]
+    "Root mean square distance"
+    return (output-clean).flatten(1).pow(2).mean(1).sqrt()
 
 # %% ../../nbs/11_subjects.scorers.ipynb #3bbb8322
 def smoothness(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 import platform
 import numpy as np, pandas as pd
@@ -15,13 +16,17 @@ from torch import Tensor
 from ..core import atomic, manifest, need, read_manifest, root, sha256
 from ..stats import check_finite, cluster_means
 from .base import Batch, Runs, Subject, Work
+from .inputs import Inputs
 from .lm import NextTokens
 from .set_data import WEIGHTS, Sets, Views, collect, kept, summary, views, vocabulary
 from .set_net import complete, frequencies, new_net, save, subject, train, tuned_logistic
+from .set_tokens import Vocabulary, family_of, rung_of
+from .showing import Showing
 
 # %% auto #0
 __all__ = ['JUDGED', 'COUNTED', 'COLUMNS', 'LIBRARIES', 'answers', 'intervals', 'compared', 'judged', 'by_size', 'between',
-           'view_table', 'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'held_out', 'work',
+           'view_table', 'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'asked', 'held_out',
+           'set_loss', 'set_kl', 'work', 'showing', 'at_level', 'without', 'put', 'typed', 'set_inputs', 'inputs',
            'retrain']
 
 # %% ../../nbs/17_subjects.set_model.ipynb #2d16221c
@@ -241,22 +246,129 @@ def _kl(a, b):
     return p*(F.logsigmoid(a)-F.logsigmoid(b)) + (1-p)*(F.logsigmoid(-a)-F.logsigmoid(-b))
 
 # %% ../../nbs/17_subjects.set_model.ipynb #78ffdca9
+def asked(
+    acts,     # Harvested `Acts`
+    split:str # `train` or `validation`
+)->tuple[pd.DataFrame,Vocabulary]: # As from `view_table`, and what they are made of
+    "The first view of each function of a split with something hidden"
+    file = acts.folder/'sets.parquet'
+    need(file.exists(), file, 'not there', 'the views that the harvest ran', 'harvest with 1_residuals')
+    vocab = next(root()/i for i in read_manifest(acts.folder, 'acts')['inputs'] if i.endswith('vocab.json'))
+    table = pd.read_parquet(file)
+    return table[(table.step==1) & table.episode.isin(acts.catalog['splits'][split])], vocabulary(vocab.parent)
+
 def held_out(
     acts,      # Harvested `Acts`
     n:int=0,   # Has no meaning here: each held-out function is asked once
     seed:int=0 # Nothing is drawn here
 )->SetBatches:
     "The first view of each held-out function with something hidden"
-    file = acts.folder/'sets.parquet'
-    need(file.exists(), file, 'not there', 'the views that the harvest ran', 'harvest with 1_residuals')
-    vocab = next(root()/i for i in read_manifest(acts.folder, 'acts')['inputs'] if i.endswith('vocab.json'))
-    table = pd.read_parquet(file)
-    asked = table[(table.step==1) & table.episode.isin(acts.catalog['splits']['validation'])]
-    return SetBatches(asked, vocabulary(vocab.parent), 512)
+    return SetBatches(*asked(acts, 'validation'), 512)
+
+# %% ../../nbs/17_subjects.set_model.ipynb #ea5244b8
+def _per_set(batch, nats):
+    "Mean over the tokens that weren't shown, [B]"
+    asked = (~batch.visible).to(nats)
+    return (nats*asked).sum(1)/asked.sum(1)
+
+def set_loss(
+    batch:SetBatch, # What was run
+    output:Tensor   # Logits [B, tokens]
+)->Tensor: # Nats a token, [B]
+    return _per_set(batch, F.binary_cross_entropy_with_logits(output, batch.X.to(output), reduction='none'))
+
+def set_kl(
+    batch:SetBatch, # What was run
+    clean:Tensor,   # Logits [B, tokens]
+    output:Tensor   # And now
+)->Tensor: # Nats a token, [B]
+    return _per_set(batch, _kl(clean, output))
 
 def work()->Work:
     "A set model completes sets"
-    return Work(held_out, Completion)
+    return Work(held_out, Completion, measures={'loss, nats/token': set_loss},
+                apart=('KL divergence, nats/token', set_kl))
+
+# %% ../../nbs/17_subjects.set_model.ipynb #7793a811
+def showing()->Showing:
+    "Sets by family"
+    return Showing('set', ('episode','step'), beside=('module','function'), alike='size',
+                   asked=('tokens','hidden','context','known','task'), part=lambda t: (family_of(t), rung_of(t)))
+
+# %% ../../nbs/17_subjects.set_model.ipynb #69a1ffdc
+def at_level(
+    vocabulary:Vocabulary, # What sets are made of
+    table:pd.DataFrame,    # With `tokens`
+    family:str,            # One of the vocabulary's
+    rung:int,              # One of the family's, or 0 for none
+    kind:str='cumulative'  # `cumulative`, or `exact` for the rung alone
+)->pd.DataFrame:
+    "The same sets with a family at a rung"
+    need(kind in ('cumulative', 'exact'), f"kind '{kind}'", 'not known', 'cumulative or exact')
+    sets = [vocabulary.at_rung(tokens, family, rung) for tokens in table.tokens]
+    if kind=='exact': sets = [[t for t in s if family_of(t)!=family or rung_of(t)==rung] for s in sets]
+    return table.assign(tokens=sets)
+
+def without(
+    vocabulary:Vocabulary, # What sets are made of
+    line:dict              # With `tokens` and `context`
+)->list[tuple]: # (part, line)
+    "The set without its context, then without each family's highest rung"
+    found,unknown = [], vocabulary.contexts[0]
+    if line['context']!=unknown: found.append(('context', line | dict(context=unknown)))
+    for family in vocabulary.families:
+        if not (top := vocabulary.rung(line['tokens'], family)): continue
+        found.append((f'{family}_{top}', line | dict(tokens=vocabulary.lower(line['tokens'], family))))
+    return found
+
+def put(
+    vocabulary:Vocabulary, # What sets are made of
+    line:dict,             # With `tokens`
+    token:str              # And those below it
+)->dict|None: # None where it is there already
+    "The set with this token"
+    if token in line['tokens']: return None
+    return line | dict(tokens=vocabulary.at_rung(line['tokens'], family_of(token), rung_of(token)))
+
+# %% ../../nbs/17_subjects.set_model.ipynb #c6347224
+def typed(
+    vocabulary:Vocabulary, # What sets are made of
+    said:str               # Context, colon, tokens; without a colon the context isn't known
+)->dict: # Line
+    "What somebody typed"
+    context,_,tokens = said.rpartition(':')
+    context = context.strip() or vocabulary.contexts[0]
+    need(context in vocabulary.contexts, f"context '{context}'", 'not known', f'one of {len(vocabulary.contexts)}')
+    line = dict(episode=-1, step=0, task='typed', group=said, context=context, tokens=[], hidden=[])
+    for t in tokens.split():
+        near = get_close_matches(t, vocabulary.tokens, 3, .5) or vocabulary.tokens[:3]
+        need(t in vocabulary.place, f"token '{t}'", 'not known', f'one such as {", ".join(near)}')
+        line = put(vocabulary, line, t) or line
+    return line
+
+def set_inputs(
+    table:pd.DataFrame,    # As from `view_table`; `module` says what isn't independent
+    vocabulary:Vocabulary, # What they are made of
+    size:int=512           # Sets a batch
+)->Inputs:
+    "Sets, and how they are changed"
+    def batches(lines):
+        b = SetBatches(lines, vocabulary, size)
+        return (b[i] for i in range(len(b)))
+    return Inputs(
+        table.assign(group=table.module), batches, {f: (0, *rungs) for f,rungs in vocabulary.families.items()},
+        ('cumulative', 'exact'), lambda *how: at_level(vocabulary, *how), vocabulary.contexts,
+        lambda lines, context: lines.assign(context=context), lambda line, seed: without(vocabulary, line),
+        vocabulary.tokens, lambda line, token: put(vocabulary, line, token), 'tokens',
+        parse=lambda said: typed(vocabulary, said), outputs=vocabulary.tokens)
+
+def inputs(
+    subject:Subject,       # `set_model`
+    acts,                  # Its harvested `Acts`
+    split:str='validation' # Whose functions
+)->Inputs:
+    "The functions of one split, to be changed"
+    return set_inputs(*asked(acts, split))
 
 # %% ../../nbs/17_subjects.set_model.ipynb #ea6b8351
 def retrain(

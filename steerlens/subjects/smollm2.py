@@ -11,7 +11,7 @@ from ..core import need, root, sha256
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import load
-from .lm import looks, reading, runs as read_text, work
+from .lm import inputs, looks, reading, runs as read_text, showing, work
 from .nano_lm import corpus
 from .text import tokenize, tokenizer_hashes
 

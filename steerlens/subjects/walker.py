@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
-from .scorers import Outputs, smoothness
+from .inputs import Inputs
+from .scorers import Outputs, of_axes, rms_apart, smoothness
+from .showing import Showing
+from .sketches import biped
 from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, subject, train
 
 # %% auto #0
-__all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'BOUNDS', 'CONTRASTS', 'PLACE',
-           'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing', 'steps_of',
-           'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'beyond', 'outcome',
-           'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'retrain']
+__all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'JOINTS', 'BOUNDS', 'CONTRASTS',
+           'PLACE', 'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing',
+           'steps_of', 'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'inputs',
+           'beyond', 'outcome', 'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'posture',
+           'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
 LEAD,JUDGED,SHORT = 100, 200, 500 # Steps: until the policy takes over, until it is judged, until the end
@@ -241,7 +245,24 @@ def hits(
 
 def work()->Work:
     "A walker walks"
-    return Work(held_out, partial(Outputs, 'torques', 'episode'), hits)
+    return Work(held_out, partial(Outputs, 'torques', 'episode'), hits, of_axes(JOINTS),
+                ('distance, units of a torque', rms_apart))
+
+# %% ../../nbs/14_subjects.walker.ipynb #dcb643cc
+JOINTS = ['hip_1', 'knee_1', 'hip_2', 'knee_2']
+
+def inputs(
+    subject:Subject,       # The policy
+    acts,                  # Its harvested `Acts`
+    split:str='validation' # Whose episodes
+)->Inputs: # Nothing of a walk can be changed by itself
+    "The steps of one split, and what the gait was"
+    steps = walked_steps(acts)
+    steps = steps[steps.episode.isin(acts.catalog['splits'][split])].reset_index(drop=True)
+    table = steps.drop(columns='gait').assign(group=steps.episode, task='walk')
+    def runs_of(lines, size=2048): return (_batch(lines.iloc[i:i+size]) for i in range(0, len(lines), size))
+    def events(): return steps[['episode', 'step', 'gait']].rename(columns=dict(gait='event'))
+    return Inputs(table, runs_of, events=events)
 
 # %% ../../nbs/14_subjects.walker.ipynb #240a78f6
 BOUNDS = dict(slow=2.1, fast=2.62, lean=-.04, upright=.021) # Speed below and above, angle of the torso below and above
@@ -325,7 +346,21 @@ def steering()->Steering:
         trivial=trivial, trials=trials_of, run=rollout, outcome=outcome, scene=lambda condition: 'terrain', swap=False,
         able=lambda episode, condition: walks(episode),
         shown=shown, film=film,
-        output=lambda e: pd.DataFrame(e.felt[1:,-4:], columns=['hip_1', 'knee_1', 'hip_2', 'knee_2']))
+        output=lambda e: pd.DataFrame(e.felt[1:,-4:], columns=JOINTS))
+
+# %% ../../nbs/14_subjects.walker.ipynb #c6ecb95c
+def posture(
+    folder:str|Path # Of activations
+)->pd.Series: # What the walker felt last, [14], by episode and step
+    "How it stood at each step"
+    t = pd.read_parquet(Path(folder)/'steps.parquet')
+    now = [felt[len(OBS):2*len(OBS)] for felt in t.felt]
+    return pd.Series(now, index=pd.MultiIndex.from_frame(t[['episode','step']]))
+
+def showing()->Showing:
+    "Sketches of the walker, and a trace"
+    return Showing('episode', ('episode','step'), beside=('task','step'), trace=('episode','position'),
+                   asked=('task','step','landed','faster','back'), states=posture, sketch=biped)
 
 # %% ../../nbs/14_subjects.walker.ipynb #40670b36
 def retrain(
