@@ -11,7 +11,6 @@ import os, sys
 from typing import Annotated
 import typer
 from ..core import SteerlensError, need, root
-from ..codes.steps import progress
 from .shared import show_json, show_table
 
 # %% ../../nbs/98_commands.latent.ipynb #7bce1bca
@@ -37,7 +36,7 @@ def store_named(
     found = [p for p in every if p==folder or folder in p.parents]
     known = ', '.join(p.relative_to(below).as_posix() for p in found or every)
     need(every, f'--model {model}', f'no code stores in {below}', do='make one with `steerlens codes build`')
-    need(len(found)==1, f'--model {model}', f'{len(found)} code stores of this name', f'one of {known}')
+    need(len(found)==1, f'--model {model}', f'{len(found)} code stores', f'one of {known}')
     return found[0]
 
 # %% ../../nbs/98_commands.latent.ipynb #3148ed33
@@ -119,11 +118,12 @@ def _short(v):
 # %% ../../nbs/98_commands.latent.ipynb #e8a5fe51
 def _ask(name, feature_id, model, json, out, seed, most=None, **params):
     "Run an experiment and show what it found"
+    from tqdm import tqdm
     from steerlens.explore.bench import open_bench
     from steerlens.explore.experiments import run_experiment
     feature,bench = _latent(feature_id), open_bench(store_named(model))
-    with progress() as tell:
-        if sys.stderr.isatty(): bench.tell = tell
+    with tqdm(desc='inputs', unit='', disable=not sys.stderr.isatty()) as bar:
+        bench.tell = bar.update
         found = run_experiment(bench, feature, name, seed=seed, folder=out, **params)
     if json: return show_json(found.record())
     print(found.said)

@@ -19,12 +19,12 @@ from ..codes.store import Codes
 from .units import Units, units
 from ..sae.models import load_sae
 from ..sae.splicing import replaced
-from ..subjects.base import Subject, Work, alone, tap
+from ..subjects.base import Subject, Work, alone, edit, tap
 from ..subjects.inputs import Inputs
 from ..subjects.settle import settled
 
 # %% auto #0
-__all__ = ['ROWS', 'Bench', 'open_bench']
+__all__ = ['ROWS', 'Bench', 'open_bench', 'edited']
 
 # %% ../../nbs/74_explore.bench.ipynb #04ed50ed
 class Bench:
@@ -42,7 +42,7 @@ class Bench:
         self.site,self.streams = codes.catalog['site'], codes.catalog['streams']
         self._inputs = inputs
         self.key = dict(codes=sha256(codes.folder/'catalog.json')) | (key or {})
-        self.tell = lambda what, done, of: None # Is told how far a run is
+        self.tell = lambda n: None # Is told of inputs that were run
 
     @cached_property
     def held(self)->Inputs: return self._inputs('validation')
@@ -108,15 +108,13 @@ def runs(self:Bench,
     table:pd.DataFrame # Inputs
 )->Iterator[tuple]: # Batch, activations [calls, B, T, D], and which tokens count [B, T]
     "The subject on these inputs, as far as the site"
-    done = 0
     for batch in self.held.batches(table):
         with alone(self.subject), tap(self.subject, self.site, stop=True) as acts:
             self.subject.run(*batch.args, **batch.kwargs)
         x = torch.stack(acts[self.site])
         if self.calls is not None: x = x[self.calls]
         if x.ndim==3: x = x[:,:,None] # a site without tokens has one a row
-        done += len(batch.rows)
-        self.tell('inputs', done, len(table))
+        self.tell(len(batch.rows))
         yield batch, x, self.counts(batch, x.shape[2])
 
 @patch
@@ -193,3 +191,20 @@ def units(self:Bench,
 )->Units:
     "What is studied, and its placebos"
     return units(self.codes, self.sae, feature, self.rows, n, placebo, seed)
+
+# %% ../../nbs/74_explore.bench.ipynb #59f49907
+def edited(
+    bench:Bench,
+    batch,       # What is run
+    fn:Callable, # (activations, ctx) -> new ones
+    **how        # More for `run`, such as grad=True
+): # What comes out
+    "A run with the activations changed where they were encoded"
+    where = None
+    def change(x, ctx):
+        nonlocal where
+        where = torch.from_numpy(bench.counts(batch, x.shape[1] if x.ndim==3 else 1)).to(x.device)
+        if x.ndim==2: where = where[:,0]
+        return fn(x, ctx)
+    with alone(bench.subject), edit(bench.subject, bench.site, change, lambda ctx: where):
+        return bench.subject.run(*batch.args, **how, **batch.kwargs)

@@ -312,6 +312,7 @@ def run_experiment(
     who = of.latents[0] if of.latents else sha256(of.vectors[0].tolist())[:12]
     went_in = dict(experiment=name, feature=who, params=params, n_random=n_random, seed=seed, **bench.key)
     table,facts = e.run(bench, of, seed=seed, **params)
+    facts = {k: None if isinstance(x, float) and np.isnan(x) else x for k,x in facts.items()}
     said = f'{_sentence(e, facts, of)}.'
     found = Result(f'{name}-{sha256(went_in)[:12]}', name, who, params, said[0].upper()+said[1:], facts, table)
     return _kept(found, Path(folder or explored(bench.codes.folder)), went_in)

@@ -8,14 +8,15 @@ from collections.abc import Callable
 import numpy as np, pandas as pd
 import torch
 from .. import plot
-from ..core import SteerlensError, need, rng
+from ..core import need, rng
 from ..stats import chance_p
 from ..codes.backends import CodeStore
 from ..codes.client import Client
+from .bench import edited
 from .experiments import experiment, quoted, run_experiment
 
 # %% auto #0
-__all__ = ['KINDS', 'shares', 'counted', 'overview', 'written', 'decoder']
+__all__ = ['KINDS', 'shares', 'counted', 'overview', 'through_lens', 'through_network', 'decoder']
 
 # %% ../../nbs/77_explore.overview.ipynb #e605807b
 def _asked(source):
@@ -83,25 +84,43 @@ def _lines(t): return t.astype(object).where(t.notna(), None).to_dict('records')
 def _drawn(n_rows, seed, n=2000): return np.sort(rng('all rows', seed).permutation(n_rows)[:n])
 
 # %% ../../nbs/77_explore.overview.ipynb #3d6e3515
-def written(
+def through_lens(
     subject, # With an unembedding
     v_ND     # Vectors at a site that it reads
-)->torch.Tensor: # [N, outputs]; raises `SteerlensError` where the site is another one
+)->torch.Tensor|None: # [N, outputs]; None where it reads vectors of another width
     "What vectors say, less what nothing says"
-    try: return (subject.logits(v_ND) - subject.logits(torch.zeros_like(v_ND[:1]))).float()
-    except RuntimeError:
-        raise SteerlensError('decoder', f'vectors of width {v_ND.shape[1]} are not what the unembedding reads',
-                             do='choose a later site, or run the experiment `patching`') from None
+    try: return (subject.logits(v_ND) - subject.logits(torch.zeros_like(v_ND[:1]))).float().cpu()
+    except RuntimeError: return None
 
+def through_network(
+    bench,     # Whose subject is run
+    v_ND,      # Vectors at its site
+    some       # Held-out inputs
+)->torch.Tensor: # [N, outputs]
+    "Mean change of the outputs with a vector added wherever tokens were encoded"
+    total,n = 0., 0
+    for batch in bench.held.batches(some):
+        def said(v): return _outputs(bench, batch, edited(bench, batch, lambda x, ctx: x+v.to(x)))
+        clean = said(torch.zeros_like(v_ND[0]))
+        total = total + torch.stack([(said(v)-clean).sum(0) for v in v_ND])
+        n += len(batch.rows)
+    return total/n
+
+def _outputs(bench, batch, out):
+    "What came out for each input, [B, outputs]: the mean over tokens, where there are some"
+    z = getattr(out, 'logits', out).float()
+    return z.mean(1) if z.ndim==3 else z
+
+# %% ../../nbs/77_explore.overview.ipynb #fcbc4a2c
 def _say_decoder(facts, name, others):
     "The outputs that it promotes most, and whether that is much"
     f,up,down = facts, *(', '.join(map(quoted, facts[way])) for way in ('promoted', 'suppressed'))
     size = np.abs(f['chance'])
     n = int((size >= f['effect']).sum())
     p = f' (p = {chance_p(-f["effect"], -size):.2g})' if len(size) and not n else ''
-    much = f'{n} of {len(size)} {others} of the same length promote some output as much{p}'
+    much = f"{n or 'none'} of {len(size)} {others} of the same length promote some output as much{p}"
     said = f"{name} promotes {up}, and suppresses {down}; the largest is {f['effect']:.2g}, and {much}"
-    return f'nothing special: {said}' if n else said
+    return f"nothing special: {said}" if n else said
 
 def _show_decoder(table, title, facts):
     "Bars both ways"
@@ -113,24 +132,38 @@ def _show_decoder(table, title, facts):
         ax.axvspan(-edge, edge, color='#eee', zorder=0, label='random (placebo), at most')
         ax.legend(frameon=False, fontsize=9, loc='lower right')
     names = [quoted(str(w)).strip('`') for w in t.output]
-    ax.set(yticks=range(len(t)), yticklabels=names, xlabel='logits through the lens')
+    ax.set(yticks=range(len(t)), yticklabels=names, xlabel=f"change of the logits, through the {facts['way']}")
     ax.grid(False)
     return fig
 
-# %% ../../nbs/77_explore.overview.ipynb #7cbe0009
+# %% ../../nbs/77_explore.overview.ipynb #dbc50023
 @experiment('decoder', needs=('outputs',), placebo='directions', say=_say_decoder, show=_show_decoder)
-def decoder(bench, of, k:int=8, seed:int=0):
+def decoder(bench, of, k:int=8, n:int=64, seed:int=0):
     "The outputs that a latent promotes and suppresses"
     need(k >= 1, 'k', k, '1 or more outputs')
-    own = bench.sae.W_dec[list(of.latents)].detach() if of.latents else of.vectors[:1]
+    own = _write(bench, of)
     noise = of.vectors[0 if of.latents else 1:].to(own)*own.norm()
-    says = written(bench.subject, own)[0].cpu()
-    chance = written(bench.subject, noise).abs().amax(1) if len(noise) else []
-    names = bench.held.outputs
-    need(len(says)==len(names), 'decoder', f'{len(says)} outputs, {len(names)} names', 'a name for each')
-    k = min(k, len(says)//2)
-    order = says.argsort(descending=True).tolist()
-    table = pd.DataFrame([dict(output=names[i], way=way, value=float(says[i])) for way,ids in
-                          (('promoted', order[:k]), ('suppressed', order[-k:])) for i in ids])
-    facts = dict(effect=float(says.max()), lo=None, hi=None, chance=[float(c) for c in chance], n=0, groups=0, fires=1)
-    return table, facts | dict(promoted=[names[i] for i in order[:3]], suppressed=[names[i] for i in order[-3:]])
+    every,names = torch.cat([own, noise]), bench.held.outputs
+    says,way = through_lens(bench.subject, every), 'lens'
+    if says is None: says,way = through_network(bench, every, bench.some(n, seed)), 'network'
+    need(says.shape[1]==len(names), 'decoder', f'{says.shape[1]} outputs, {len(names)} names', 'a name for each')
+    order = says[0].argsort(descending=True).tolist()
+    k = min(k, len(order)//2)
+    table = _outputs_table(says[0], names, order[:k], order[-k:])
+    facts = dict(effect=float(says[0].max()), lo=None, hi=None, chance=says[1:].abs().amax(1).tolist(), n=n, groups=0)
+    named = dict(promoted=[names[i] for i in order[:3]], suppressed=[names[i] for i in order[:-4:-1]])
+    return table, facts | named | dict(fires=1, way=way)
+
+def _write(bench, of):
+    "What the studied unit writes at its maximum, [1, D]; of one that never fires, at 1"
+    most = float(of.most[0]) or 1.
+    if not of.latents: return of.vectors[:1]*most
+    z = torch.zeros(2, bench.codes.n_features, device=bench.sae.W_dec.device)
+    z[0,of.latents[0]] = most
+    with torch.no_grad(): nothing = bench.sae.decode(z)
+    return nothing[:1]-nothing[1:]
+
+def _outputs_table(says, names, up, down):
+    "A line for each output"
+    rows = [(names[i], way, float(says[i])) for way,ids in (('promoted', up), ('suppressed', down)) for i in ids]
+    return pd.DataFrame(rows, columns=['output', 'way', 'value'])

@@ -10,11 +10,11 @@ import torch
 from .. import plot
 from ..core import need, rng
 from ..stats import check_finite
-from .bench import Bench
+from .bench import Bench, edited
 from .experiments import (against, beside, dots, experiment, facts_of, hedged, interval, quoted,
                                            run_experiment)
 from .units import Units
-from ..subjects.base import alone, edit
+from ..subjects.base import alone
 
 # %% auto #0
 __all__ = ['Patched', 'patched', 'figures', 'patching', 'agreement', 'influence_ranks']
@@ -50,22 +50,11 @@ def _batch(bench, of, batch, to):
         exact,apart = {k: torch.zeros(len(batch.rows), len(of)) for k in before}, torch.zeros(len(batch.rows), len(of))
         for u in range(len(of)):
             if to is None and u < len(of.latents) and not fires[:,u].any(): continue # nothing to switch off
-            out = _edited(bench, batch, lambda x, ctx: of.moved(x, u, to))
+            out = edited(bench, batch, lambda x, ctx: of.moved(x, u, to))
             for k,m in bench.work.measures.items(): exact[k][:,u] = (m(batch, out)-before[k]).cpu()
             apart[:,u] = bench.work.apart[1](batch, clean, out).cpu()
-        bench.tell('inputs', len(batch.rows), len(batch.rows))
+            bench.tell(len(batch.rows))
     return {k: x.numpy() for k,x in exact.items()}, slope, apart.numpy(), fires.numpy()
-
-def _edited(bench, batch, fn, **how):
-    "The output with the activations changed where they were encoded"
-    def gate(ctx): return where
-    where = None
-    def change(x, ctx):
-        nonlocal where
-        where = torch.from_numpy(bench.counts(batch, x.shape[1] if x.ndim==3 else 1)).to(x.device)
-        if x.ndim==2: where = where[:,0]
-        return fn(x, ctx)
-    with edit(bench.subject, bench.site, change, gate): return bench.subject.run(*batch.args, **how, **batch.kwargs)
 
 # %% ../../nbs/77_explore.patching.ipynb #597864cd
 def _with_gradients(bench, of, batch, to):
@@ -74,7 +63,7 @@ def _with_gradients(bench, of, batch, to):
     def watch(x, ctx):
         leaves.append(x.detach().requires_grad_())
         return leaves[-1]
-    out = _edited(bench, batch, watch, grad=True)
+    out = edited(bench, batch, watch, grad=True)
     slope = {k: torch.zeros(len(batch.rows), len(of)) for k in bench.work.measures}
     where = torch.from_numpy(bench.counts(batch, leaves[0].shape[1] if leaves[0].ndim==3 else 1))
     for k,m in bench.work.measures.items():
@@ -176,7 +165,7 @@ def agreement(
 def _say_ranks(facts, name, others):
     "This one's rank, and how far to trust it"
     f = facts
-    if np.isnan(f['rho']): return 'no latent changes anything: there are no ranks'
+    if f['rho'] is None: return 'no latent changes anything: there are no ranks'
     sure = f"Spearman, {f['rho_lo']:.2f} to {f['rho_hi']:.2f}; {f['n']} held-out inputs of {f['groups']} groups"
     return (f"of {f['units']} latents {name} is number {f['rank']} by what changes without it and number "
             f"{f['rank_slope']} by attribution, whose ranks agree with exact ones by {f['rho']:.2f} ({sure}); "

@@ -37,9 +37,10 @@ def another_family(
 def _say_sweep(facts, name, others):
     "From where to where"
     f,what = facts, f"`{facts['family']}`"
+    kind = f" ({f['kind']})" if len(f['kinds']) > 1 else ''
     if f['low']==f['high']: return f"no level of {what} changes {name} ({interval(f)})"
     said = (f"{name} goes from {percent(f['from'])} to {percent(f['to'])} of its maximum as {what} goes from "
-            f"{f['low']} to {f['high']} ({f['kind']}), by {percent(f['effect'])} ({interval(f)}); "
+            f"{f['low']} to {f['high']}{kind}, by {percent(f['effect'])} ({interval(f)}); "
             f"{against(f, others)}; another family moves it by {percent(f['another'])}")
     if not is_more(f): return hedged(f, said)
     return said if f['another'] < abs(f['effect'])/2 else f'not {what} in particular: {said}'
@@ -66,7 +67,7 @@ def _panel(ax, t, other, kind, family):
         x = [levels.index(l) for l in g.level]
         ax.plot(x, g.value, marker='o', ms=4, color=colour, ls=style, label=name)
         ax.fill_between(x, g.lo.astype(float), g.hi.astype(float), color=colour, alpha=.15, lw=0)
-    ax.set(xticks=range(len(levels)), xticklabels=levels, xlabel=f'{family}, {kind}')
+    ax.set(xticks=range(len(levels)), xticklabels=levels, xlabel=family if kind=='as it is' else f'{family}, {kind}')
 
 def from_to(
     ends:Extremes,         # The levels that are most apart
@@ -95,7 +96,7 @@ def family_sweep(bench, of, family:str, n:int=200, seed:int=0):
     fires = np.any([(v[...,0] > 0).any(0) for v in values.values()], 0).sum()
     facts = facts_of(ends.apart, some.group[ends.rest], fires, seed) | from_to(ends, first, levels)
     other = values['another family'][:,ends.rest,0].mean(1)
-    return table, facts | dict(family=family, kind=inputs.kinds[0], another=float(np.ptp(other)))
+    return table, facts | dict(family=family, kind=inputs.kinds[0], kinds=inputs.kinds, another=float(np.ptp(other)))
 
 # %% ../../nbs/77_explore.sweeps.ipynb #f3f593d7
 def interaction(
@@ -197,9 +198,9 @@ def context_sweep(bench, of, n:int=100, seed:int=0):
     "Activation of the same inputs under every context"
     inputs,some = bench.held, bench.some(n, seed)
     values = np.stack([bench.shares(inputs.under(some, c), of) for c in inputs.contexts])
-    table = pd.concat([beside(v, some.group, of, seed, context=c) for c,v in zip(inputs.contexts, values)],
-                      ignore_index=True)
+    order = np.argsort(-values[...,0].mean(1), kind='stable')
+    lines = [beside(values[i], some.group, of, seed, context=inputs.contexts[i]) for i in order]
     ends = extremes(values, some.group, seed)
     facts = facts_of(ends.apart, some.group[ends.rest], (values[...,0] > 0).any(0).sum(), seed)
     usual = float(np.median(values[:,ends.rest,0].mean(1)))
-    return table, facts | from_to(ends, values, inputs.contexts) | dict(median=usual)
+    return pd.concat(lines, ignore_index=True), facts | from_to(ends, values, inputs.contexts) | dict(median=usual)

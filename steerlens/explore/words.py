@@ -105,7 +105,8 @@ def _say_ablation(facts, name, others):
     f = facts
     if f['part'] is None: return f"no part is in enough of the {f['fires']} inputs in which {name} fires"
     said = (f"without {quoted(f['part'])} {name} loses {percent(f['lost'])} of its activation, "
-            f"{percent(f['effect'])} more than without another part ({interval(f)}), and stops in {percent(f['stops'])}; {against(f, others)}")
+            f"{percent(f['effect'])} more than without another part ({interval(f)}), and stops in "
+            f"{percent(f['stops'])}; {against(f, others)}")
     return hedged(f, said, OWN)
 
 def _show_parts(table, title, facts): return dots(table, title, 'share of its activation that is lost')
@@ -205,8 +206,8 @@ def _say_insertion(facts, name, others):
     f = facts
     if f['part'] is None: return f'there is no word to try with {name}: in training inputs it hardly fires'
     said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which "
-            f"it was silent, with another word as frequent in {percent(f['fires_without'])}; by {percent(f['effect'])} of its "
-            f"maximum ({interval(f)}); {against(f, others)}")
+            f"it was silent, with another word as frequent in {percent(f['fires_without'])}; by "
+            f"{percent(f['effect'])} of its maximum ({interval(f)}); {against(f, others)}")
     return hedged(f, said, OWN)
 
 def _show_words(table, title, facts):
