@@ -10,7 +10,7 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, cards, codes, label, latent, runs, sae, studio
+from .commands import acts, autolabel, cards, codes, label, latent, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -26,6 +26,7 @@ app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
 app.add_typer(sae.app, name='sae', help=GROUPS['sae'])
 app.add_typer(codes.app, name='codes', help=GROUPS['codes'])
 app.add_typer(cards.app, name='cards', help=GROUPS['cards'])
+label.app.command('auto')(autolabel.label_auto)
 app.add_typer(label.app, name='label', help=GROUPS['label'])
 app.add_typer(latent.app, name='latent', help=GROUPS['latent'])
 app.command('serve')(codes.serve)
