@@ -16,8 +16,9 @@ from ..codes.backends import CodeStore
 from ..codes.steps import SILENT, steps, stepwise
 from ..codes.store import whole
 from .evidence import Material
+from .edits import Conflict, is_model
 from .labellers import LABELLERS, Label
-from .labels import Conflict, Labels, is_model, labels_of
+from .labels import Labels, labels_of
 from .prompts import TRIES, Spent, Talk, one_line
 from .scores import by_asking, by_rule, items, judged, scored, summary
 
@@ -222,7 +223,9 @@ def _talk(name, settings, folder, dry, per_minute, tell):
     need(opens or not given, f"labeller '{name}'", 'asks no model', f'no {", ".join(given)}')
     if not opens: return None
     try: model = opens(**settings)
-    except TypeError as e: raise SteerlensError(f"labeller '{name}'", str(e).split('() ')[-1]) from None
+    except TypeError as e:
+        why = str(e).split('() ')[-1]
+        raise SteerlensError(f"labeller '{name}'", why, do='in the terminal its model is --llm') from None
     return Talk(folder, model, dry, per_minute, tell=tell)
 
 def _job(store, labels, name, features, talk, asked, tell):

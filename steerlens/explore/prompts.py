@@ -34,7 +34,7 @@ def quoted(
 
 # %% ../../nbs/74_explore.prompts.ipynb #362b10a1
 LABEL = 200 # Characters of a label
-_BEFORE = re.compile(r'^(?:\W*label\W*:|[\s"\'`*#>-]+)+', re.I)
+_BEFORE = re.compile(r'^(?:\W*label\W*:|[\s*#>-]+)+', re.I)
 
 def one_line(
     answer:str # Of a model
@@ -42,8 +42,13 @@ def one_line(
     "An answer as a label"
     said = re.sub(r'<think>.*?(</think>|\Z)', '', answer, flags=re.S)
     plain = (''.join(c if c.isprintable() else ' ' for c in line) for line in said.splitlines())
-    lines = (' '.join(_BEFORE.sub('', line).rstrip(' "\'`*').split()) for line in plain)
+    lines = (_bare(' '.join(_BEFORE.sub('', line).split())[:4*LABEL]) for line in plain)
     return next((line[:LABEL] for line in lines if line), '')
+
+def _bare(line):
+    "Without quotes or stars around all of it"
+    while line and line[0]==line[-1] and line[0] in '"\'`*': line = line[1:-1].strip()
+    return line
 
 # %% ../../nbs/74_explore.prompts.ipynb #4b4be056
 def yes_or_no(
