@@ -40,7 +40,7 @@ def show_json(
 FULL = 'full' # What the guide calls the model
 
 def store_named(
-    model:str|None=FULL # A store's folder, SUBJECT/SITE, SUBJECT; None and `full` for the only one there is
+    model:str|None=FULL # A folder, SUBJECT/SITE, SUBJECT; None and `full` for the only one there is
 ): # The folder of a code store; raises `SteerlensError` where it isn't clear which
     "The code store that is meant"
     import os
