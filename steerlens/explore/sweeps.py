@@ -36,7 +36,7 @@ def another_family(
 # %% ../../nbs/77_explore.sweeps.ipynb #5c713a0e
 def _say_sweep(facts, name, others):
     "From where to where"
-    f,what = facts, f"`{facts['family']}`"
+    f,what = facts, f"'{facts['family']}'"
     kind = f" ({f['kind']})" if len(f['kinds']) > 1 else ''
     if f['low']==f['high']: return f"no level of {what} changes {name} ({interval(f)})"
     said = (f"{name} goes from {percent(f['from'])} to {percent(f['to'])} of its maximum as {what} goes from "
@@ -119,7 +119,7 @@ def _resampled(values_XYNU, groups_N, seed, draws=200):
 
 def _say_grid(facts, name, others):
     "Sum or not, and by how much"
-    f,both = facts, f"`{facts['family_x']}` and `{facts['family_y']}`"
+    f,both = facts, f"'{facts['family_x']}' and '{facts['family_y']}'"
     said = (f"{name} is between {percent(f['least'])} and {percent(f['largest'])} of its maximum over {both}, of which "
             f"{percent(f['effect'])} is more than the sum of the two ({interval(f)}); {against(f, others)}")
     if f['largest']-f['least'] < .01: return f'neither {both} moves {name}: {said}'
@@ -181,8 +181,8 @@ def _say_contexts(facts, name, others):
     "The two that are most apart"
     f = facts
     if f['low']==f['high']: return f"no context changes {name} ({interval(f)})"
-    said = (f"{name} goes from {percent(f['from'])} of its maximum under `{f['low']}` to {percent(f['to'])} under "
-            f"`{f['high']}`, by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; under the median context "
+    said = (f"{name} goes from {percent(f['from'])} of its maximum under '{f['low']}' to {percent(f['to'])} under "
+            f"'{f['high']}', by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; under the median context "
             f"it is at {percent(f['median'])}")
     return hedged(f, said, 'as random directions do, each in its own way')
 
