@@ -117,8 +117,8 @@ def told(z, has, train, names):
 
 if __name__=='__main__':
     ABOUT = ('The labeller is `template`, which asks no model. *Detection* is balanced accuracy on held-out windows of '
-             'all tenths and as many silent ones; shuffled labels are those of other latents on the same windows. Of the '
-             'synthetic autoencoder, those latents are judged that point along a known direction; of `set_model`, those '
-             'that tell a family of tokens on held-out functions.')
+             'all tenths and as many silent ones; shuffled labels are those of other latents on the same windows. '
+             'Of the synthetic autoencoder, those latents are judged that point along a known direction; of '
+             '`set_model`, those that tell a family of tokens on held-out functions.')
     parts = dict(synthetic=synthetic, set_model=families)
     run(parts, ARGS, title='Automatic labels against known concepts', about=ABOUT)
