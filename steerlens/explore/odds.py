@@ -81,7 +81,7 @@ def values(
 # %% ../../nbs/72_explore.odds.ipynb #699cbc54
 @_jit
 def _pairs(rows, episode, numbers, at, n_values):
-    "Episode and value of each firing as one number, in order"
+    "Episode and value of each firing as one number"
     n = 0
     for r in rows:
         if episode[r]>=0: n += at[r+1]-at[r] if len(at) else 1
@@ -93,50 +93,40 @@ def _pairs(rows, episode, numbers, at, n_values):
             if numbers[j]<0: continue
             found[m] = np.int64(episode[r])*n_values+numbers[j]
             m += 1
-    return np.sort(found[:m])
+    return found[:m]
 
-@_jit
-def _tally(rows, episode, stratum, shape, pairs):
+def _tally(rows, cells, values):
     "Episodes where it fires; how often, by stratum; values in enough of them; in how many; how often, by episode"
-    E,S,V = shape
-    F,both = np.zeros((E, S)), np.zeros(V, np.int64)
-    for r in rows:
-        if episode[r]>=0: F[episode[r],stratum[r]] += 1
-    for i in range(len(pairs)):
-        if i==0 or pairs[i]!=pairs[i-1]: both[pairs[i]%V] += 1
+    (E,S),V = cells.n.shape, values.share.shape[1]
+    pairs = np.sort(_pairs(rows, cells.episode, values.numbers, values.at, V))
+    new = np.r_[True, pairs[1:]!=pairs[:-1]][:len(pairs)]
+    rows = rows[cells.episode[rows]>=0]
+    F = np.bincount(cells.episode[rows]*S+cells.stratum[rows], minlength=E*S).reshape(E, S)
+    both = np.bincount(pairs[new]%V, minlength=V) if V else np.zeros(0, 'i8')
     ep,some = np.flatnonzero(F.sum(1)), np.flatnonzero(both>=CLUSTERS)
-    ep_at,v_at = np.zeros(E, np.int64), np.full(V, -1)
+    ep_at,v_at = np.zeros(E, 'i8'), np.full(V, -1)
     ep_at[ep],v_at[some] = np.arange(len(ep)), np.arange(len(some))
-    A = np.zeros((len(ep), len(some)))
-    for x in pairs:
-        if v_at[x%V]>=0: A[ep_at[x//V],v_at[x%V]] += 1
-    return ep, F[ep], some, both[some], A
+    pairs = pairs[v_at[pairs%V]>=0] if V else pairs
+    cell = ep_at[pairs//max(V, 1)]*len(some)+v_at[pairs%max(V, 1)]
+    return ep, F[ep], some, both[some], np.bincount(cell, minlength=len(ep)*len(some)).reshape(len(ep), len(some))
 
 # %% ../../nbs/72_explore.odds.ipynb #d7124d20
 @_jit
-def _sums(ep, F, some, both, A, n, counts, share, spread, prior):
-    "Of each value: a, q, episodes of both, and the sums over episodes of a-r, its square, and of u squared"
-    S,total,often = F.shape[1], F.sum(), F.sum(0)/np.maximum(n.sum(0), 1)
-    out,x,y = np.zeros((len(some), 6)), np.zeros(len(some)), np.zeros(len(some))
-    for j in range(len(some)):
-        v,q = some[j], (F.sum(0)*share[:,some[j]]).sum()/total
-        a,pi = A[:,j].sum(), (A[:,j].sum()+prior*q)/(total+prior)
-        x[j],y[j] = 1/((total+prior)*pi*(1-pi)), 1/(total*q*(1-q))
-        silent = (often*(spread[v]*often).sum(1)).sum()
-        out[j,0],out[j,1],out[j,2] = a, q, both[j]
-        out[j,3],out[j,4],out[j,5] = a-q*total, silent, silent*y[j]**2
+def _between(ep, F, some, A, often, pi, q, x, y, n, counts, share):
+    "Sums over the episodes where it fires, of the squares of a-r and of u, less what they are if it were silent there"
+    out = np.zeros((2, len(some)))
     for i in range(len(ep)):
-        fires = F[i].sum()
+        fires = 0.
+        for s in range(F.shape[1]): fires += F[i,s]
         for j in range(len(some)):
             own = base = 0.
-            for s in range(S):
+            for s in range(F.shape[1]):
                 own += F[i,s]*share[s,some[j]]
                 base += often[s]*(counts[ep[i],s,some[j]]-share[s,some[j]]*n[ep[i],s])
-            pi = (out[j,0]+prior*out[j,1])/(total+prior)
             more = A[i,j]-own-base
-            moves = (A[i,j]-pi*fires)*x[j] - (own+base-out[j,1]*fires)*y[j]
-            out[j,4] += more**2-base**2
-            out[j,5] += moves**2-(base*y[j])**2
+            moves = (A[i,j]-pi[j]*fires)*x[j]-(own+base-q[j]*fires)*y[j]
+            out[0,j] += more**2-base**2
+            out[1,j] += moves**2-(base*y[j])**2
     return out
 
 # %% ../../nbs/72_explore.odds.ipynb #afcb52ca
@@ -146,10 +136,14 @@ def sums(
     values:Values    # What they may have
 )->tuple[np.ndarray,float,np.ndarray]: # Values in enough episodes, firings that count, and sums for `as_table`
     "What is summed over episodes"
-    shape = len(cells.n), *values.share.shape
-    pairs = _pairs(rows, cells.episode, values.numbers, values.at, shape[2])
-    found = _tally(rows, cells.episode, cells.stratum, shape, pairs)
-    return found[2], found[1].sum(), _sums(*found, cells.n, values.counts, values.share, values.spread, PRIOR)
+    ep,F,some,both,A = _tally(rows.astype('i8'), cells, values)
+    total,share = F.sum(), values.share
+    often,q,a = F.sum(0)/np.maximum(cells.n.sum(0), 1), F.sum(0)@share[:,some]/max(total, 1), A.sum(0)
+    pi = (a+PRIOR*q)/(total+PRIOR)
+    with np.errstate(all='ignore'): x,y = 1/((total+PRIOR)*pi*(1-pi)), 1/(total*q*(1-q))
+    silent = np.einsum('s,vst,t->v', often, values.spread[some], often)
+    squares = _between(ep, F, some, A, often, pi, q, x, y, cells.n, values.counts, share)
+    return some, total, np.stack([a, q, both, a-q*total, silent+squares[0], silent*y**2+squares[1]], 1)
 
 def as_table(
     number:np.ndarray, # Of the values, [m]
