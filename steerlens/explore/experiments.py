@@ -111,9 +111,9 @@ def percent(
 
 def quoted(
     word:str # A word, a part, a context
-)->str: # As code; a line break as \\n
+)->str: # In quotes; a line break as \\n
     "What somebody may have to tell from other words"
-    return f'`{word}`' if word==word.strip() and word else f'`{word!r}`'
+    return f"'{word}'" if word==word.strip() else repr(word)
 
 def interval(
     facts:dict,          # With lo, hi, n, groups
@@ -215,7 +215,7 @@ def dots(
         ax.hlines(y, chance.lo, chance.hi, color='#ccc', lw=6, label='placebos, from the least to the largest')
     ax.hlines(y, own.lo.astype(float), own.hi.astype(float), color=plot.HUES['blue'], lw=1.4)
     ax.plot(own.value, y, 'o', ms=5, color=plot.HUES['blue'], label=own.who.iloc[0] if len(own) else None)
-    names = [quoted(str(name)).strip('`') for name in own[key]]
+    names = [name if name==name.strip() else repr(name) for name in map(str, own[key])]
     ax.set(yticks=y, yticklabels=names, ylim=(len(own)-.4, -.6), xlabel=xlabel)
     fig.legend(frameon=False, fontsize=9, loc='outside lower center', ncols=3)
     return fig

@@ -131,7 +131,7 @@ def _show_decoder(table, title, facts):
         edge = max(np.abs(facts['chance']))
         ax.axvspan(-edge, edge, color='#eee', zorder=0, label='random (placebo), at most')
         ax.legend(frameon=False, fontsize=9, loc='lower right')
-    names = [quoted(str(w)).strip('`') for w in t.output]
+    names = [w if w==w.strip() else repr(w) for w in map(str, t.output)]
     ax.set(yticks=range(len(t)), yticklabels=names, xlabel=f"change of the logits, through the {facts['way']}")
     ax.grid(False)
     return fig

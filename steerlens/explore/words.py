@@ -13,7 +13,7 @@ from .units import Units
 
 # %% auto #0
 __all__ = ['LEAST', 'OWN', 'TRIED', 'UNLIKE', 'strongest_part', 'part_facts', 'part_table', 'fired', 'changed', 'others_mean',
-           'ablation', 'word_counts', 'candidates', 'as_frequent', 'insertion', 'minimal_pairs']
+           'taken_away', 'ablation', 'word_counts', 'candidates', 'as_frequent', 'insertion', 'minimal_pairs']
 
 # %% ../../nbs/77_explore.words.ipynb #4350489b
 LEAST = 3 # Inputs of either half that must have a part
@@ -94,10 +94,28 @@ def others_mean(
     groups_N # Which belong together
 )->np.ndarray: # Of each, the mean of the others in its group; NaN where there is none
     "The mean of one's fellows"
-    x = pd.Series(np.asarray(x_N, 'f8')).groupby(pd.Series(groups_N))
+    x = pd.Series(np.asarray(x_N, 'f8')).groupby(np.asarray(groups_N))
     return ((x.transform('sum')-np.asarray(x_N))/(x.transform('size')-1)).to_numpy()
 
 # %% ../../nbs/77_explore.words.ipynb #0dab3e3b
+def taken_away(
+    bench:Bench,
+    of:Units,             # The units
+    values_NU:np.ndarray, # How strongly each held-out input makes each unit fire
+    at_NU:np.ndarray,     # And at which token
+    n:int,                # Inputs of each unit, at most
+    seed:int=0            # Of what stands in for a part
+)->tuple[list,pd.DataFrame]: # (unit, part, line); unit, part, group, input, before
+    "Inputs in which each unit fires, without each of their parts"
+    lines,about = [], []
+    for u in range(len(of)):
+        for i,line in enumerate(fired(bench, values_NU[:,u], at_NU[:,u], n).to_dict('records')):
+            for part,other in bench.held.without(line, seed):
+                lines.append((u, part, other))
+                about.append((u, part, line['group'], f'{u} {i}', line['before']))
+    return lines, pd.DataFrame(about, columns=['unit', 'part', 'group', 'input', 'before'])
+
+# %% ../../nbs/77_explore.words.ipynb #1c9db3a5
 OWN = 'as random directions do, each in its own way'
 
 def _say_ablation(facts, name, others):
@@ -115,17 +133,9 @@ def _show_parts(table, title, facts): return dots(table, title, 'share of its ac
 def ablation(bench, of, n:int=40, seed:int=0):
     "Activation lost without each part of an input"
     values,at = bench.strongest(bench.held.table, of)
-    lines,before,groups,inputs = [], [], [], []
-    for u in range(len(of)):
-        for i,line in enumerate(fired(bench, values[:,u], at[:,u], n).to_dict('records')):
-            parts = [(u, part, other) for part,other in bench.held.without(line, seed)]
-            lines += parts
-            before += [line['before']]*len(parts)
-            groups += [line['group']]*len(parts)
-            inputs += [(u, i)]*len(parts)
-    effects = pd.DataFrame([(u, part) for u,part,_ in lines], columns=['unit', 'part'])
-    effects['group'],effects['lost'] = groups, (1-changed(bench, lines, of)/np.array(before)).clip(0)
-    effects['effect'] = effects.lost - others_mean(effects.lost, inputs)
+    lines,effects = taken_away(bench, of, values, at, n, seed)
+    effects['lost'] = (1-changed(bench, lines, of)/effects.before).clip(0)
+    effects['effect'] = effects.lost - others_mean(effects.lost, effects.input)
     effects = effects.dropna() # inputs with a single part
     facts = part_facts(effects, (values[:,0] > 0).sum(), len(values), len(of), seed)
     _,rest = strongest_part(effects[effects.unit==0], seed)
