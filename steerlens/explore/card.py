@@ -370,7 +370,7 @@ def deck_of(
     **given          # As for `Deck`: sae, lens, labels, trials, enriched
 )->Deck:
     "A store's deck, opened once"
-    key = subject, *((k, id(v)) for k,v in sorted(given.items()))
+    key = subject, store.n_here, *((k, id(v)) for k,v in sorted(given.items()))
     decks = store.__dict__.setdefault('_decks', {})
     if key not in decks: decks[key] = Deck(store, showing=showing_of(store, subject), **given)
     return decks[key]

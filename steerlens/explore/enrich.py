@@ -75,7 +75,7 @@ class Background:
         split:str|None=None,  # `train` or `held out`; all rows by default
         like:Background|None=None # Take its columns and values instead, such as for held-out rows
     ):
-        need('episode' in store.columns, 'enrichment', "rows without a column 'episode'", 'what is independent')
+        need('episode' in store.columns, 'enrichment', "rows without a column 'episode'", 'what says which are alike')
         self.store,self.split = store, split
         self.alike = like.alike if like else alike
         if columns is None: columns = [c for c in store.columns if c not in (*NOT_ASKED, self.alike)]

@@ -32,6 +32,9 @@ def here(self:CodeStore)->np.ndarray: # Row ids, ascending
     return np.concatenate([np.zeros(0, 'i8'), *(np.arange(a, b) for a,b,_ in _spans(self))])
 
 @patch(as_prop=True)
+def n_here(self:CodeStore)->int: return sum(b-a for a,b,_ in _spans(self)) # How many
+
+@patch(as_prop=True)
 def columns(self:CodeStore)->list[str]: # None but `row_id` where no row table is known
     "What is known of the rows"
     if self.who is None: return ['row_id']
@@ -94,7 +97,7 @@ def coded(self:CodeStore,
     column:str # Of the row table; raises `SteerlensError` where there is none of this name
 )->Coded:
     "A column as numbers, read once"
-    kept,n = self.__dict__.setdefault('_coded', {}), len(self.here)
+    kept,n = self.__dict__.setdefault('_coded', {}), self.n_here
     if column not in kept or kept[column][0]!=n:
         need(column in self.columns, f"column '{column}'", f'not in {", ".join(self.columns)}')
         kept[column] = n, _gathered(self, column)
@@ -263,7 +266,7 @@ def lacks(
     "What is not known of the rows, and what that means"
     if store.who is None: return ['no row table: a row is a number']
     unfinished = store.codes is not None and not store.codes.finished
-    said = [f'still being built: {len(store.here):,} of {store.n_rows:,} rows'] if unfinished else []
+    said = [f'still being built: {store.n_here:,} of {store.n_rows:,} rows'] if unfinished else []
     return said + [line for column,line in LACKS.items() if column not in store.columns]
 
 # %% ../../nbs/72_explore.examples.ipynb #426b26f5

@@ -96,7 +96,7 @@ class Deck:
         try:
             found = Background(self.store, asked, alike, split)
             return found, Background(self.store, split='held out', like=found) if split else None
-        except SteerlensError as e: return str(e)
+        except SteerlensError as e: return str(e).removeprefix('enrichment: ')
 
 # %% ../../nbs/74_explore.facts.ipynb #3b933e86
 def _labels_beside(store):
@@ -137,7 +137,7 @@ def often(self:Deck,
     rows:np.ndarray # Where something fires, ascending
 )->dict: # n, of, density, rarer (share of latents that fire less), episodes, of_episodes, and the density by split
     "How often it fires, in how many episodes, and on which side of the split"
-    n,of = len(rows), len(self.store.here)
+    n,of = len(rows), self.store.n_here
     found = dict(n=n, of=of, density=n/max(of, 1), rarer=None, episodes=None, of_episodes=None, densities={})
     counts = self.keep('counts', lambda: _counts(self.store))
     if len(counts): found['rarer'] = np.searchsorted(counts, n)/len(counts)
