@@ -16,9 +16,10 @@ WALKER = 'embedded walker'
 
 @pytest.fixture(scope='module')
 def server():
-    "Its address"
+    "Its address, and when it was started"
+    began = time.monotonic()
     p = subprocess.Popen([STEERLENS, 'studio', '--port', '0'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    yield re.search(r'http://\S+', p.stdout.readline())[0]
+    yield re.search(r'http://\S+', p.stdout.readline())[0], began
     p.terminate()
     p.wait(20)
 
@@ -39,7 +40,7 @@ def page(browser, server):
     said = []
     page.on('pageerror', lambda e: said.append(str(e)))
     page.on('console', lambda m: said.append(m.text) if 'Content Security' in m.text else None)
-    page.goto(server)
+    page.goto(server[0])
     yield page
     context.close()
     assert not said
@@ -89,6 +90,7 @@ def test_two_clicks_to_the_first_video(page, server):
     page.wait_for_selector('#card:not([hidden])')
     page.click('#run')
     until(page, '[...document.querySelectorAll("video")].filter(v => v.currentTime > 0).length==4', 90)
+    print(f'from the start of the server to four films: {time.monotonic()-server[1]:.1f} s')
     page.wait_for_timeout(1500)
     times = now(page)
     assert min(times) > .5 and max(times)-min(times) < .2
@@ -357,7 +359,7 @@ def test_looks(browser, server, width, theme):
     "Nothing hangs out, no text is small or faint, and nothing jumps while a latent is chosen"
     context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=theme, reduced_motion='reduce')
     page = context.new_page()
-    page.goto(server)
+    page.goto(server[0])
     walker(page)
     short(page)
     run(page)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from ..core import generator, need, rng
 from ..codes.store import Codes, OutOfRange
+from ..sae.models import written
 
 # %% auto #0
 __all__ = ['NEAR', 'OFTEN', 'Units', 'strengths', 'alike', 'directions', 'random_directions', 'units']
@@ -76,9 +77,7 @@ def _rewritten(self:Units, x, latent, at):
     z,change = self.sae.encode(x), torch.zeros_like(x)
     other = z[...,latent]!=at # elsewhere nothing changes
     if not other.any(): return change
-    new = z[other].clone()
-    new[:,latent] = at
-    change[other] = self.sae.decode(new) - self.sae.decode(z[other])
+    change[other] = written(self.sae, x[other], [latent], at-z[other][:,[latent]])
     return change
 
 # %% ../../nbs/73_explore.units.ipynb #69a8883a

@@ -16,7 +16,7 @@ from ..core import SteerlensError, atomic, generator, manifest, need, read_json,
 from ..html import Html, panel, size, told
 
 # %% auto #0
-__all__ = ['FOREIGN', 'for_use', 'load_sae', 'about', 'new_sae', 'calibrate', 'save_sae', 'similarity']
+__all__ = ['FOREIGN', 'for_use', 'written', 'load_sae', 'about', 'new_sae', 'calibrate', 'save_sae', 'similarity']
 
 # %% ../../nbs/30_sae.models.ipynb #391b22c8
 def _sae_lens():
@@ -57,7 +57,13 @@ def _opened(folder, scale):
     if name in inference: sae = sl.SAE.load_from_disk(folder)
     else: sae = for_use(sl.TrainingSAE.load_from_disk(folder))
     if sae.cfg.normalize_activations=='expected_average_only_in': _fold_scale(sae, folder, scale)
+    if getattr(sae.cfg, 'rescale_acts_by_decoder_norm', False): _fold_lengths(sae)
     return sae
+
+def _fold_lengths(sae):
+    "Decoder rows of length 1, which such an autoencoder takes them for; a latent times its row is then what it writes"
+    lengths = sae.W_dec.detach().norm(dim=1)
+    if (lengths-1).abs().max() > 1e-3: sae.fold_W_dec_norm()
 
 def _fold_scale(sae, folder, scale):
     "Make it take the network's own vectors"
@@ -69,6 +75,21 @@ def _fold_scale(sae, folder, scale):
          'activation_scaler.json', 'give the factor as scale=, sqrt(d_in) over the mean length of the activations')
     sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     if w := scaler.whitening: sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+
+# %% ../../nbs/30_sae.models.ipynb #49547a7d
+def written(
+    sae,           # A sae-lens one, or anything with `W_dec` [F, D]
+    x_BD:Tensor,   # Rows, [B, D]
+    latents:list,  # Whose codes change, K of them
+    change_BK:Tensor # By how much, [B, K]
+)->Tensor: # [B, D]
+    "What that changes in the reconstruction of these rows"
+    rows_KD,cfg = sae.W_dec[latents], getattr(sae, 'cfg', None)
+    if getattr(cfg, 'rescale_acts_by_decoder_norm', False): rows_KD = rows_KD/rows_KD.norm(dim=1, keepdim=True)
+    way = getattr(cfg, 'normalize_activations', 'none')
+    scales = dict(layer_norm=lambda: x_BD.std(1, keepdim=True),
+                  constant_norm_rescale=lambda: x_BD.norm(dim=1, keepdim=True)/x_BD.shape[1]**.5)
+    return change_BK@rows_KD*(scales[way]() if way in scales else 1)
 
 # %% ../../nbs/30_sae.models.ipynb #a91d88bc
 def _tensors(file):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from ..core import generator, need
 from ..subjects.base import Ctx, Subject, edit
+from ..sae.models import written
 
 # %% auto #0
 __all__ = ['Gate', 'Composed', 'Steps', 'During', 'Stream', 'Denoise', 'Call', 'Edit', 'Add', 'Ablate', 'Setpoint', 'Pid',
@@ -222,7 +223,7 @@ class Latents(Edit):
         which = list(self.latents)
         z = self.sae.encode(x_TD)[:,which]
         new = torch.full_like(z, self.value) if self.clamp else z*self.value
-        return x_TD + (new-z)@self.sae.W_dec[which]
+        return x_TD + written(self.sae, x_TD, which, new-z)
 
 # %% ../../nbs/52_steer.edits.ipynb #7f55300d
 @dataclass(frozen=True)
