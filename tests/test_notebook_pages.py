@@ -61,7 +61,9 @@ def lab(tmp_path_factory):
         p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *how], stdout=log, stderr=log, env=env, cwd=folder)
     yield address(home/'log', p), folder
     p.terminate()
-    p.wait(20)
+    try: p.wait(20)
+    except subprocess.TimeoutExpired: p.kill() # it waits for kernels that wait for it
+    p.wait()
 
 
 def address(log, process, seconds=30):
