@@ -21,7 +21,7 @@ from .examples import Coded, rows_of_split
 from .odds import PRIOR, Cells, as_table, cells, once, sums, values
 
 # %% auto #0
-__all__ = ['FEW', 'BINS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
+__all__ = ['FEW', 'BINS', 'IDS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
            'corrected', 'shuffled', 'split_of', 'enrich', 'Enriched']
 
 # %% ../../nbs/73_explore.enrich.ipynb #8c65d074
@@ -29,10 +29,13 @@ FEW,BINS = 20, 10 # Numbers with more different values than `FEW` are cut into s
 
 def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool)
 
+IDS = 'token', 'tokens', 'id', 'ids' # Last words of the names of columns whose numbers are names
+
 def binned(
     c:Coded # A column
 )->Coded: # The same, or the same in bins
     "A column whose values come back"
+    if c.at is not None or c.name.rpartition('_')[2] in IDS: return c
     if len(c.names) <= FEW or not all(map(_is_number, c.names)): return c
     names = np.array(c.names, 'f8')
     edges = np.unique(np.nanquantile(names[c.values[c.values>=0]], np.linspace(0, 1, BINS+1)))

@@ -300,6 +300,7 @@ def run_experiment(
     n_random:int=19,          # Placebos
     seed:int=0,               # Of everything random
     folder:str|Path|None=None, # Where results are kept; `explored(store)` by default
+    again:bool=True,          # Also where the answer is kept already
     **params                  # Its own
 )->Result: # Raises `SteerlensError` before any work where something can't be asked
     "Ask a latent, and keep the answer"
@@ -311,11 +312,13 @@ def run_experiment(
     of = bench.units(feature, n_random, e.placebo, seed)
     who = of.latents[0] if of.latents else sha256(of.vectors[0].tolist())[:12]
     went_in = dict(experiment=name, feature=who, params=params, n_random=n_random, seed=seed, **bench.key)
+    dest = Path(folder or explored(bench.codes.folder))/f'{name}-{sha256(went_in)[:12]}'
+    if not again and (dest/'manifest.json').exists(): return open_result(dest)
     table,facts = e.run(bench, of, seed=seed, **params)
     facts = {k: None if isinstance(x, float) and np.isnan(x) else x for k,x in facts.items()}
     said = f'{_sentence(e, facts, of)}.'
-    found = Result(f'{name}-{sha256(went_in)[:12]}', name, who, params, said[0].upper()+said[1:], facts, table)
-    return _kept(found, Path(folder or explored(bench.codes.folder)), went_in)
+    found = Result(dest.name, name, who, params, said[0].upper()+said[1:], facts, table)
+    return _kept(found, dest.parent, went_in)
 
 # %% ../../nbs/76_explore.experiments.ipynb #0f894340
 def _sentence(e, facts, of):

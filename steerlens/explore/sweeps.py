@@ -14,7 +14,7 @@ from .experiments import (Extremes, against, beside, dots, experiment, extremes,
 from ..subjects.inputs import Inputs
 
 # %% auto #0
-__all__ = ['SHOWN', 'another_family', 'from_to', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
+__all__ = ['SHOWN', 'MEAN', 'another_family', 'from_to', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
 
 # %% ../../nbs/77_explore.sweeps.ipynb #9b03bac9
 def another_family(
@@ -193,14 +193,27 @@ def _show_contexts(table, title, facts):
     return dots(table.set_index('context').loc[shown].reset_index(), title, 'share of its maximum')
 
 # %% ../../nbs/77_explore.sweeps.ipynb #d544c4cf
+MEAN = 'the mean context' # What one context is compared with
+
+def _with_mean(values_LNU): return np.concatenate([values_LNU, values_LNU.mean(0, keepdims=True)])
+
+def _of_one(values_LNU, context, names, ends):
+    "One context above the mean of all; for each placebo, and with `*`, the context that raises it most"
+    high = ends.high if context=='*' else np.r_[names.index(context), ends.high[1:]]
+    apart = [values_LNU[h,ends.rest,u]-values_LNU[:,ends.rest,u].mean(0) for u,h in enumerate(high)]
+    return Extremes(np.full(len(high), len(values_LNU)), high, np.stack(apart, 1), ends.rest)
+
 @experiment('context_sweep', needs=('contexts',), placebo='directions', say=_say_contexts, show=_show_contexts)
-def context_sweep(bench, of, n:int=100, seed:int=0):
+def context_sweep(bench, of, context:str='', n:int=100, seed:int=0):
     "Activation of the same inputs under every context"
     inputs,some = bench.held, bench.some(n, seed)
+    if context not in ('', '*'): inputs.check('contexts', context)
     values = np.stack([bench.shares(inputs.under(some, c), of) for c in inputs.contexts])
     order = np.argsort(-values[...,0].mean(1), kind='stable')
     lines = [beside(values[i], some.group, of, seed, context=inputs.contexts[i]) for i in order]
+    names = inputs.contexts
     ends = extremes(values, some.group, seed)
+    if context: ends,values,names = _of_one(values, context, names, ends), _with_mean(values), (*names, MEAN)
     facts = facts_of(ends.apart, some.group[ends.rest], (values[...,0] > 0).any(0).sum(), seed)
     usual = float(np.median(values[:,ends.rest,0].mean(1)))
-    return pd.concat(lines, ignore_index=True), facts | from_to(ends, values, inputs.contexts) | dict(median=usual)
+    return pd.concat(lines, ignore_index=True), facts | from_to(ends, values, names) | dict(median=usual)
