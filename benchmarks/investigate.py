@@ -1,4 +1,4 @@
-"""How often an investigation finds something: in random directions, in latents asked about another one's hypotheses, in latents
+"""How often an investigation finds something: in random directions, in latents asked about others, in latents
 
     python benchmarks/investigate.py [--quick] [--json FILE] [--only nano_lm,nano_vla,set_model]
 

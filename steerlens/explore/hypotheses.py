@@ -35,7 +35,7 @@ class Kind:
     experiment:str    # Its name
     refuted:str       # What would refute it
     against:Callable  # (facts, inputs) -> what speaks against it beside the size of the effect; '' if nothing does
-    free:dict|None    # Parameters with which each unit picks for itself
+    free:Callable|None # (inputs) -> parameters with which each unit picks for itself
 
 KINDS = {}
 
@@ -45,7 +45,7 @@ def kind(
     experiment:str, # That would refute it
     refuted:str,    # By what
     against:Callable=lambda facts, inputs: '', # (facts, inputs) -> what speaks against it
-    free:dict|None=None # Parameters with which each unit picks for itself
+    free:Callable|None=None # (inputs) -> parameters with which each unit picks for itself
 ): # A decorator
     "Register a kind of hypotheses"
     def register(find):
@@ -72,14 +72,17 @@ def of_family(inputs, column, value):
     family = inputs.family_of(value) if inputs.family_of and column in TEXT else None
     return dict(family=family) if family in inputs.families else None
 
-@kind('word', 'putting {words} in makes it fire', 'insertion', free=dict(words=[]),
+def _tries(inputs): return 40 if inputs.ordered else 200 # Inputs to put words in: texts take longer than sets
+
+@kind('word', 'putting {words} in makes it fire', 'insertion', free=lambda i: dict(words=[], n=_tries(i)),
       refuted='put into inputs in which it was silent, it does no more than another word that is as frequent')
 def on_word(inputs, column, value):
     "Tokens, and words that can be put in"
-    return dict(words=[value]) if column in TEXT and inputs.can('put') and value in inputs.words else None
+    known = column in TEXT and inputs.can('put') and value in inputs.words
+    return dict(words=[value], n=_tries(inputs)) if known else None
 
 # %% ../../nbs/78_explore.hypotheses.ipynb #e1215b5b
-@kind('context', 'it fires because the context is {context}', 'context_sweep', free=dict(context='*'),
+@kind('context', 'it fires because the context is {context}', 'context_sweep', free=lambda i: dict(context='*'),
       refuted='the same inputs under this context are no stronger than under the mean of all contexts')
 def in_context(inputs, column, value):
     "Contexts that an input can be put under"
@@ -94,7 +97,7 @@ def _not_then(facts, inputs):
     others = {'the same happens at other moments': f['elsewhere'], 'the clock alone explains it': f['clock']}
     return next((why for why,x in others.items() if abs(x) > SAME*abs(f['effect'])), '')
 
-@kind('event', 'it starts when {event} begins', 'event_trace', free=dict(event=''),
+@kind('event', 'it starts when {event} begins', 'event_trace', free=lambda i: dict(event=''),
       refuted='it does not rise when the event begins, or does as much at other moments or by the clock',
       against=_not_then)
 def at_event(inputs, column, value):
@@ -207,7 +210,8 @@ def fellows(
     ids = tuple(f for f in alike(bench.codes, feature, n, ('hypotheses', seed)))
     none = torch.zeros(0)
     most = np.array([float(bench.codes.load(f)[1].max(initial=0)) for f in ids])
-    return Units(bench.sae, ids, torch.zeros(0, bench.rows.shape[1]), none, none, most, 'another latent', 'alike latents')
+    vectors = torch.zeros(0, bench.rows.shape[1])
+    return Units(bench.sae, ids, vectors, none, none, most, 'another latent', 'alike latents')
 
 # %% ../../nbs/78_explore.hypotheses.ipynb #ad1c8237
 def own_effects(
@@ -218,8 +222,8 @@ def own_effects(
 )->list[float]: # Of each unit; 0 where nothing suggests a hypothesis of this kind
     "The effects that units have with hypotheses of their own"
     run = experiment_named(k.experiment).run
-    if k.free is not None:
-        facts = run(bench, of, seed=seed, **k.free)[1]
+    if k.free:
+        facts = run(bench, of, seed=seed, **k.free(bench.held))[1]
         found = [facts['effect'], *facts['chance']]
         return found + [0.]*(len(of)-len(found))
     own = [_first(bench, k, rows) for rows in fired_rows(bench, of)]
@@ -245,7 +249,8 @@ def kept_effects(
 )->list[float]:
     "The same, asked once"
     who = [*of.latents], [sha256(v.tolist())[:12] for v in of.vectors], of.floor.tolist()
-    went_in = dict(bench.key, kind=k.name, experiment=k.experiment, free=k.free, of=who, seed=seed, most=MOST)
+    went_in = dict(bench.key, kind=k.name, of=who, seed=seed, most=MOST)
+    went_in |= dict(experiment=k.experiment, free=k.free and k.free(bench.held))
     file = Path(folder)/f'{k.name}-{sha256(went_in)[:12]}.json'
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -278,10 +283,11 @@ def doubt(
     chance:Sequence # Effects of random directions with hypotheses of their own
 )->float: # p; 1 without an interval
     "How likely there is no effect, or none beyond those"
-    from scipy.stats import norm
+    from scipy.stats import norm, t
     if facts['lo'] is None: return 1.
-    width = max(facts['hi']-facts['lo'], 1e-9)/(2*norm.ppf(.975))
-    return max(float(norm.sf(facts['effect']/width)), beyond(facts['effect'], chance))
+    n = facts['groups']
+    error = max(facts['hi']-facts['lo'], 1e-9)/(2*norm.ppf(.975))*np.sqrt(n/(n-1))
+    return max(float(t.sf(facts['effect']/error, n-1)), beyond(facts['effect'], chance))
 
 # %% ../../nbs/78_explore.hypotheses.ipynb #2a70b313
 SMALL = .05 # Share of the maximum below which an effect is as good as none

@@ -20,7 +20,7 @@ from .hypotheses import (KINDS, Hypothesis, backgrounds, doubt, enriched, fellow
                                           hypotheses, kept_effects, noise, often_of, verdict)
 from .labellers import in_words
 from .labels import labels_of
-from .wording import number, percent, small, visible
+from .wording import number, percent, quoted, visible
 
 # %% auto #0
 __all__ = ['FEW', 'AUTHOR', 'SHOWN', 'Case', 'opened', 'looked', 'asked', 'suggested', 'tried', 'drafted', 'labelled', 'plain',
@@ -125,7 +125,8 @@ def _tried(case, h, placebos):
     if isinstance(found, str): return line | dict(id='', said=found, facts=None, own={}, p=1.)
     where,seed = case.folder/'placebos', case.how['seed']
     own = {who: kept_effects(case.bench, k, of, where, seed) for who,of in placebos.items()}
-    return line | dict(id=found.id, said=found.said, facts=found.facts, own=own, p=doubt(found.facts, own['directions']))
+    p = doubt(found.facts, own['directions'])
+    return line | dict(id=found.id, said=found.said, facts=found.facts, own=own, p=p)
 
 def _judged(case, line, p):
     "Its verdict"
@@ -214,8 +215,8 @@ def report(self:Investigation)->str: # Markdown
 def _look_part(f):
     "Numbers, and what it promotes"
     n = f['look']
-    said = f"Fires in {n['fires']:,} of {n['of']:,} rows ({percent(n['share'])}); largest activation {number(n['largest'])}."
-    return f"## A first look\n\n{said} {plain(f['promotes'])}"
+    said = f"Fires in {n['fires']:,} of {n['of']:,} rows ({percent(n['share'])}); largest activation "
+    return f"## A first look\n\n{said}{number(n['largest'])}. {plain(f['promotes'])}"
 
 def _tried_part(f):
     "A table of hypotheses, then each one's experiment"
@@ -242,9 +243,10 @@ def _one(l):
     odds = f"{number(b['lo'])} to {number(b['hi'])}"
     held = '' if b['held']!=b['held'] or b['held'] is None else f"; held out: {number(b['held'])} "\
         f"({number(b['held_lo'])} to {number(b['held_hi'])})"
+    value = f"{plain(b['column'])} {plain(quoted(b['value']))}"
     lines = [f"### {l['verdict'].capitalize()}: {plain(l['says'])}",
-             f"Suggested by: {plain(b['column'])} {plain(repr(b['value']))} is in {percent(b['share'])} of training rows "
-             f"where it fires, in {percent(b['base'])} of alike rows (log-odds {number(b['log_odds'])}, {odds}{held}).",
+             f"Suggested by: {value} is in {percent(b['share'])} of training rows where it fires, in "
+             f"{percent(b['base'])} of alike rows (log-odds {number(b['log_odds'])}, {odds}{held}).",
              f"Would be refuted if: {plain(l['refuted'])}.", f"Found: {plain(l['said'])} \\[{plain(l['id'])}\\]",
              _beside(l)]
     if l['id']: lines.append(f"![{plain(l['experiment'])}](figures/{l['id']}.svg)")
@@ -253,6 +255,7 @@ def _one(l):
 def _beside(l):
     "How it compares with those that picked for themselves"
     e,said = l['facts'], []
+    if e is None or e['lo'] is None: return ''
     for who,own in l['own'].items():
         n = sum(x >= e['effect'] for x in own)
         called = dict(directions='random directions', alike='latents that fire about as often and as strongly')[who]
@@ -274,23 +277,24 @@ def _left_part(f):
 def _left_row(b, why):
     "A line of the table"
     def odds(x, lo, hi): return '' if x is None or x!=x else f'{number(x)} ({number(lo)} to {number(hi)})'
-    cells = [f"{plain(b['column'])} {plain(repr(b['value']))}", percent(b['share']), percent(b['base']),
+    cells = [f"{plain(b['column'])} {plain(quoted(b['value']))}", percent(b['share']), percent(b['base']),
              odds(b['log_odds'], b['lo'], b['hi']), odds(b['held'], b['held_lo'], b['held_hi']), plain(why)]
     return '| ' + ' | '.join(cells) + ' |'
 
 def _label_part(f):
     "The draft"
     yield '## Draft label'
-    if not f['label']: yield 'None: no hypothesis is supported.'
-    else: yield f"{plain(f['label']['label'])}\n\nEvidence: {plain(', '.join(f['label']['evidence']))}. {plain(f['written'])}."
+    if not f['label']: return (yield 'None: no hypothesis is supported.')
+    yield plain(f['label']['label'])
+    yield f"Evidence: {plain(', '.join(f['label']['evidence']))}. {plain(f['written'])}."
 
 def _method_part(f):
     "How it was done, and how to do it again"
     how = f['how']
     return (f"## How\n\nHypotheses come from training rows alone, experiments are on held-out inputs. Placebos: "
-            f"{how['n_random']} in each experiment, {FEW} where they pick for themselves; {how['n_random']} random directions that fire about as often and "
-            f"{how['n_alike']} alike latents, each with hypotheses of its own by the same rule. Seed {how['seed']}. "
-            f"Store `{f['store']}`, site `{f['site']}`.\n\n```\n{f['command']}\n```")
+            f"{how['n_random']} in each experiment, {FEW} where they pick for themselves; {how['n_random']} random "
+            f"directions that fire about as often and {how['n_alike']} alike latents, each with hypotheses of its own by "
+            f"the same rule. Seed {how['seed']}. Store `{f['store']}`, site `{f['site']}`.\n\n```\n{f['command']}\n```")
 
 # %% ../../nbs/79_explore.investigate.ipynb #b34cae92
 def investigate(
@@ -311,8 +315,8 @@ def investigate(
     made,left,why = suggested(case)
     lines = tried(case, made)
     name = 'a random direction' if isinstance(feature, str) else case.of.name
-    facts = dict(id=of, name=name, said=overall(name, lines, why), look=look, promotes=getattr(promotes, 'said', promotes),
-                 hypotheses=lines, left=left, label=drafted(lines, of), how=case.how, went_in=went_in,
+    facts = dict(id=of, name=name, said=overall(name, lines, why), look=look,
+                 promotes=getattr(promotes, 'said', promotes), hypotheses=lines, left=left, label=drafted(lines, of), how=case.how, went_in=went_in,
                  **_where(case))
     facts['written'] = labelled(case.bench, case.latent, facts['label']) if label else 'Not written down'
     return _kept(case, Investigation(of, name, _without_nan(facts), case.folder/of), promotes)
@@ -321,8 +325,8 @@ def _where(case):
     "Whose it is, and the command that does it again"
     b,how = case.bench, case.how
     whom = case.latent if case.latent is not None else 'random'
-    words = ['steerlens', 'latent', 'investigate', str(whom), '--model', str(b.codes.folder), '--seed', str(how['seed']),
-             '--n-random', str(how['n_random']), '--n-alike', str(how['n_alike'])]
+    words = ['steerlens', 'latent', 'investigate', str(whom), '--model', str(b.codes.folder)]
+    for k,v in how.items(): words += [f"--{k.replace('_', '-')}", str(v)]
     told = shlex.join(words)
     given = case.latent is None and not isinstance(case.feature, str)
     command = f'investigate({str(b.codes.folder)!r}, direction) # in Python' if given else told

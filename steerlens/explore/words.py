@@ -214,7 +214,7 @@ def _tries(bench, some, values, tried, seed):
 def _say_insertion(facts, name, others):
     "What is enough"
     f = facts
-    if f['part'] is None: return f'there is no word to try with {name}: in training inputs it hardly fires'
+    if f['part'] is None: return f'no word could be tried on enough inputs in which {name} was silent'
     said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which "
             f"it was silent, with another word as frequent in {percent(f['fires_without'])}; by "
             f"{percent(f['effect'])} of its maximum ({interval(f)}); {against(f, others)}")
