@@ -293,8 +293,9 @@ def _method_part(f):
     how = f['how']
     return (f"## How\n\nHypotheses come from training rows alone, experiments are on held-out inputs. Placebos: "
             f"{how['n_random']} in each experiment, {FEW} where they pick for themselves; {how['n_random']} random "
-            f"directions that fire about as often and {how['n_alike']} alike latents, each with hypotheses of its own by "
-            f"the same rule. Seed {how['seed']}. Store `{f['store']}`, site `{f['site']}`.\n\n```\n{f['command']}\n```")
+            f"directions that fire about as often and {how['n_alike']} alike latents, each with hypotheses of its own "
+            f"by the same rule. Seed {how['seed']}. Store `{f['store']}`, site `{f['site']}`.\n\n"
+            f"```\n{f['command']}\n```")
 
 # %% ../../nbs/79_explore.investigate.ipynb #b34cae92
 def investigate(
@@ -316,7 +317,8 @@ def investigate(
     lines = tried(case, made)
     name = 'a random direction' if isinstance(feature, str) else case.of.name
     facts = dict(id=of, name=name, said=overall(name, lines, why), look=look,
-                 promotes=getattr(promotes, 'said', promotes), hypotheses=lines, left=left, label=drafted(lines, of), how=case.how, went_in=went_in,
+                 promotes=getattr(promotes, 'said', promotes), hypotheses=lines, left=left,
+                 label=drafted(lines, of), how=case.how, went_in=went_in,
                  **_where(case))
     facts['written'] = labelled(case.bench, case.latent, facts['label']) if label else 'Not written down'
     return _kept(case, Investigation(of, name, _without_nan(facts), case.folder/of), promotes)

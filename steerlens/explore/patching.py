@@ -11,9 +11,10 @@ from .. import plot
 from ..core import need, rng
 from ..stats import check_finite
 from .bench import Bench, edited
-from .experiments import (against, beside, dots, experiment, facts_of, hedged, interval, quoted,
+from .experiments import (against, beside, dots, experiment, extent, facts_of, hedged,
                                            run_experiment)
 from .units import Units
+from .wording import quoted
 from ..subjects.base import alone
 
 # %% auto #0
@@ -122,7 +123,7 @@ def _say_patching(facts, name, others):
     f,(what,unit) = facts, facts['what'].split(', ')
     done = f'without {name}' if f['to'] is None else f"with {name} at {f['to']:.0%} of its maximum"
     change = f"changes by {figures(f['effect'])}" if f['signed'] else f"is {figures(f['effect'])}"
-    said = f"{done} the {what} {change} {unit} ({interval(f, figures)}); {against(f, others, figures)}"
+    said = f"{done} the {what} {change} {unit} ({extent(f, figures)}); {against(f, others, figures)}"
     if f['attribution'] is not None: said += f"; attribution says {figures(f['attribution'])}"
     if f['signed']:
         beyond = against(dict(effect=f['apart'], chance=f['apart_chance']), others, figures)
