@@ -229,8 +229,8 @@ def latent_investigate(
     feature_id:MaybeId=None, # The same
     model:Model=FULL,        # A store
     label:Annotated[bool, typer.Option('--label', help='Write the draft label down; nobody is overruled.')]=False, # So?
-    n_random:Annotated[int, typer.Option(min=5, help='Placebos, and random directions.')]=9, # How many
-    n_alike:Annotated[int, typer.Option(min=0, help='Alike latents with hypotheses of their own.')]=5, # How many
+    n_random:Annotated[int, typer.Option(min=5, help='Random directions with hypotheses of their own.')]=19, # So many
+    n_alike:Annotated[int, typer.Option(min=0, help='Alike latents with hypotheses of their own.')]=5, # So many
     json:Json=False,         # For scripts
     out:Out=None,            # A folder
     seed:Seed=0,             # A number

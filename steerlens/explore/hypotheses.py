@@ -275,8 +275,11 @@ def beyond(
     from scipy.stats import t
     x = np.asarray(chance, dtype=float)
     need(len(x) >= 5, 'random directions', len(x), '5 or more')
+    x,effect = _root(x), _root(effect)
     reach = x.std(ddof=1)*np.sqrt(1+1/len(x))
     return float(t.sf((effect-x.mean())/max(reach, 1e-9), len(x)-1))
+
+def _root(x): return np.sign(x)*np.sqrt(np.abs(x))
 
 def doubt(
     facts:dict,    # From an experiment

@@ -23,8 +23,8 @@ from .labels import labels_of
 from .wording import number, percent, quoted, visible
 
 # %% auto #0
-__all__ = ['FEW', 'AUTHOR', 'SHOWN', 'Case', 'opened', 'looked', 'asked', 'suggested', 'tried', 'drafted', 'labelled', 'plain',
-           'Investigation', 'overall', 'investigate', 'open_investigation']
+__all__ = ['PLACEBOS', 'FEW', 'AUTHOR', 'SHOWN', 'Case', 'opened', 'looked', 'asked', 'suggested', 'tried', 'drafted', 'labelled',
+           'plain', 'Investigation', 'overall', 'investigate', 'open_investigation']
 
 # %% ../../nbs/79_explore.investigate.ipynb #7c91fd51
 @dataclass
@@ -48,7 +48,7 @@ def opened(
     store:Bench|str|Path, # A bench, or the code store to open one of
     feature,              # A latent, a direction, or `random`
     folder:str|Path|None=None, # Where results are kept; `explored(store)` by default
-    n_random:int=9,       # As for `investigate`
+    n_random:int=19,      # As for `investigate`
     n_alike:int=5,        # As well
     seed:int=0,           # As well
     tell:Callable=SILENT  # Is told how far it is
@@ -70,7 +70,7 @@ def looked(
     n,codes = len(case.rows), case.bench.codes
     return dict(fires=n, of=codes.n_rows, share=n/max(codes.n_rows, 1), largest=float(case.of.most[0]))
 
-FEW = 3 # Placebos of an experiment that lets random directions pick for themselves, as `n_random` others do anyway
+PLACEBOS,FEW = 9, 3 # Of an experiment; of one that lets random directions pick for themselves, as many others do
 
 def asked(
     case:Case,
@@ -78,8 +78,7 @@ def asked(
     **params   # Its own
 )->Result|str: # A line where it can't be asked
     "An experiment, or its kept answer"
-    e,n = experiment_named(name), case.how['n_random']
-    n = min(n, FEW) if e.placebo=='directions' and params else n
+    n = FEW if experiment_named(name).placebo=='directions' and params else PLACEBOS
     try: return run_experiment(case.bench, case.feature, name, n, case.how['seed'], case.folder, again=False, **params)
     except SteerlensError as e: return str(e)
 
@@ -187,7 +186,7 @@ class Investigation:
 
     def __repr__(self):
         lines = [f"  {l['verdict']}: {l['says']} ({l['why']})" for l in self.facts['hypotheses']]
-        return '\n'.join([self.facts['said'], *map(visible, lines), f'  {self.folder}/report.md'])
+        return '\n'.join([*map(visible, [self.facts['said'], *lines]), f'  {self.folder}/report.md'])
 
 def overall(
     name:str,   # Who it is about
@@ -292,7 +291,7 @@ def _method_part(f):
     "How it was done, and how to do it again"
     how = f['how']
     return (f"## How\n\nHypotheses come from training rows alone, experiments are on held-out inputs. Placebos: "
-            f"{how['n_random']} in each experiment, {FEW} where they pick for themselves; {how['n_random']} random "
+            f"{PLACEBOS} in each experiment, {FEW} where they pick for themselves; {how['n_random']} random "
             f"directions that fire about as often and {how['n_alike']} alike latents, each with hypotheses of its own "
             f"by the same rule. Seed {how['seed']}. Store `{f['store']}`, site `{f['site']}`.\n\n"
             f"```\n{f['command']}\n```")
@@ -301,7 +300,7 @@ def _method_part(f):
 def investigate(
     store:Bench|str|Path,  # A bench, or the code store to open one of
     feature,               # A latent, a direction, or `random`
-    n_random:int=9,        # Placebos of each experiment, and random directions with hypotheses of their own; 5 or more
+    n_random:int=19,       # Random directions with hypotheses of their own; 5 or more
     n_alike:int=5,         # Alike latents with hypotheses of their own
     label:bool=False,      # Write the draft label down
     seed:int=0,            # Of everything random
