@@ -1,7 +1,5 @@
 "Investigations under fire: nobody there, nothing to ask, a kill, people who have decided, tokens that want to be more"
-import json, re, shutil
-from dataclasses import replace
-from types import SimpleNamespace
+import json, re
 import pytest
 from steerlens.codes.backends import CodeStore
 from steerlens.codes.store import OutOfRange
@@ -9,12 +7,12 @@ from steerlens.core import SteerlensError
 from steerlens.explore import investigate as module
 from steerlens.explore.investigate import Investigation, investigate, open_investigation
 from steerlens.explore.labels import labels_of
-from steerlens.explore.toy import KNOWN, toy_bench, toy_sets
+from steerlens.explore.toy import KNOWN, toy_bench
 from steerlens.explore.units import random_directions
 from steerlens.subjects.inputs import Inputs
 
 NASTY = '<script>alert(1)</script>|`x`\n**b** ![a](b)'
-CALLS = KNOWN['calls']
+CALLS,GET = KNOWN['calls'], KNOWN['context'] # The first gives three hypotheses, the second one
 
 
 @pytest.fixture(scope='module')
@@ -23,6 +21,10 @@ def toy(tmp_path_factory): return toy_bench(tmp_path_factory.mktemp('toy')/'code
 
 @pytest.fixture(scope='module')
 def found(toy): return investigate(toy, CALLS)
+
+
+@pytest.fixture(scope='module')
+def get(toy): return investigate(toy, GET)
 
 
 def supported(i): return [l['says'] for l in i.facts['hypotheses'] if l['verdict']=='supported']
@@ -58,7 +60,7 @@ def test_a_subject_of_which_nothing_can_be_changed(toy, tmp_path, monkeypatch):
     "What is enriched is shown, and why it isn't tried"
     held = toy.held
     monkeypatch.setitem(vars(toy), 'held', Inputs(held.table, held.batches))
-    none = investigate(toy, CALLS, folder=tmp_path)
+    none = investigate(toy, GET, folder=tmp_path)
     assert none.facts['said'].endswith('no value that is enriched can be changed here where it fires in training rows.')
     assert {why for _,why in none.facts['left']}=={'nothing here changes it'} and 'Not tried' in none.report
     assert 'offers no outputs' in none.facts['promotes']
@@ -70,9 +72,8 @@ def test_a_bench_that_does_not_know_its_activations(toy, tmp_path, monkeypatch):
         investigate(toy, 'random', folder=tmp_path)
 
 
-def test_a_killed_run_asks_no_experiment_twice(toy, tmp_path, monkeypatch):
+def test_a_killed_run_asks_no_experiment_twice(toy, get, tmp_path, monkeypatch):
     "After a kill at every experiment in turn it ends with the same report"
-    whole = investigate(toy, CALLS, folder=tmp_path/'whole')
     asked,left,real = [], [1], module.run_experiment
     def dying(bench, feature, name, *args, **how):
         there = {p.name for p in (tmp_path/'killed').glob('*-*')}
@@ -83,19 +84,19 @@ def test_a_killed_run_asks_no_experiment_twice(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'run_experiment', dying)
     for _ in range(9):
         left[0] = 1
-        try: again = investigate(toy, CALLS, folder=tmp_path/'killed')
+        try: again = investigate(toy, GET, folder=tmp_path/'killed')
         except KeyboardInterrupt: assert not [*(tmp_path/'killed').glob('investigate-*')]
         else: break
-    assert len(asked)==len({*asked})==1+len(whole.facts['hypotheses'])
-    assert again.report==whole.report and not [*(tmp_path/'killed').rglob('.tmp*')]
+    assert len(asked)==len({*asked})==1+len(get.facts['hypotheses'])
+    assert again.report==get.report and not [*(tmp_path/'killed').rglob('.tmp*')]
 
 
-def test_the_same_bytes(toy, found, tmp_path):
-    again = investigate(toy, CALLS, folder=tmp_path)
+def test_the_same_bytes(toy, get, tmp_path):
+    again = investigate(toy, GET, folder=tmp_path)
     for name in ('report.md', 'investigation.json'):
-        assert (again.folder/name).read_bytes()==(found.folder/name).read_bytes()
-    assert open_investigation(again.folder).facts==found.facts
-    assert investigate(toy, CALLS, folder=tmp_path, seed=1).id!=found.id
+        assert (again.folder/name).read_bytes()==(get.folder/name).read_bytes()
+    assert open_investigation(again.folder).facts==get.facts
+    assert investigate(toy, GET, folder=tmp_path, seed=1).id!=get.id
 
 
 def test_every_figure_and_number_of_the_report_is_there(found):
@@ -106,14 +107,14 @@ def test_every_figure_and_number_of_the_report_is_there(found):
 
 
 def test_a_label_is_a_draft_with_evidence_and_overrules_nobody(toy, tmp_path):
-    written = investigate(toy, CALLS, folder=tmp_path, label=True)
+    written = investigate(toy, GET, folder=tmp_path, label=True)
     labels = labels_of(CodeStore(toy.codes.folder))
-    assert labels[CALLS]['status']=='draft' and labels[CALLS]['author']=='model:investigate'
-    assert labels[CALLS]['evidence']==written.facts['label']['evidence'] and written.id in labels[CALLS]['evidence']
-    labels.set(CALLS, 'ann', label='calls', status='accepted')
-    refused = investigate(toy, CALLS, folder=tmp_path, label=True)
+    assert labels[GET]['status']=='draft' and labels[GET]['author']=='model:investigate'
+    assert labels[GET]['evidence']==written.facts['label']['evidence'] and written.id in labels[GET]['evidence']
+    labels.set(GET, 'ann', label='context get', status='accepted')
+    refused = investigate(toy, GET, folder=tmp_path, label=True)
     assert refused.facts['written'].startswith('not written') and 'ann has decided' in refused.facts['written']
-    assert labels_of(CodeStore(toy.codes.folder))[CALLS]['label']=='calls'
+    assert labels_of(CodeStore(toy.codes.folder))[GET]['label']=='context get'
     assert 'a direction has no entry' in investigate(toy, 'random', folder=tmp_path, label=True).facts['written']
 
 
@@ -135,11 +136,11 @@ def test_tokens_stay_text(found):
 
 
 def test_random_directions_find_nothing(toy, tmp_path):
-    "Each picks hypotheses that suit it"
-    some = [investigate(toy, v, n_alike=0, folder=tmp_path) for v in random_directions(8, 13, 'nonsense')]
+    "Each picks hypotheses that suit it; the rate is counted by `benchmarks/investigate.py`"
+    some = [investigate(toy, v, n_alike=0, folder=tmp_path) for v in random_directions(4, 13, 'nonsense')]
     assert sum(bool(supported(i)) for i in some) <= 1
 
 
-def test_latents_with_a_meaning_find_it(toy, found, tmp_path):
+def test_latents_with_a_meaning_find_it(found, get):
     assert 'it fires because tokens of the family “call” are there' in supported(found)
-    assert supported(investigate(toy, KNOWN['context'], folder=tmp_path))==['it fires because the context is “get”']
+    assert supported(get)==['it fires because the context is “get”']
