@@ -4,6 +4,7 @@
 
 # %% ../../nbs/79_explore.investigate.ipynb #56ab7881
 from __future__ import annotations
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -370,4 +371,7 @@ def _repr_html_(self:Investigation):
     figures = ''.join(_figure(self.folder/f"figures/{l['id']}.svg") for l in f['hypotheses'] if l['id'])
     return f"<p><b>{escape(visible(f['said']))}</b></p>{table}{figures}<p><small>{escape(str(self.folder))}</small></p>"
 
-def _figure(file): return file.read_text(encoding='utf-8').partition('?>')[2] if file.exists() else ''
+def _figure(file):
+    "A figure as an image: drawings of one page would share their ids"
+    if not file.exists(): return ''
+    return f'<p><img alt="" src="data:image/svg+xml;base64,{b64encode(file.read_bytes()).decode()}"></p>'
