@@ -19,10 +19,11 @@ from ..codes.steps import SILENT, steps, stepwise
 from ..codes.store import OutOfRange
 from .examples import Coded, rows_of_split
 from .odds import PRIOR, Cells, as_table, cells, once, sums, values
+from ..subjects.showing import Showing
 
 # %% auto #0
 __all__ = ['FEW', 'BINS', 'IDS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
-           'corrected', 'shuffled', 'split_of', 'enrich', 'Enriched']
+           'corrected', 'shuffled', 'asked_of', 'split_of', 'enrich', 'Enriched']
 
 # %% ../../nbs/73_explore.enrich.ipynb #8c65d074
 FEW,BINS = 20, 10 # Numbers with more different values than `FEW` are cut into so many bins
@@ -223,6 +224,15 @@ def audit(self:Background,
 
 # %% ../../nbs/73_explore.enrich.ipynb #95e428d4
 ENRICHED,STEP,AUDITED = 1, 1024, 1000 # Version of this folder, latents of a step, latents that are shuffled
+
+def asked_of(
+    store:CodeStore,     # With a row table
+    showing:Showing|None # Of its subject
+)->tuple[list[str]|None,str|None]: # Columns that may explain a latent (None for all), and `alike`
+    "What a subject's rows are to be asked, of what the store knows"
+    if showing is None: return None, None
+    columns = [c for c in showing.asked or () if c in store.columns]
+    return columns or None, showing.alike if showing.alike in store.columns else None
 
 def split_of(
     store:CodeStore # With a row table
