@@ -100,7 +100,8 @@ def test_the_same_bytes(toy, get, tmp_path):
 
 
 def test_every_figure_and_number_of_the_report_is_there(found):
-    for link in re.findall(r'\]\(([^)]+)\)', found.report): assert (found.folder/link).exists() and link.endswith('.svg')
+    links = re.findall(r'\]\(([^)]+)\)', found.report)
+    assert links and all((found.folder/link).exists() and link.endswith('.svg') for link in links)
     for l in found.facts['hypotheses']:
         assert l['id'] and l['id'].replace('_', r'\_').replace('-', r'\-') in found.report
     assert json.loads((found.folder/'investigation.json').read_text())==found.facts
