@@ -154,8 +154,8 @@ def beside_random(
     if not len(own) or not len(others): return dict(median=None, random=None, p=None, n=len(own), n_random=len(others))
     g,every = rng('beside random', seed), np.r_[own, others]
     chance = [np.median(g.choice(every, len(own), replace=False)) for _ in range(draws)]
-    return dict(median=float(np.median(own)), random=float(np.median(others)), p=chance_p(-np.median(own), -np.array(chance)),
-                n=len(own), n_random=len(others))
+    p = chance_p(-np.median(own), -np.array(chance))
+    return dict(median=float(np.median(own)), random=float(np.median(others)), p=p, n=len(own), n_random=len(others))
 
 # %% ../../nbs/79_explore.worth.ipynb #123aad26
 def show_ranked(
@@ -171,7 +171,8 @@ def show_ranked(
     ax.plot(chosen.bits, chosen[does], 'o', color=plot.HUES['blue'], ms=6, label='chosen')
     if does=='does' and (t.does > 0).any(): ax.set_yscale('log')
     _name(ax, chosen, does)
-    ax.set_title(f'change of the {what}, by attribution' if does=='does' else 'share of its firings that have the value', fontsize=9)
+    height = f'change of the {what}, by attribution' if does=='does' else 'share of its firings that have the value'
+    ax.set_title(height, fontsize=9)
     ax.set(xlabel='bits that a firing tells, training rows')
     ax.legend(frameon=False, fontsize=9, loc='lower right')
     return fig
