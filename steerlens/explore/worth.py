@@ -125,8 +125,8 @@ def why(
 )->str: # One sentence
     "What speaks for a latent"
     def place(c): return f'{int((t[c] > getattr(line, c)).sum())+1:,}. of {len(t):,}'
-    said = (f'{line.column} {quoted(line.value)} is in {percent(line.share)} of the training rows where it fires and in '
-            f'{percent(line.base)} of all ({number(line.bits)} bits, {place("bits")})')
+    said = (f'{line.column} {quoted(line.value)} is in {percent(line.share)} of the training rows where it fires and '
+            f'in {percent(line.base)} of all ({number(line.bits)} bits, {place("bits")})')
     if bench is None: return said
     what,_,unit = measured(bench).partition(', ')
     return f'{said}; without it the {what} changes by {number(line.does)} {unit} ({place("does")} by attribution)'
@@ -155,7 +155,8 @@ def beside_random(
     g,every = rng('beside random', seed), np.r_[own, others]
     chance = [np.median(g.choice(every, len(own), replace=False)) for _ in range(draws)]
     p = chance_p(-np.median(own), -np.array(chance))
-    return dict(median=float(np.median(own)), random=float(np.median(others)), p=p, n=len(own), n_random=len(others))
+    medians = dict(median=float(np.median(own)), random=float(np.median(others)))
+    return medians | dict(p=p, n=len(own), n_random=len(others))
 
 # %% ../../nbs/79_explore.worth.ipynb #123aad26
 def show_ranked(
