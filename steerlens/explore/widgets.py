@@ -21,6 +21,7 @@ from ..steer.edits import intervened
 from ..steer.film import film
 from ..steer.methods import applied
 from ..steer.trials import steering_of
+from .card import card
 from .find import Finder
 from .page import Page
 from .wording import number, percent, visible
@@ -248,7 +249,8 @@ def _one(self:Browser, feature, *more):
     label = self.find.labels[feature]
     shown = self.show(self.store, feature)
     if not isinstance(shown, Html): shown = Html(shown._repr_html_()) if hasattr(shown, '_repr_html_') else str(shown)
-    return joined([tag('h3', f'Latent {feature}{": " if label else ""}{label}', ' ', *more), shown])
+    scrolls = tag('div', shown, style='max-height:720px;overflow:auto', tabindex='0')
+    return joined([tag('h3', f'Latent {feature}{": " if label else ""}{label}', ' ', *more), scrolls])
 
 # %% ../../nbs/79_explore.widgets.ipynb #794bcd23
 def changed(
@@ -285,7 +287,7 @@ def on(self:Browser)->dict: # Name of a control -> its function
 def browse(
     store:CodeStore|str|Path,    # Whose latents, or its folder
     labels=None,                 # Latent -> its label, or as `Finder` takes them
-    show:Callable=glance,        # (store, latent) -> what is shown of it: HTML, or anything with `_repr_html_`
+    show:Callable=card,          # (store, latent) -> what is shown of it: HTML, or anything with `_repr_html_`
 )->Page:
     "Find latents, look at one, compare two"
     b = Browser(store if isinstance(store, CodeStore) else CodeStore(store), labels, show)
