@@ -47,7 +47,7 @@ def guard(
     hosts:set # Names that it goes by
 ):
     "Put a door in front"
-    scripts = ' '.join(["'self'", *app.csp_hashes()])
+    scripts = ' '.join(["'self'", "'unsafe-eval'", *app.csp_hashes()])
     policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
               f"frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
     app.server.config['MAX_CONTENT_LENGTH'] = MOST

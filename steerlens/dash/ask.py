@@ -103,7 +103,6 @@ def ask_panel(
     feature:int # A latent
 )->list: # Components
     "Experiments, their form, what is under way and what was found"
-    desk.prepare()
     now = desk.open
     if now.no_bench: top = [Raw(tag('p', f'No experiments: {now.no_bench}', class_='said'))]
     elif now.bench is None: top = [Raw(tag('p', 'opening the subject …', class_='said')), dcc.Interval('ask-opening', 400)]
@@ -137,6 +136,7 @@ def wire_ask(app, desk):
     "What the panel does"
     @app.callback(Output('ask', 'children'), Input('ask-opening', 'n_intervals'), State('latent-id', 'data'))
     def _(n, feature):
+        if n: desk.prepare() # the page is there by now
         now = desk.open
         return ask_panel(desk, feature) if now.bench or now.no_bench else no_update
 

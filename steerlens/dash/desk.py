@@ -91,6 +91,7 @@ class Opened:
         except SteerlensError as e: self.sae,self.no_sae = None, str(e)
         self.deck = Deck(self.store, self.sae, showing_of(self.store, subject))
         self.labels,self.kept = None, {} # The last: what was computed once, by name
+        self.drawn = {} # Ticket -> a label that is being reviewed
         self.bench,self.no_bench,self.opening = None, '', False
 
     def keep(self, name, make):
@@ -108,7 +109,7 @@ class Desk:
         author:str='',         # Who edits labels, unless somebody says otherwise
     ):
         self.folder,self.author,self.how = Path(folder), author, (sae, subject)
-        self.busy,self.job,self.drawn = RLock(), None, {} # The last: batches that are being reviewed
+        self.busy,self.job = RLock(), None
         self._opened = Opened(self.folder, *self.how)
 
     def __repr__(self): return f'Desk({self.folder})'
@@ -136,9 +137,20 @@ def labels(self:Desk)->Labels: # Raises `SteerlensError` where they are damaged,
 
 @patch
 def entries(self:Desk)->tuple[dict,str]: # Latent -> its entry, for all that have one; why there are none
-    "What latents are called"
-    try: return {e['feature']: e for e in self.labels().entries()}, ''
+    "What latents are called; gathered once for each state of the file"
+    now = self.open
+    try: stamp = _stamp(self.labels().file)
     except SteerlensError as e: return {}, str(e)
+    with self.busy:
+        if now.kept.get('entries', (None,))[0]!=stamp:
+            now.kept['entries'] = stamp, {e['feature']: e for e in now.labels.entries()}
+        return now.kept['entries'][1], ''
+
+def _stamp(file):
+    "What changes when a file is written; something even where there is none"
+    try: s = file.stat()
+    except FileNotFoundError: return 0
+    return s.st_ino, s.st_mtime_ns, s.st_size
 
 # %% ../../nbs/82_dash.desk.ipynb #c9970aaf
 @patch

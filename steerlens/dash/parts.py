@@ -177,6 +177,7 @@ addEventListener('click', e => {
     theme(to); store.set('theme', to)
   } else if (e.target.closest('#help-me')) help()
   else if (a && plain && !a.hasAttribute('download')) { remember(); e.preventDefault(); visit(a.getAttribute('href')) }
+  else if (e.target.dataset.focus) document.getElementById(e.target.dataset.focus)?.focus()
   else if (b) dash_clientside.set_props(b.dataset.set, {data: [b.dataset.value, Date.now()]})
   else if (row && !getSelection().toString()) row.querySelector('a')?.click()
 })
@@ -267,6 +268,13 @@ SHELL = """
 .slc .bar>:first-child{flex:1 1 280px}
 .slc .bar #find-text{font-size:16px}
 .slc .bar .pair{display:flex;gap:8px}
+.slc .bar button{height:38px}
+.slc .form>button{justify-self:start}
+.slc .runs{columns:2 420px;column-gap:16px}
+.slc .runs .panel{break-inside:avoid}
+.slc .runs dl{margin-bottom:12px}
+.slc .runs section>div[style]{border:0!important;padding:0!important;font-size:13.5px}
+.slc .runs table{margin-bottom:10px}
 .slc .pager{display:flex;justify-content:space-between;align-items:center;gap:12px;margin:0 0 10px;font-size:13px;
   color:var(--soft)}
 .slc .pager span:last-child{display:flex;gap:6px}
@@ -309,6 +317,17 @@ SHELL = """
   animation:go 1.3s infinite ease-in-out}
 @keyframes go{from{margin-left:-35%}to{margin-left:100%}}
 @media(prefers-reduced-motion:reduce){.slc .progress::before{animation:none;width:100%;opacity:.5}}
+.slc svg.dot{display:block}
+.slc svg.dot line{stroke:rgb(var(--blue));stroke-width:2}
+.slc svg.dot circle{fill:rgb(var(--blue))}
+.slc svg.dot.placebo :is(line,circle){stroke:var(--soft);fill:var(--paper);stroke-width:1.5}
+.slc .map{height:max(420px,calc(100vh - 230px))}
+.slc .map-bar p{max-width:80ch}
+.slc .numbers>:first-child,.slc .numbers>*{flex:0 1 120px}
+.slc aside{position:sticky;top:58px;max-height:calc(100vh - 66px);overflow-y:auto;scrollbar-width:thin}
+.slc #fault{position:sticky;top:58px;z-index:4}
+@media(min-width:901px){.slc .jump{display:none}}
+@media(max-width:900px){.slc aside{position:static;max-height:none;overflow:visible}}
 .slc .facts{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:13.5px}
 .slc .facts dt{color:var(--soft)}.slc .facts dd{margin:0;overflow-wrap:anywhere}
 .slc dialog{border:1px solid var(--line);border-radius:12px;background:var(--paper);color:var(--ink);padding:20px 26px;
