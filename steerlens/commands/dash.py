@@ -28,10 +28,10 @@ def dash(
     from importlib.util import find_spec
     need(find_spec('dash'), 'steerlens dash', 'dash is not installed', do="pip install 'steerlens[dash]'")
     store,sock = store_named(model), listening(host, port)
-    from steerlens.dash.app import LOCAL, serve
+    from steerlens.dash.app import LOCAL, server
     from steerlens.dash.desk import Desk
     with suppress(OSError, KeyError): author = author or getpass.getuser()
     desk = Desk(store, sae, subject, author or '')
     threading.Thread(target=desk.warm, daemon=True).start()
     print(f'dashboard of {desk.name}: http://{host}:{sock.getsockname()[1]} (ctrl-c ends it)', flush=True)
-    serve(desk, sock, {*LOCAL, host, *(name or ())})
+    server(desk, sock, {*LOCAL, host, *(name or ())}).serve_forever()

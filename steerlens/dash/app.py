@@ -16,7 +16,7 @@ from .parts import CSS, PAGES, SCRIPT, Raw, error, go
 
 # %% auto #0
 __all__ = ['LOCAL', 'SEALS', 'MOST', 'INDEX', 'HELP', 'THEMES', 'refused', 'guard', 'bar', 'frame', 'shown', 'fault', 'make_app',
-           'files', 'serve']
+           'files', 'server']
 
 # %% ../../nbs/85_dash.app.ipynb #63d1d1c5
 LOCAL = 'localhost', '127.0.0.1', '::1'
@@ -147,16 +147,16 @@ def files(
         except SteerlensError as e: return Response(str(e), 404, mimetype='text/plain')
 
 # %% ../../nbs/85_dash.app.ipynb #28808c69
-def serve(
+def server(
     desk:Desk,  # A store
     sock,       # Where to listen, from `listening`
     hosts=LOCAL # Names that this server goes by
-):
-    "Answer until somebody presses ctrl-c"
+): # Its `serve_forever` answers; `shutdown` ends that
+    "What answers, a thread for each call"
     from werkzeug.serving import WSGIRequestHandler, make_server
     class Quiet(WSGIRequestHandler):
         protocol_version = 'HTTP/1.1' # connections are kept
         def log_request(self, *_): pass
     host,port = sock.getsockname()[:2]
-    made = make_server(host, port, make_app(desk, hosts).server, True, request_handler=Quiet, fd=sock.fileno())
-    made.serve_forever()
+    app = make_app(desk, hosts).server
+    return make_server(host, port, app, True, request_handler=Quiet, fd=sock.fileno())

@@ -12,7 +12,7 @@ from ..html import Html, joined, tag
 from ..params import read_yaml
 from ..explore.experiments import EXPERIMENTS, Experiment, experiment_named, explored, results
 from .desk import Desk, Job
-from .parts import Field, Raw, button, error, latent
+from .parts import Field, Raw, button, error, latent, panel
 
 # %% auto #0
 __all__ = ['KNOWN', 'STATES', 'MOST', 'form', 'given', 'progress', 'answered', 'figure_file', 'ask_panel', 'wire_ask']
@@ -62,10 +62,15 @@ def progress(
     counted = f'{job.n:,} inputs, ' if job.n else ''
     top = tag('p', tag('b', job.what), ' ', *of, f'is {STATES[job.state]}: {counted}{job.seconds:.0f} s', class_='said',
               aria_live='polite')
-    if job.state=='failed': return joined([top, error(job.said)])
-    if job.state!='running': return top
+    if job.state!='running': return joined([top, _came(job)])
     stop = 'stopping …' if job.stop.is_set() else button('stop', 'ask-stop')
     return joined([top, tag('div', class_='progress'), stop])
+
+# %% ../../nbs/83_dash.ask.ipynb #43647e9c
+def _came(job):
+    "What came of it"
+    if job.state=='failed': return error(job.said)
+    if said := getattr(job.result, 'said', ''): return tag('p', said, ' ', tag('a', 'see the figure', href='#asked'))
 
 # %% ../../nbs/83_dash.ask.ipynb #6fba4631
 def answered(
@@ -75,8 +80,9 @@ def answered(
     "What was asked of it before, the latest first"
     try: found = results(desk.folder, feature)[::-1].to_dict('records')
     except SteerlensError as e: return error(e)
-    if not found: return tag('p', 'Nothing has been asked yet.', class_='said')
-    return joined([_result(r, explored(desk.folder)) for r in found[:MOST]])
+    if not found: return Html('')
+    lines = [_result(r, explored(desk.folder)) for r in found[:MOST]]
+    return panel('What it was asked', *lines, note=f'{len(found)-MOST} more are kept.' if len(found) > MOST else '')
 
 MOST = 30 # Answers that are shown
 
@@ -99,16 +105,14 @@ def figure_file(
 
 # %% ../../nbs/83_dash.ask.ipynb #536da85d
 def ask_panel(
-    desk:Desk,  # A store
-    feature:int # A latent
+    desk:Desk # A store
 )->list: # Components
-    "Experiments, their form, what is under way and what was found"
+    "Experiments, their form, and what is under way"
     now = desk.open
     if now.no_bench: top = [Raw(tag('p', f'No experiments: {now.no_bench}', class_='said'))]
     elif now.bench is None: top = [Raw(tag('p', 'opening the subject …', class_='said')), dcc.Interval('ask-opening', 400)]
     else: top = _choices(desk.experiments(), now.bench)
-    return [Raw(tag('h2', 'Ask it')), *top, html.Div(_job(desk), id='ask-job'),
-            html.Div(Raw(answered(desk, feature)), id='ask-results'), dcc.Store(id='ask-stop')]
+    return [Raw(tag('h2', 'Ask it')), *top, html.Div(_job(desk), id='ask-job'), dcc.Store(id='ask-stop')]
 
 def _choices(known, bench):
     "Those that can be asked, and why not the others"
@@ -134,11 +138,11 @@ def _job(desk):
 # %% ../../nbs/83_dash.ask.ipynb #35199bd0
 def wire_ask(app, desk):
     "What the panel does"
-    @app.callback(Output('ask', 'children'), Input('ask-opening', 'n_intervals'), State('latent-id', 'data'))
-    def _(n, feature):
+    @app.callback(Output('ask', 'children'), Input('ask-opening', 'n_intervals'))
+    def _(n):
         if n: desk.prepare() # the page is there by now
         now = desk.open
-        return ask_panel(desk, feature) if now.bench or now.no_bench else no_update
+        return ask_panel(desk) if now.bench or now.no_bench else no_update
 
     @app.callback(Output('ask-form', 'children'), Input('ask-name', 'value'), prevent_initial_call=True)
     def _(name): return _form(name, desk.open.bench)
@@ -151,7 +155,7 @@ def wire_ask(app, desk):
         desk.ask(feature, name, given(experiment_named(name), {i['ask']: v for i,v in zip(ids, values)}))
         return _job(desk)
 
-    @app.callback(Output('ask-job', 'children', allow_duplicate=True), Output('ask-results', 'children'),
+    @app.callback(Output('ask-job', 'children', allow_duplicate=True), Output('asked', 'children'),
                   Input('ask-tick', 'n_intervals'), State('latent-id', 'data'), prevent_initial_call=True)
     def _(n, feature):
         if not n: return no_update, no_update

@@ -65,13 +65,15 @@ def history(
     "Who said what, the latest first"
     edits = desk.labels().history(feature)[::-1]
     lines = [tag('li', f'{e["time"][:16].replace("T", " ")} ', tag('b', e['author']), ': ',
-                 ', '.join(f'{f} {_brief(v)}' for f,v in e['set'].items())) for e in edits]
+                 ', '.join(_brief(f, v) for f,v in e['set'].items())) for e in edits]
     if not lines: return Html('')
     return tag('details', tag('summary', f'History ({len(lines)})'), tag('ul', *lines, class_='history'), open=True)
 
-def _brief(x):
-    text = 'none' if x is None else f'“{x}”' if isinstance(x, str) else str(x)
-    return text if len(text) <= 80 else text[:79]+'…'
+def _brief(field, x):
+    "What was set; of lists and tables of numbers only that they were"
+    if isinstance(x, (dict,list)): return field
+    text = f'{field} none' if x is None else f'{field} “{x}”' if isinstance(x, str) else f'{field} {x}'
+    return text if len(text) <= 90 else text[:89]+'…'
 
 # %% ../../nbs/83_dash.label.ipynb #bb645c49
 def label_panel(

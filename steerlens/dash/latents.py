@@ -7,7 +7,7 @@ from __future__ import annotations
 from dash import dcc, html
 from ..core import need
 from ..html import Html, joined, tag
-from .ask import ask_panel, wire_ask
+from .ask import answered, ask_panel, wire_ask
 from .desk import Desk
 from .label import label_panel, wire_label
 from .parts import Raw, go, page
@@ -43,8 +43,9 @@ def _wire(app, desk):
 def latent_page(desk, rest, of):
     "A card, a form for its label, and experiments"
     f = number_of(desk, rest)
-    card = html.Div(Raw(Html(desk.card(f).fragment())), id='latent-card')
+    card = [html.Div(Raw(Html(desk.card(f).fragment())), id='latent-card'),
+            html.Div(Raw(answered(desk, f)), id='asked')]
     side = html.Aside([html.Section(label_panel(desk, f), id='label', className='panel'),
-                       html.Section(ask_panel(desk, f), id='ask', className='panel')])
-    return [Raw(_crumbs(desk, f)), html.Div([card, side], className='with-side', key=str(f)),
+                       html.Section(ask_panel(desk), id='ask', className='panel')])
+    return [Raw(_crumbs(desk, f)), html.Div([html.Div(card), side], className='with-side', key=str(f)),
             dcc.Store(id='latent-id', data=f)]

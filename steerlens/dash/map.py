@@ -14,8 +14,8 @@ from .desk import Desk
 from .parts import Field, Raw, error, page
 
 # %% auto #0
-__all__ = ['LOGS', 'MOST', 'LAYOUT', 'AXIS', 'CONFIG', 'Axes', 'axes', 'choices', 'values_of', 'groups', 'traces', 'figure',
-           'axes_of', 'map_page']
+__all__ = ['LOGS', 'SCALE', 'MOST', 'LAYOUT', 'AXIS', 'CONFIG', 'Axes', 'axes', 'choices', 'values_of', 'groups', 'traces',
+           'figure', 'axes_of', 'map_page']
 
 # %% ../../nbs/84_dash.map.ipynb #ea645614
 class Axes(NamedTuple):
@@ -44,6 +44,7 @@ def _largest(x):
 
 # %% ../../nbs/84_dash.map.ipynb #953407e9
 LOGS = 'count', 'density' # Statistics that are shown by their logarithm
+SCALE = [[0, '#97a1ad'], [.5, '#2e8bc9'], [1, HUES['orange']]] # To be seen on a light and on a dark page
 MOST = 7 # Values that have a colour of their own
 
 def choices(
@@ -100,15 +101,16 @@ def traces(
         own = np.stack([which.astype(object), said[which]], 1).tolist()
         return look | dict(x=at[which,0], y=at[which,1], customdata=own, marker=dict(size=5, opacity=.75) | marker)
     if x.dtype!=object:
-        bar = dict(title=dict(text=f'log₁₀ {by}' if by in LOGS else by.replace('_', ' ')), thickness=10, outlinewidth=0)
-        return [some(np.arange(len(x)), color=x, colorscale='Cividis', colorbar=bar, showscale=True)]
+        name = f'log₁₀ {by}' if by in LOGS else by.replace('_', ' ')
+        bar = dict(title=dict(text=name, side='top'), orientation='h', thickness=8, len=.4, y=-.14, outlinewidth=0)
+        return [some(np.arange(len(x)), color=x, colorscale=SCALE, colorbar=bar, showscale=True)]
     hues = [h for k,h in HUES.items() if k!='grey']
     named = groups(x)
     colours = dict(zip(named, hues)) | dict(others=HUES['grey'], none='rgba(140,140,140,.35)')
     return [some(which, color=colours[k])|dict(name=f'{k} ({len(which):,})') for k,which in reversed(named.items())]
 
 # %% ../../nbs/84_dash.map.ipynb #3892a660
-LAYOUT = dict(margin=dict(l=8, r=8, t=8, b=8), paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
+LAYOUT = dict(margin=dict(l=8, r=8, t=8, b=56), paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)',
               font=dict(family='system-ui,sans-serif', color='#868e99', size=12), dragmode='pan', hovermode='closest',
               legend=dict(orientation='h', y=-.02, itemsizing='constant', traceorder='reversed'), uirevision='map',
               hoverlabel=dict(font=dict(family='ui-monospace,monospace')))
@@ -167,7 +169,8 @@ def map_page(desk, rest, of):
              f'of random rows they would hold {a.chance:.1%}.')
     bar = html.Div([Raw(tag('p', title, data_title='Map')), Field('map-by', 'Colour', by, 'select', options=known)],
                    className='bar map-bar')
-    graph = dcc.Graph(id='map', figure=drawn, config=CONFIG, className='map')
+    graph = dcc.Graph(id='map', figure=drawn, config=CONFIG, responsive=True,
+                      style=dict(height='max(420px, calc(100vh - 250px))'))
     note = tag('p', 'A click opens a latent; the wheel zooms, dragging moves. Near each other here is not the same as '
                     'alike: most of the variance lies on other axes.' if a.share < .5 else '', class_='note')
     return [bar, html.Section(graph, className='panel'), Raw(note)]

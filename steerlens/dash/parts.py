@@ -162,7 +162,7 @@ window.steerlens = {Raw, Field}
 
 const visit = href => {
   const to = new URL(href, location)
-  dash_clientside.set_props('url', {pathname: to.pathname, search: to.search})
+  dash_clientside.set_props('url', {pathname: to.pathname, search: to.search, hash: to.hash, href: to.href})
   scrollTo(0, 0)
 }
 const remember = () => {
@@ -306,9 +306,12 @@ SHELL = """
 .slc .history{list-style:none;font-size:12.5px;color:var(--soft)}
 .slc .history li{padding:6px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}
 .slc .history b{color:var(--ink);font-weight:500}
+.slc :is(.result,.said,.found,.panel p) b{font-weight:600}
+.slc .tiles p b{font-weight:650}
+.slc #asked{scroll-margin-top:70px;margin-top:-24px}
+.slc .result{max-width:720px}
 .slc .result{border-top:1px solid var(--line);padding:10px 0 2px;font-size:13px}
-.slc .result img{display:block;width:100%;background:#fff;border-radius:8px;margin:8px 0;cursor:zoom-in}
-.slc .result img:active,.slc .result img.large{position:relative}
+.slc .result img{display:block;width:100%;min-height:120px;background:#fff;border-radius:8px;margin:8px 0;cursor:zoom-in}
 :root[data-jp-theme-light=false] .slc .result img{filter:invert(.91) hue-rotate(180deg)}
 @media(prefers-color-scheme:dark){:root:not([data-jp-theme-light=true]) .slc .result img{filter:invert(.91) hue-rotate(180deg)}}
 .slc .result code{font-size:11.5px;color:var(--soft)}
@@ -321,9 +324,9 @@ SHELL = """
 .slc svg.dot line{stroke:rgb(var(--blue));stroke-width:2}
 .slc svg.dot circle{fill:rgb(var(--blue))}
 .slc svg.dot.placebo :is(line,circle){stroke:var(--soft);fill:var(--paper);stroke-width:1.5}
-.slc .map{height:max(420px,calc(100vh - 230px))}
 .slc .map-bar p{max-width:80ch}
-.slc .numbers>:first-child,.slc .numbers>*{flex:0 1 120px}
+.slc .bar.numbers>*{flex:0 1 120px}
+.slc td code{overflow-wrap:break-word}
 .slc aside{position:sticky;top:58px;max-height:calc(100vh - 66px);overflow-y:auto;scrollbar-width:thin}
 .slc #fault{position:sticky;top:58px;z-index:4}
 @media(min-width:901px){.slc .jump{display:none}}
