@@ -12,7 +12,8 @@ from flask import Response, request, send_file
 from ..core import SteerlensError
 from ..html import Html, joined, tag
 from .desk import Desk
-from .parts import CSS, PAGES, SCRIPT, Raw, error, go
+from .look import CSS, SCRIPT
+from .parts import PAGES, Raw, error, go
 
 # %% auto #0
 __all__ = ['LOCAL', 'SEALS', 'MOST', 'INDEX', 'HELP', 'THEMES', 'refused', 'guard', 'bar', 'frame', 'shown', 'fault', 'make_app',
@@ -49,7 +50,7 @@ def guard(
     "Put a door in front"
     scripts = ' '.join(["'self'", "'unsafe-eval'", *app.csp_hashes()])
     policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-              f"frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
+              "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
     app.server.config['MAX_CONTENT_LENGTH'] = MOST
     @app.server.before_request
     def _():

@@ -110,7 +110,8 @@ def ask_panel(
     "Experiments, their form, and what is under way"
     now = desk.open
     if now.no_bench: top = [Raw(tag('p', f'No experiments: {now.no_bench}', class_='said'))]
-    elif now.bench is None: top = [Raw(tag('p', 'opening the subject …', class_='said')), dcc.Interval('ask-opening', 400)]
+    elif now.bench is None:
+        top = [Raw(tag('p', 'opening the subject …', class_='said')), dcc.Interval('ask-opening', 400)]
     else: top = _choices(desk.experiments(), now.bench)
     return [Raw(tag('h2', 'Ask it')), *top, html.Div(_job(desk), id='ask-job'), dcc.Store(id='ask-stop')]
 

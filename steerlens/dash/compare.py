@@ -6,10 +6,8 @@
 from __future__ import annotations
 from dash import Input, Output, State, html, no_update
 from ..html import Html, joined, tag
-from ..explore.wording import number
 from .desk import Desk
-from .latents import number_of
-from .parts import Field, Raw, button, go, latent, page, panel
+from .parts import Field, Raw, go, page, panel
 
 # %% auto #0
 __all__ = ['near', 'both', 'compare_page']
@@ -36,8 +34,9 @@ def both(
     from steerlens.explore.widgets import compared
     top = panel(f'Latents {a} and {b}', compared(desk.open.store, a, b))
     cards = [tag('div', Html(desk.card(f).fragment())) for f in (a, b)]
-    ways = tag('div', go(f'/compare/{b}/{a}', 'swap', data_key='x', title='swap the two'), go(f'/latent/{a}', f'latent {a}'),
-               go(f'/latent/{b}', f'latent {b}'), class_='crumbs', data_title=f'{a} and {b}')
+    swap = go(f'/compare/{b}/{a}', 'swap', data_key='x', title='swap the two')
+    each = [go(f'/latent/{f}', f'latent {f}') for f in (a, b)]
+    ways = tag('div', swap, *each, class_='crumbs', data_title=f'{a} and {b}')
     return [Raw(ways), Raw(top), Raw(tag('div', *cards, class_='two'))]
 
 # %% ../../nbs/84_dash.compare.ipynb #23568fab
@@ -46,12 +45,12 @@ def _wire(app, desk):
     @app.callback(Output('url', 'pathname'), Input('compare-go', 'n_clicks'), State('compare-a', 'value'),
                   State('compare-b', 'value'), prevent_initial_call=True)
     def _(clicks, a, b):
-        return f'/compare/{number_of(desk, a or "")}/{number_of(desk, b or "")}' if clicks else no_update
+        return f'/compare/{desk.latent(a or "")}/{desk.latent(b or "")}' if clicks else no_update
 
 @page('compare', 'Compare', _wire)
 def compare_page(desk, rest, of):
     "A form; below it, two latents"
-    known = [number_of(desk, x) for x in rest.split('/') if x][:2]
+    known = [desk.latent(x) for x in rest.split('/') if x][:2]
     a,b = [*map(str, known), '', ''][:2]
     boxes = [Field('compare-a', 'Latent', a, hint='845'), Field('compare-b', 'with', b, hint='12'),
              html.Button('Compare', id='compare-go', className='main')]

@@ -122,6 +122,15 @@ class Desk:
             except SteerlensError: self._opened = Opened(self.folder, *self.how)
             return self._opened
 
+    def latent(self,
+        text:str # Of an address, or typed
+    )->int: # Raises `SteerlensError` for what is no latent of the store
+        "The latent that is meant"
+        n,text = self.open.store.n_features, text.strip()
+        fits = text.isascii() and text.isdigit() and len(text) < 10 and int(text) < n
+        need(fits, 'latent', repr(text[:40]), f'a whole number from 0 to {n-1}')
+        return int(text)
+
     @property
     def name(self): return '/'.join(self.folder.resolve().parts[-3:])
 

@@ -48,9 +48,10 @@ def save(
     "Write what was changed, unless somebody else was there first"
     labels,new = desk.labels(), changed(shown, typed)
     if not new: return shown, tag('p', 'nothing is changed', class_='said')
-    try: entry,said = labels.set(feature, author or '', 'dashboard', shown['revision'], **new), 'saved'
+    said = tag('p', 'saved', class_='said')
+    try: entry = labels.set(feature, author or '', 'dashboard', shown['revision'], **new)
     except Conflict as e: entry,said = labels[feature], _clash(e)
-    return told(entry) | dict(revision=entry['revision']), said if isinstance(said, Html) else tag('p', said, class_='said')
+    return told(entry) | dict(revision=entry['revision']), said
 
 def _clash(e):
     "Both texts stay; who has seen theirs may save again"

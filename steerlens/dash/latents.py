@@ -5,27 +5,16 @@
 # %% ../../nbs/84_dash.latents.ipynb #6ebf3b1c
 from __future__ import annotations
 from dash import dcc, html
-from ..core import need
-from ..html import Html, joined, tag
+from ..html import Html, tag
 from .ask import answered, ask_panel, wire_ask
 from .desk import Desk
 from .label import label_panel, wire_label
 from .parts import Raw, go, page
 
 # %% auto #0
-__all__ = ['number_of', 'latent_page']
+__all__ = ['latent_page']
 
 # %% ../../nbs/84_dash.latents.ipynb #9e54cc7f
-def number_of(
-    desk:Desk, # A store
-    text:str   # Of an address
-)->int: # Raises `SteerlensError` for what is no latent of it
-    "The latent that an address means"
-    n = desk.open.store.n_features
-    fits = text.isascii() and text.isdigit() and len(text) < 10 and int(text) < n
-    need(fits, 'latent', repr(text[:40]), f'a whole number from 0 to {n-1}')
-    return int(text)
-
 def _crumbs(desk, f):
     "Ways from here"
     last,title = desk.open.store.n_features-1, f'Latent {f}'
@@ -42,7 +31,7 @@ def _wire(app, desk):
 @page('latent', wire=_wire)
 def latent_page(desk, rest, of):
     "A card, a form for its label, and experiments"
-    f = number_of(desk, rest)
+    f = desk.latent(rest)
     card = [html.Div(Raw(Html(desk.card(f).fragment())), id='latent-card'),
             html.Div(Raw(answered(desk, f)), id='asked')]
     side = html.Aside([html.Section(label_panel(desk, f), id='label', className='panel'),

@@ -94,7 +94,8 @@ def _dot(r):
     line = tag('line', x1=r.lo*120, x2=r.hi*120, y1=8, y2=8, class_='whisker')
     dot = tag('circle', cx=r.rate*120, cy=8, r=4)
     said = f'{percent(r.rate)}, {percent(r.lo)} to {percent(r.hi)}'
-    return tag('svg', tag('title', said), line, dot, viewBox='-5 0 130 16', width=130, height=16, class_=f'dot {r.kind}')
+    size = dict(viewBox='-5 0 130 16', width=130, height=16)
+    return tag('svg', tag('title', said), line, dot, class_=f'dot {r.kind}', **size)
 
 # %% ../../nbs/84_dash.queue.ipynb #325aa41c
 SHOWN = 50 # Lines
@@ -113,7 +114,8 @@ def twins(
 
 def _agree(r, same):
     if same.get(r.partner)==r.feature: return 'noted'
-    return button('the same', 'queue-same', f'{r.feature} {r.partner}', title=f'note that {r.partner} repeats {r.feature}')
+    said = f'note that {r.partner} repeats {r.feature}'
+    return button('the same', 'queue-same', f'{r.feature} {r.partner}', title=said)
 
 def find_twins(
     desk:Desk # A store
@@ -147,7 +149,8 @@ def _decisions(desk, ticket):
     "Buttons, the text, and who decides"
     if not ticket: return [Raw(tag('h2', 'Nothing waits')), Raw(tag('p', EMPTY, class_='said'))]
     label,look = item_of(desk, ticket)['label'], dict(accept=dict(className='main'), edit={'data-focus': 'queue-label'})
-    buttons = [html.Button(d.capitalize(), id=f'queue-{d}', **{'data-key': k}, **look.get(d, {})) for d,k in WAYS.items()]
+    def one(d, key): return html.Button(d.capitalize(), id=f'queue-{d}', **{'data-key': key}, **look.get(d, {}))
+    buttons = [one(d, key) for d,key in WAYS.items()]
     return [Raw(tag('h2', 'Is it?')), html.Div(buttons, className='acts'), html.Div(id='queue-said'),
             Field('queue-label', 'Or rather', label, 'textarea'),
             Field('queue-author', 'Who you are', desk.author, keep='author'), dcc.Store(id='queue-ticket', data=ticket)]

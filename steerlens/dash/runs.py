@@ -42,8 +42,9 @@ def quality(
 
 def _gates(qa):
     "What had to hold"
-    rows = [[g.get('name'), number(g.get('value')), g.get('bar'), 'holds' if g.get('pass') else g.get('reason') or 'fails']
-            for g in (qa.get('gates') or []) if isinstance(g, dict)]
+    def verdict(g): return 'holds' if g.get('pass') else g.get('reason') or 'fails'
+    found = [g for g in (qa.get('gates') or []) if isinstance(g, dict)]
+    rows = [[g.get('name'), number(g.get('value')), g.get('bar'), verdict(g)] for g in found]
     return table(['gate', '>value', 'bar', ''], rows) if rows else None
 
 def _spliced(qa):
