@@ -140,7 +140,7 @@ def visitor(browser, url, width=1280, scheme='light'):
     tab.on('console', lambda m: tab.said.append(m.text) if m.type=='error' else None)
     tab.on('request', lambda r: tab.said.append(r.url) if not r.url.startswith((url, 'data:', 'blob:')) else None)
     tab.goto(url)
-    tab.wait_for_selector('[data-row]')
+    tab.wait_for_selector('#page [data-row]')
     return tab
 
 

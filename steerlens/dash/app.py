@@ -12,12 +12,13 @@ from flask import Response, request, send_file
 from ..core import SteerlensError
 from ..html import Html, joined, tag
 from .desk import Desk
+from .find import asked, rows_of
 from .look import CSS, SCRIPT
 from .parts import PAGES, Raw, error, go
 
 # %% auto #0
-__all__ = ['LOCAL', 'SEALS', 'MOST', 'INDEX', 'HELP', 'THEMES', 'refused', 'guard', 'bar', 'frame', 'shown', 'fault', 'make_app',
-           'files', 'server']
+__all__ = ['LOCAL', 'SEALS', 'MOST', 'INDEX', 'HELP', 'THEMES', 'refused', 'guard', 'bar', 'frame', 'Framed', 'still', 'shown',
+           'fault', 'make_app', 'files', 'server']
 
 # %% ../../nbs/85_dash.app.ipynb #63d1d1c5
 LOCAL = 'localhost', '127.0.0.1', '::1'
@@ -49,7 +50,7 @@ def guard(
 ):
     "Put a door in front"
     scripts = ' '.join(["'self'", "'unsafe-eval'", *app.csp_hashes()])
-    policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
               "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
     app.server.config['MAX_CONTENT_LENGTH'] = MOST
     @app.server.before_request
@@ -64,7 +65,7 @@ def guard(
 # %% ../../nbs/85_dash.app.ipynb #d5bde6c1
 INDEX = """<!doctype html><html lang="en"><head>{%metas%}<meta name="viewport" content="width=device-width">
 <title>{%title%}</title><link rel="stylesheet" href="/steerlens.css"><script src="/steerlens.js"></script>{%css%}</head>
-<body class="slc page">{%app_entry%}{%config%}{%scripts%}{%renderer%}</body></html>"""
+<body class="slc page"><div id="still"></div>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body></html>"""
 
 def bar(
     desk:Desk, # A store
@@ -88,6 +89,26 @@ def frame(
     "Everything but the page itself"
     return html.Div([dcc.Location(id='url', refresh='callback-nav'), html.Header(id='top', className='top'),
                      html.Div([html.Div(id='fault'), html.Main(id='page')], className='wide'), Raw(HELP)])
+
+# %% ../../nbs/85_dash.app.ipynb #3cb4ebf8
+class Framed(Dash):
+    "A dashboard whose document shows something already"
+    desk = None
+    def interpolate_index(self, **parts):
+        whole = super().interpolate_index(**parts)
+        return whole.replace('<div id="still">', f'<div id="still">{still(self.desk, request.path, request.args)}', 1)
+
+def still(
+    desk:Desk, # A store
+    path:str,  # Of the address
+    of:dict    # Its query
+)->Html:
+    "What can be seen before the page answers"
+    at = path.strip('/').partition('/')[0]
+    try: rows = rows_of(desk, asked(of)) if not at else None
+    except SteerlensError: rows = None # the live page says why
+    top = tag('header', tag('div', bar(desk, at)), class_='top')
+    return joined([top, tag('div', tag('div', class_='bar room'), rows, class_='wide')])
 
 # %% ../../nbs/85_dash.app.ipynb #0f7939c2
 def shown(
@@ -120,9 +141,9 @@ def make_app(
 )->Dash: # Its `server` is what is served
     "The dashboard of a store"
     for theme in THEMES: import_module(f'steerlens.dash.{theme}')
-    app = Dash('steerlens', title='steerlens', update_title=None, index_string=INDEX, on_error=fault,
+    app = Framed('steerlens', title='steerlens', update_title=None, index_string=INDEX, on_error=fault,
                suppress_callback_exceptions=True, assets_folder='no-assets')
-    app.layout = frame(desk)
+    app.desk,app.layout = desk, frame(desk)
     @app.callback(Output('page', 'children'), Output('top', 'children'), Output('fault', 'children'),
                   Input('url', 'pathname'), Input('url', 'search'))
     def _(path, search):

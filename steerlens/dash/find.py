@@ -168,7 +168,7 @@ def find_page(desk, rest, of):
                 Field('find-show', 'Latents', a.show, 'select', options=[*SHOW.items()]),
                 Field('find-by', 'Sort by', a.by, 'select', options=by),
                 Field('find-up', 'Order', a.up, 'select', options=[('', 'largest first'), ('1', 'smallest first')]),
-                html.Div([Field('find-least', 'In rows, %', a.least, hint='0'),
+                html.Div([Field('find-least', '% of rows', a.least, hint='0'),
                           Field('find-most', 'to', a.most, hint='100')], className='pair')]
     title = Raw(tag('span', data_title='Find'))
     return [title, html.Div(controls, className='bar'), html.Div(Raw(rows_of(desk, a)), id='find-rows'),

@@ -27,6 +27,7 @@ function Raw({id, html, kind}) {
   const ref = React.useRef()
   React.useEffect(() => {
     const at = ref.current.querySelector('[data-search]'), named = ref.current.querySelector('[data-title]')
+    if (ref.current.closest('#page')) document.getElementById('still')?.remove() // the live page is here
     if (at) history.replaceState(history.state, '', at.dataset.search)
     if (named) document.title = named.dataset.title+' · steerlens'
   }, [html])
@@ -155,12 +156,16 @@ SHELL = """
 .slc .bar{display:flex;flex-wrap:wrap;gap:10px 12px;align-items:end;margin-bottom:12px}
 .slc .bar>*{flex:0 1 130px}
 .slc .bar>:first-child{flex:1 1 280px}
+.slc .field span{white-space:nowrap}
 .slc .bar #find-text{font-size:16px}
+.slc ._dash-loading,body:has(#page:not(:empty)) #still{display:none}
+.slc .bar.room{height:59px}
 .slc .bar .pair{display:flex;gap:8px}
 .slc .bar button{height:38px}
 .slc .form>button{justify-self:start}
-.slc .runs{columns:2 420px;column-gap:16px}
-.slc .runs .panel{break-inside:avoid}
+.slc .runs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 16px;
+  align-items:start}
+.slc .runs>*{min-width:0}
 .slc .runs dl{margin-bottom:12px}
 .slc .runs section>div[style]{border:0!important;padding:0!important;font-size:13.5px}
 .slc .runs table{margin-bottom:10px}
@@ -218,10 +223,16 @@ SHELL = """
 .slc .map-bar p{max-width:80ch}
 .slc .bar.numbers>*{flex:0 1 120px}
 .slc td code{overflow-wrap:break-word}
+.slc .found td code{overflow-wrap:anywhere}
 .slc aside{position:sticky;top:58px;max-height:calc(100vh - 66px);overflow-y:auto;scrollbar-width:thin}
 .slc #fault{position:sticky;top:58px;z-index:4}
 @media(min-width:901px){.slc .jump{display:none}}
-@media(max-width:900px){.slc aside{position:static;max-height:none;overflow:visible}}
+@media(max-width:900px){
+  .slc aside{position:static;max-height:none;overflow:visible}
+  .slc .judge aside{order:-1}
+  .slc .judge .acts{position:fixed;left:0;right:0;bottom:0;z-index:4;justify-content:space-around;padding:10px 14px;
+    background:var(--paper);border-top:1px solid var(--line)}
+}
 .slc .facts{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0;font-size:13.5px}
 .slc .facts dt{color:var(--soft)}.slc .facts dd{margin:0;overflow-wrap:anywhere}
 .slc dialog{border:1px solid var(--line);border-radius:12px;background:var(--paper);color:var(--ink);padding:20px 26px;

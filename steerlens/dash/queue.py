@@ -165,7 +165,7 @@ def queue_page(desk, rest, of):
     twin = [Raw(tag('h2', 'Latents that may be the same')), html.Div(Raw(twins(desk)), id='queue-pairs'),
             html.Div(id='queue-job'), dcc.Store(id='queue-twins'), dcc.Store(id='queue-same')]
     return [Raw(tag('span', data_title='Queue')),
-            html.Div([html.Div(Raw(asked(desk, ticket)), id='queue-item'), side], className='with-side'),
+            html.Div([html.Div(Raw(asked(desk, ticket)), id='queue-item'), side], className='with-side judge'),
             html.Section(twin, className='panel'), Raw(panel('Better trained again', useless(desk)))]
 
 # %% ../../nbs/84_dash.queue.ipynb #6f563c92
