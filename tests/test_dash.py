@@ -180,6 +180,8 @@ def test_search_open_sweep_label_reload_compare(browser, served):
     tab.wait_for_selector('#queue-accept')
     tab.keyboard.press('a')
     tab.wait_for_selector('#queue-said >> text=accepted')
+    tab.click('text=look for them')
+    tab.wait_for_selector('#queue-job >> text=is done')
     tab.keyboard.press('3')
     tab.wait_for_selector('.js-plotly-plot canvas')
     assert tab.said==[]

@@ -50,8 +50,8 @@ def guard(
 ):
     "Put a door in front"
     scripts = ' '.join(["'self'", "'unsafe-eval'", *app.csp_hashes()])
-    policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-              "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
+    policy = (f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; "
+              "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'")
     app.server.config['MAX_CONTENT_LENGTH'] = MOST
     @app.server.before_request
     def _():
@@ -95,8 +95,8 @@ class Framed(Dash):
     "A dashboard whose document shows something already"
     desk = None
     def interpolate_index(self, **parts):
-        whole = super().interpolate_index(**parts)
-        return whole.replace('<div id="still">', f'<div id="still">{still(self.desk, request.path, request.args)}', 1)
+        whole,now = super().interpolate_index(**parts), still(self.desk, request.path, request.args)
+        return whole.replace('<div id="still">', f'<div id="still">{now}', 1)
 
 def still(
     desk:Desk, # A store

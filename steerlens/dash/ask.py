@@ -63,7 +63,7 @@ def progress(
     top = tag('p', tag('b', job.what), ' ', *of, f'is {STATES[job.state]}: {counted}{job.seconds:.0f} s', class_='said',
               aria_live='polite')
     if job.state!='running': return joined([top, _came(job)])
-    stop = 'stopping …' if job.stop.is_set() else button('stop', 'ask-stop')
+    stop = 'stopping …' if job.stop.is_set() else button('stop', 'ask-stop') if job.feature is not None else None
     return joined([top, tag('div', class_='progress'), stop])
 
 # %% ../../nbs/83_dash.ask.ipynb #43647e9c

@@ -85,16 +85,16 @@ def agreed(
     t = agreement(labels)
     waiting = len(queue(labels))
     said = tag('p', f'{in_words(labels).capitalize()}. {several(waiting, "label")} wait.', class_='said')
-    kinds = dict(sample='sampled', chosen='doubtful', placebo='of other latents (placebo)')
-    rows = [[kinds[r.kind], r.upto, _dot(r), f'{percent(r.rate)} of {r.n}'] for r in t.itertuples()]
-    return joined([said, table(['labels', '>decisions up to', 'accepted', '>share'], rows) if rows else None])
+    kinds = dict(sample='sampled', chosen='doubtful', placebo='placebo')
+    rows = [[r.upto, kinds[r.kind], _dot(r), f'{percent(r.rate)} of {r.n}'] for r in t.itertuples()]
+    return joined([said, table(['>up to', 'labels', '', '>accepted'], rows) if rows else None])
 
 def _dot(r):
     "A share and its interval on a line"
-    line = tag('line', x1=r.lo*120, x2=r.hi*120, y1=8, y2=8, class_='whisker')
-    dot = tag('circle', cx=r.rate*120, cy=8, r=4)
+    line = tag('line', x1=r.lo*70, x2=r.hi*70, y1=8, y2=8, class_='whisker')
+    dot = tag('circle', cx=r.rate*70, cy=8, r=3.5)
     said = f'{percent(r.rate)}, {percent(r.lo)} to {percent(r.hi)}'
-    size = dict(viewBox='-5 0 130 16', width=130, height=16)
+    size = dict(viewBox='-4 0 78 16', width=78, height=16)
     return tag('svg', tag('title', said), line, dot, class_=f'dot {r.kind}', **size)
 
 # %% ../../nbs/84_dash.queue.ipynb #325aa41c
@@ -169,6 +169,11 @@ def queue_page(desk, rest, of):
             html.Section(twin, className='panel'), Raw(panel('Better trained again', useless(desk)))]
 
 # %% ../../nbs/84_dash.queue.ipynb #6f563c92
+def _looking(desk):
+    "How far the search for twins is"
+    running = desk.job and desk.job.state=='running'
+    return [Raw(progress(desk.job))]+[dcc.Interval('queue-tick', 500)]*bool(running)
+
 def _wire(app, desk):
     "Decisions, and the search for twins"
     @app.callback(Output('queue-item', 'children'), Output('queue-said', 'children'), Output('queue-ticket', 'data'),
@@ -185,12 +190,15 @@ def _wire(app, desk):
         label = item_of(desk, ticket)['label'] if ticket else ''
         return Raw(asked(desk, ticket)), Raw(said), ticket, label, Raw(agreed(desk))
 
-    @app.callback(Output('queue-job', 'children'), Output('queue-pairs', 'children'), Input('queue-twins', 'data'),
+    @app.callback(Output('queue-job', 'children'), Input('queue-twins', 'data'), prevent_initial_call=True)
+    def _(asked):
+        if not asked: return no_update
+        find_twins(desk)
+        return _looking(desk)
+
+    @app.callback(Output('queue-job', 'children', allow_duplicate=True), Output('queue-pairs', 'children'),
                   Input('queue-tick', 'n_intervals'), prevent_initial_call=True)
-    def _(asked, n):
-        if ctx.triggered_id=='queue-twins' and asked: find_twins(desk)
-        running = desk.job and desk.job.state=='running'
-        return [Raw(progress(desk.job))]+[dcc.Interval('queue-tick', 500)]*bool(running), Raw(twins(desk))
+    def _(n): return (_looking(desk), Raw(twins(desk))) if n else (no_update, no_update)
 
     @app.callback(Output('queue-pairs', 'children', allow_duplicate=True), Input('queue-same', 'data'),
                   State('queue-author', 'value'), prevent_initial_call=True)
