@@ -79,7 +79,7 @@ FIRST = """(() => { const look = () => {
 
 def until(tab, do, done):
     "Seconds from `do` to the frame in which `done` holds; both are JavaScript"
-    return tab.evaluate(f'async () => {{ const t = performance.now(); {do}; return ({SEEN})({done!r}) - t }}', )/1e3
+    return tab.evaluate(f'async () => {{ const t = performance.now(); {do}; return await ({SEEN})({done!r}) - t }}')/1e3
 
 
 def go(path):

@@ -54,15 +54,19 @@ def allowed(
     a:Asked        # What is looked for
 )->np.ndarray: # Of each latent, bool; raises `SteerlensError` for a density that is no number
     "Which latents the filters let through"
-    n,fires = len(finder.table), finder.table.get('count')
-    def of(is_so): return np.isin(np.arange(n), [f for f,e in entries.items() if is_so(e)])
-    named = of(lambda e: bool(e['label']))
-    kinds = dict(all=np.ones(n, bool), alive=np.ones(n, bool) if fires is None else fires.to_numpy() > 0,
-                 labelled=named, unlabelled=~named, disputed=of(lambda e: bool(e['conflicts'])))
-    keep = kinds[a.show] if a.show in kinds else named & of(lambda e: e['status']==a.show)
+    keep = _kind(finder, entries, a.show)
     for text,beyond in ((a.least, np.greater_equal), (a.most, np.less_equal)):
         if text and 'density' in finder.table: keep = keep & beyond(finder.table.density, _share(text))
     return keep
+
+def _kind(finder, entries, show):
+    "Of which kind latents are"
+    n,fires = len(finder.table), finder.table.get('count')
+    if show=='all' or show=='alive' and fires is None: return np.ones(n, bool)
+    if show=='alive': return fires.to_numpy() > 0
+    def fits(e): return bool(e['conflicts']) if show=='disputed' else e['label'] and show in ('labelled', e['status'])
+    if show=='unlabelled': return ~_kind(finder, entries, 'labelled')
+    return np.isin(np.arange(n), [f for f,e in entries.items() if fits(e)])
 
 def _share(text):
     "Percent as a share"

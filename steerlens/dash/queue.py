@@ -11,7 +11,7 @@ from ..core import SteerlensError, need
 from ..html import Html, joined, several, tag
 from ..explore.edits import Conflict
 from ..explore.quality import duplicates, flagged
-from ..explore.review import agreement, decide, decisions, in_words, next_batch, queue
+from ..explore.review import agreement, decide, in_words, next_batch
 from ..explore.wording import percent
 from .ask import progress
 from .desk import Desk
@@ -83,7 +83,7 @@ def agreed(
     "In words, and block by block"
     labels = desk.labels()
     t = agreement(labels)
-    waiting = len(queue(labels))
+    waiting = sum(bool(e['conflicts'] or e['label'] and e['status']=='draft') for e in desk.entries()[0].values())
     said = tag('p', f'{in_words(labels).capitalize()}. {several(waiting, "label")} wait.', class_='said')
     kinds = dict(sample='sampled', chosen='doubtful', placebo='placebo')
     rows = [[r.upto, kinds[r.kind], _dot(r), f'{percent(r.rate)} of {r.n}'] for r in t.itertuples()]
