@@ -79,7 +79,7 @@ def stored(
         how = 'look at the activations and the weights' if not np.isfinite(e.values[~fine][0]) else 'choose float32'
         _refuse(e, ~fine, first, f'not finite as {layout.dtype}', how)
     if not layout.signed and (negative := e.values < 0).any():
-        _refuse(e, negative, first, 'negative', 'say signed=True if these codes may be')
+        _refuse(e, negative, first, 'negative', 'say signed=True, or --signed, if they may be')
     below = np.abs(e.values) < layout.threshold if layout.threshold else np.zeros(len(values), bool)
     zero = (values==0) & ~below
     lost = dict(zero=int((zero & (e.values!=0)).sum()), below=int((below & (e.values!=0)).sum()))

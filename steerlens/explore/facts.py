@@ -291,7 +291,7 @@ def said(self:Deck,
     if self.lens is None: return [None]*len(v_ND)
     import torch
     subject,words = self.lens
-    with torch.no_grad(): logits = subject.logits(v_ND.float()).float()
+    logits = subject.lens(v_ND.float()).float()
     need(logits.shape[1]==len(words), 'lens', f'{logits.shape[1]} logits, {len(words)} words',
          do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
     chance = self.keep('chance', lambda: _chance(subject, v_ND.shape[1]))
@@ -301,7 +301,7 @@ def _chance(subject, width):
     "How far the best token of random directions stands out"
     import torch
     from steerlens.core import generator
-    with torch.no_grad(): z = subject.logits(torch.randn(RANDOM, width, generator=generator('deck lens', 0)))
+    z = subject.lens(torch.randn(RANDOM, width, generator=generator('deck lens', 0)))
     return _beyond(z.float())
 
 def _beyond(z): return ((z.max(-1).values-z.mean(-1))/z.std(-1)).numpy()

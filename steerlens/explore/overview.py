@@ -88,8 +88,8 @@ def through_lens(
     subject, # With an unembedding
     v_ND     # Vectors at a site that it reads
 )->torch.Tensor|None: # [N, outputs]; None where it reads vectors of another width
-    "What vectors say, less what nothing says"
-    try: return (subject.logits(v_ND) - subject.logits(torch.zeros_like(v_ND[:1]))).float().cpu()
+    "What vectors say through the lens"
+    try: return subject.lens(v_ND).float().cpu()
     except RuntimeError: return None
 
 def through_network(

@@ -24,7 +24,7 @@ def top_tokens(
     n:int=8              # How many
 )->list[tuple[str,float]]: # Token and logit, highest first
     "What `v_D` says through the final norm and unembedding (the logit lens)"
-    logits = subject.logits(v_D[None])[0]
+    logits = subject.lens(v_D[None])[0]
     need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words',
          do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
     return [(words[i], float(logits[i])) for i in logits.topk(min(n, len(words))).indices]
@@ -35,7 +35,7 @@ def rank(
     v_ND:Tensor,         # Directions, [N, D]
     token:int            # A token id
 )->Tensor: # Rank of the token under each direction, 1 is the top, [N]
-    logits = subject.logits(v_ND)
+    logits = subject.lens(v_ND)
     return (logits > logits[:,token,None]).sum(1) + 1
 
 # %% ../../nbs/60_lens.words.ipynb #5a0cdad6

@@ -194,7 +194,7 @@ def fit_haon(rows):
     found = projection(rows.subject, rows.site) if rows.words and rows.subject.head else None
     if not found: return None
     site,values_HD = found
-    z = torch.cat([rows.subject.logits(v) for v in values_HD.split(512)])
+    z = torch.cat([rows.subject.lens(v) for v in values_HD.split(512)])
     says_H = (z[:,rows.words[1]]-z.mean(1))/z.std(1)
     mask = value_cluster(values_HD, says_H, rows.top_k)
     v = values_HD[mask].sum(0)

@@ -158,6 +158,14 @@ def logits(self:Subject,
     z = self.model.get_submodule(self.head)(_get(x))
     return self.finish(z) if self.finish else z
 
+# %% ../../nbs/10_subjects.base.ipynb #b0be30b3
+@patch
+def lens(self:Subject,
+    v:Tensor # Directions in residual space, [..., D]
+)->Tensor: # Token logits, [..., V]
+    "What directions say in tokens: their logits less those of nothing"
+    return self.logits(v)-self.logits(torch.zeros_like(v))
+
 # %% ../../nbs/10_subjects.base.ipynb #b6f61148
 def weights_sha256(
     subject:Subject # A model
