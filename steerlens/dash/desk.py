@@ -155,6 +155,16 @@ def entries(self:Desk)->tuple[dict,str]: # Latent -> its entry, for all that hav
             now.kept['entries'] = stamp, {e['feature']: e for e in now.labels.entries()}
         return now.kept['entries'][1], ''
 
+@patch
+def once(self:Desk,
+    name:str,     # Of what is made
+    make:Callable # () -> it
+): # It
+    "What follows from the labels, made once for each state of them"
+    now,(entries,_) = self.open, self.entries()
+    if now.kept.get(name, (None,))[0] is not entries: now.kept[name] = entries, make()
+    return now.kept[name][1]
+
 def _stamp(file):
     "What changes when a file is written; something even where there is none"
     try: s = file.stat()

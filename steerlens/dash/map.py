@@ -123,7 +123,7 @@ def figure(
     "The map"
     now = desk.open
     need(now.sae is not None, 'map', 'no decoder', do=now.no_sae)
-    drawn = traces(axes_of(desk).at, values_of(desk, by), _said(desk), by)
+    drawn = traces(axes_of(desk).at, values_of(desk, by), desk.once('said', lambda: _said(desk)), by)
     return dict(data=drawn, layout=LAYOUT | dict(xaxis=AXIS, yaxis=AXIS | dict(scaleanchor='x')))
 
 def axes_of(

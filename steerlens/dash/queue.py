@@ -155,18 +155,21 @@ def _decisions(desk, ticket):
             Field('queue-label', 'Or rather', label, 'textarea'),
             Field('queue-author', 'Who you are', desk.author, keep='author'), dcc.Store(id='queue-ticket', data=ticket)]
 
+def _agreed(desk): return Raw(desk.once('agreed', lambda: agreed(desk)))
+
 @page('queue', 'Queue', lambda app, desk: _wire(app, desk))
 def queue_page(desk, rest, of):
     "A label to judge; below it, what else needs somebody"
     ticket = drawn(desk)
     side = html.Aside([html.Section(_decisions(desk, ticket), className='panel form'),
-                       html.Section([Raw(tag('h2', 'Agreement')), html.Div(Raw(agreed(desk)), id='queue-agreed')],
+                       html.Section([Raw(tag('h2', 'Agreement')), html.Div(_agreed(desk), id='queue-agreed')],
                                     className='panel')])
     twin = [Raw(tag('h2', 'Latents that may be the same')), html.Div(Raw(twins(desk)), id='queue-pairs'),
             html.Div(id='queue-job'), dcc.Store(id='queue-twins'), dcc.Store(id='queue-same')]
     return [Raw(tag('span', data_title='Queue')),
             html.Div([html.Div(Raw(asked(desk, ticket)), id='queue-item'), side], className='with-side judge'),
-            html.Section(twin, className='panel'), Raw(panel('Better trained again', useless(desk)))]
+            html.Section(twin, className='panel'),
+            Raw(desk.once('useless', lambda: panel('Better trained again', useless(desk))))]
 
 # %% ../../nbs/84_dash.queue.ipynb #6f563c92
 def _looking(desk):
@@ -188,7 +191,7 @@ def _wire(app, desk):
         said = tag('p', judge(desk, ticket, way, author, label), class_='said', aria_live='polite')
         ticket = drawn(desk)
         label = item_of(desk, ticket)['label'] if ticket else ''
-        return Raw(asked(desk, ticket)), Raw(said), ticket, label, Raw(agreed(desk))
+        return Raw(asked(desk, ticket)), Raw(said), ticket, label, _agreed(desk)
 
     @app.callback(Output('queue-job', 'children'), Input('queue-twins', 'data'), prevent_initial_call=True)
     def _(asked):
