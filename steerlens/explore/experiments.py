@@ -24,8 +24,8 @@ from .wording import interval, percent
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'THEMES', 'RESULT', 'group_means', 'beside', 'facts_of', 'is_more', 'halves', 'Extremes', 'extremes',
-           'extent', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'Result', 'explored',
-           'run_experiment', 'open_result', 'results']
+           'extent', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'offered', 'Result',
+           'explored', 'run_experiment', 'open_result', 'results']
 
 # %% ../../nbs/76_explore.experiments.ipynb #c1a3f585
 def group_means(
@@ -239,7 +239,10 @@ def _typed(where, value, kind):
     need(fits, where, repr(value), kind)
     return list(value) if isinstance(value, tuple) else value
 
-def _offered(e, bench):
+def offered(
+    e:Experiment, # Any
+    bench:Bench   # Whose subject would be run
+): # Raises `SteerlensError` where it can't
     "Refuse what the subject can't do"
     for what in e.needs:
         can = bool(getattr(bench.work, what)) if hasattr(bench.work, what) else bench.held.can(what)
@@ -297,7 +300,7 @@ def run_experiment(
     params = _checked(e, params)
     need(type(n_random) is int and n_random >= 0, 'n_random', repr(n_random), 'a whole number from 0 on')
     bench = store if isinstance(store, Bench) else open_bench(store)
-    _offered(e, bench)
+    offered(e, bench)
     of = bench.units(feature, n_random, e.placebo, seed)
     who = of.latents[0] if of.latents else sha256(of.vectors[0].tolist())[:12]
     went_in = dict(experiment=name, feature=who, params=params, n_random=n_random, seed=seed, **bench.key)
