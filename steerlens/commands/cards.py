@@ -57,7 +57,8 @@ def cards_build(
 ):
     "Make a site of cards with a page to find them on; goes on where it was stopped, needs no server."
     from steerlens.explore.site import build_site
-    with progress() as tell: site = build_site(store_named(store), out, feature, sae, subject, workers=workers, tell=tell)
+    codes = store_named(store)
+    with progress() as tell: site = build_site(codes, out, feature, sae, subject, workers=workers, tell=tell)
     print(f'{site}/index.html')
 
 @app.command('show')
