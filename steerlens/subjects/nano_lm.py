@@ -18,15 +18,16 @@ from ..core import SteerlensError, atomic, generator, manifest, need, rng, root,
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
-from .lm import baselines, batches, bigram, inputs, looks, reading, showing, work
+from .lm import baselines, batches, bigram, inputs, looks, reading, showing, token_words, work
 from .stdlib import modules
+from .tasks import PYTHON, Verifiable, cut
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
 __all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS', 'CODE_PROSE',
            'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of', 'kinds', 'corpus',
            'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train', 'save', 'subject', 'validate', 'samples',
-           'runs', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
+           'runs', 'verifiable', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #97e0cb27
 SPLITS = ('train', 'validation')
@@ -295,6 +296,10 @@ def samples(
     return pd.DataFrame([row(seed+i, p) for i,p in enumerate(prompts)])
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #a2b9ead1
+def _kept(folder, weights):
+    "Where the text and tokens of this Python and this tokenizer are"
+    return Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
+
 def runs(
     subject:Subject,     # `nano_lm`
     model:str|Path|None, # Folder of its weights and tokenizer; the shipped ones if None
@@ -306,10 +311,25 @@ def runs(
 )->Runs:
     "Read the running Python's standard library"
     weights = Path(model or root()/WEIGHTS)
-    folder = Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
+    folder = _kept(folder, weights)
     train,held = tokens(folder, 'train', weights), tokens(folder, 'validation', weights)
     held = batches(held, weights, context, batch_size=batch)
     return reading(subject, train, weights, context, windows, batch, seed, held)
+
+# %% ../../nbs/18_subjects.nano_lm.ipynb #f2e52642
+def verifiable(
+    folder:str|Path,          # Where text and token shards are kept, as for `runs`
+    model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones if None
+)->Verifiable:
+    "Python that has to close, end or parse"
+    weights = Path(model or root()/WEIGHTS)
+    tok = load_tokenizer(weights)
+    def prompts(split, n, seed=0):
+        own = tokens(_kept(folder, weights), 'validation' if split=='validation' else 'train', weights)
+        d = own.documents[(own.documents.task=='source') & (own.documents.n > 100)]
+        aside = np.array([seed_of('choice', g)%8==0 for g in d.group], dtype=bool)
+        return cut(own, token_words(tok), d[aside==(split=='choice')] if split!='validation' else d, PYTHON, n, seed)
+    return Verifiable(PYTHON, prompts, tok.batch_decode, 16)
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #588e29d0
 CODE_PROSE = r'''
