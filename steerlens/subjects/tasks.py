@@ -8,13 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import ast, re
 import numpy as np, pandas as pd
-from torch import Tensor
 from ..core import need, rng
-from .continuations import padded
 from .text import Tokens
 
 # %% auto #0
-__all__ = ['SPLITS', 'CLOSER', 'HEADER', 'LEAVES', 'PYTHON', 'Task', 'Prompts', 'Verifiable', 'unclosed', 'last_line', 'brackets',
+__all__ = ['SPLITS', 'CLOSER', 'HEADER', 'LEAVES', 'PYTHON', 'Task', 'Verifiable', 'unclosed', 'last_line', 'brackets',
            'in_brackets', 'quote', 'in_quote', 'indent', 'after_header', 'dedent', 'after_leaving', 'header',
            'in_header', 'parses', 'in_statement', 'cut', 'asked']
 
@@ -28,17 +26,10 @@ class Task:
     trained:bool = True # False for a task that is only ever evaluated
 
 @dataclass
-class Prompts:
-    "Prompts of some tasks, side by side"
-    table:pd.DataFrame # task, group (held out together), text, truth (what really follows)
-    ids_NT:Tensor      # Token ids, padded on the left
-    mask_NT:Tensor     # 1 where they are text
-
-@dataclass
 class Verifiable:
     "What can be asked of a subject and checked"
     tasks:list       # Of `Task`
-    prompts:Callable # (split, n, seed) -> `Prompts`, n a task; splits are SPLITS
+    prompts:Callable # (split, n, seed) -> task, group (held out together), text, truth, ids; n prompts a task
     say:Callable     # Token ids [N][n] -> texts
     horizon:int      # Tokens of an answer
 
@@ -197,12 +188,13 @@ def in_statement(
     "A statement of two words or more, which the real continuation ends rightly"
     line = last_line(prompt)
     state = unclosed(line)
-    begun = state is not None and not state[1] and not HEADER.match(line) and len(line.split())>1
+    begun = state is not None and not state[1] and len(line.split())>1 and not HEADER.match(line)
     return begun and parses(prompt, follows)==1
 
 # %% ../../nbs/17_subjects.tasks.ipynb #f1084552
-PYTHON = [Task('brackets', brackets, in_brackets), Task('quote', quote, in_quote), Task('indent', indent, after_header),
-          Task('header', header, in_header), Task('dedent', dedent, after_leaving, trained=False),
+PYTHON = [Task('brackets', brackets, in_brackets), Task('quote', quote, in_quote),
+          Task('indent', indent, after_header), Task('header', header, in_header),
+          Task('dedent', dedent, after_leaving, trained=False),
           Task('parses', parses, in_statement, trained=False)]
 
 # %% ../../nbs/17_subjects.tasks.ipynb #421edb0e
@@ -215,41 +207,38 @@ def cut(
     seed:int=0,        # Which
     length:int=64,     # Tokens of a prompt, the one that begins a text included
     each:int=8         # Prompts a task and document, at most
-)->Prompts: # Sorted by task; raises `SteerlensError` where a task has none
-    "Prompts from places of real text where a task comes up"
+)->pd.DataFrame: # task, group, text, truth, ids; raises `SteerlensError` where a task has none
+    "Prompts at places of real text where a task comes up"
     g,found = rng('prompts', seed), {t.name: [] for t in tasks}
     for d in documents.iloc[g.permutation(len(documents))].itertuples():
         if min(map(len, found.values())) >= n: break
         ids = tokens.ids(d.first, d.n)
-        for task,new in _places(ids, words[ids], tasks, length, each, g):
-            if len(found[task]) < n: found[task].append(dict(task=task, group=str(d.group), **new))
+        for task,i,text,truth in _places(words[ids], tasks, length, each, g):
+            if len(found[task])==n: continue
+            own = [tokens.bos, *ids[i-length+1:i].tolist()]
+            found[task].append(dict(task=task, group=str(d.group), text=text, truth=truth, ids=own))
     empty = [task for task,rows in found.items() if not rows]
     need(not empty, tokens.folder, f'no place for {", ".join(empty)}', 'text in which each task comes up')
-    return _side_by_side(sum(found.values(), []), tokens.bos)
+    return pd.DataFrame(sum(found.values(), []))
 
 # %% ../../nbs/17_subjects.tasks.ipynb #5287ac04
-def _places(ids, words, tasks, length, each, g, ahead=24):
-    "(task, its prompt) at drawn places of one document"
+def _places(words, tasks, length, each, g, ahead=24):
+    "(task, place, prompt, what follows) at drawn places of one document"
     left = {t.name: each for t in tasks}
-    for i in g.permutation(np.arange(length, len(ids)-ahead))[:1000]:
+    for i in g.permutation(np.arange(length, len(words)-ahead))[:1000]:
         text,truth = ''.join(words[i-length+1:i]), ''.join(words[i:i+ahead])
         fitting = [t.name for t in tasks if left[t.name] and t.fits(text, truth)]
         if '\n' not in text or not fitting: continue
         task = min(fitting, key=lambda name: -left[name])
         left[task] -= 1
-        yield task, dict(text=text, truth=truth, ids=ids[i-length+1:i].tolist())
-
-def _side_by_side(rows, bos=None):
-    "Rows with `ids` as `Prompts`"
-    begin = [] if bos is None else [bos]
-    return Prompts(pd.DataFrame(rows).drop(columns='ids'), *padded([begin+r['ids'] for r in rows]))
+        yield task, i, text, truth
 
 # %% ../../nbs/17_subjects.tasks.ipynb #f089214f
 def asked(
     questions:list, # Dicts of task, group, text and truth
     tokenizer       # A transformers tokenizer
-)->Prompts:
+)->pd.DataFrame: # The same with ids
     "Prompts that were written and not found"
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     def ids(text): return begin + tokenizer.encode(text, add_special_tokens=False)
-    return _side_by_side([q | dict(ids=ids(q['text'])) for q in questions])
+    return pd.DataFrame([q | dict(ids=ids(q['text'])) for q in questions])
