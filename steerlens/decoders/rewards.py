@@ -10,8 +10,8 @@ from torch import Tensor
 from ..core import need
 
 # %% auto #0
-__all__ = ['BEGIN', 'STAGES', 'PHASES', 'faithfulness', 'sampled_faithfulness', 'read', 'monosemanticity', 'gate', 'p_open',
-           'expected_l0', 'task_accuracy', 'Weights', 'weights_by_update', 'reward', 'per_token']
+__all__ = ['BEGIN', 'STAGES', 'PHASES', 'CONSTANT', 'faithfulness', 'sampled_faithfulness', 'read', 'monosemanticity', 'gate',
+           'p_open', 'expected_l0', 'task_accuracy', 'Weights', 'weights_by_update', 'reward', 'per_token']
 
 # %% ../../nbs/82_decoders.rewards.ipynb #ec2d5160
 def faithfulness(
@@ -84,16 +84,17 @@ class Weights(NamedTuple):
 
 STAGES = (2000, 6000, 2000)
 PHASES = (Weights(.5, .3, .2), Weights(.4, .3, .3), Weights(.3, .2, .5))
+CONSTANT = (PHASES[1],)*3
 
 def weights_by_update(
     scale:float, # Share of the 10,000 updates that is made
-    staged:bool=True # Or the middle weights all the time
+    weights:tuple=PHASES # Of the three stages
 )->list[Weights]: # One an update
     "The schedule; raises `SteerlensError` where a stage would be empty"
     n = [round(stage*scale) for stage in STAGES]
     need(min(n) > 0, f'scale={scale}', f'stages of {n} updates', f'{1/min(STAGES)} or more')
-    stages = [[w]*m for w,m in zip(PHASES, n)]
-    return sum(stages, []) if staged else [PHASES[1]]*sum(n)
+    need(len(weights)==len(n), 'weights', f'of {len(weights)} stages', len(n))
+    return sum(([Weights(*w)]*m for w,m in zip(weights, n)), [])
 
 def reward(
     w:Weights,   # Of the phase
