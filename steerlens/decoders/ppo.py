@@ -346,7 +346,7 @@ class Run:
 
     def _optimiser(self):
         p,s = self.policy, self.s
-        groups = [dict(params=[*p.head.parameters()], lr=s.lr), dict(params=[p.gamma], lr=s.lr_gates),
+        groups = [dict(params=[*p.head.parameters()], lr=s.lr), dict(params=[p.gamma], lr=s.lr_gates, eps=1e-15),
                   dict(params=[p.v, p.v0], lr=s.lr_value)]
         return torch.optim.Adam(groups, betas=(.9, .99), fused=True)
 
