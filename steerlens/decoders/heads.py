@@ -118,6 +118,7 @@ def bag(
 
 class Head(nn.Module):
     "From codes to logits"
+    reads = 'codes' # and nothing else
     def __init__(self,
         sae,             # Whose codes it reads
         subject:Subject, # Whose next token it says
@@ -218,7 +219,8 @@ def blocks_after(
     "The blocks that come after a site"
     modules = [subject.module(h) for h in subject.hooks if h.startswith('blocks.') and h.endswith('.hook_resid_post')]
     here = [i for i,m in enumerate(modules) if m is subject.module(site)]
-    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block', 'blocks.N.hook_resid_post')
+    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block',
+         'blocks.N.hook_resid_post')
     return modules[here[0]+1:]
 
 def _settled(value):
@@ -253,7 +255,7 @@ class NextBlocks(LowRank):
     def logits(self,
         codes:Sparse # Of whole windows from their first token on, [B, T, k]
     )->Tensor: # [B, T, V]
-        need(codes.ids.ndim==3, 'path', f'codes {list(codes.ids.shape)}', '[B, T, k], windows from their first token on')
+        need(codes.ids.ndim==3, 'path', f'codes {list(codes.ids.shape)}', '[B, T, k] from the first token on')
         x = self.vectors(codes)
         for block,(args,kwargs) in zip(self.blocks, self.beside(x.shape[1])):
             out = block(x, *args, **kwargs)
