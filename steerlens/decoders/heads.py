@@ -204,7 +204,15 @@ class LowRank(Head):
         "Begin at the logit lens of the reconstruction"
         self.A.copy_(sae.W_dec*self.unit)
         self.a.copy_(sae.b_dec)
-        if self.normed: self.gain.copy_((g := _gain(subject, self.D))[0]); self.bias.copy_(g[1])
+        self.start_reading(subject)
+
+    @torch.no_grad()
+    def start_reading(self,
+        subject:Subject # Whose norm and unembedding
+    ):
+        "Take over how the model reads its last residual vectors"
+        if self.normed:
+            for to,own in zip((self.gain, self.bias), _gain(subject, self.D)): to.copy_(own)
         head = subject.model.get_submodule(subject.head)
         w = next(head.parameters())
         none = head(torch.zeros(self.D).to(w)).float()
