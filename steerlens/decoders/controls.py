@@ -6,16 +6,17 @@
 from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import generator, need
-from .heads import HEADS, Head, Sparse, save_head
-from .ppo import GRADERS, Frozen, Run, Text, Tuned, honest
+from .heads import HEADS, Head, save_head
+from .ppo import GRADERS, Frozen, Text, Tuning, honest
 from .rewards import PHASES, Weights, monosemanticity, read, reward, task_accuracy
-from .tasks import graded, success_by_task
+from .tasks import graded
 from ..stats import cluster_means
 
 # %% auto #0
@@ -126,11 +127,10 @@ class Watch:
     def __init__(self,
         env:Frozen,       # The frozen model on prompts put aside for choices
         head:Head,        # The start, for its untrained twin
-        every:int=5,      # Updates between evaluations
         ceiling:float=.6, # Largest KL on visited states, nats
         passes:int=1      # Episodes a prompt
     ):
-        self.env,self.every,self.ceiling,self.passes = env, every, ceiling, passes
+        self.env,self.ceiling,self.passes = env, ceiling, passes
         self.controls = dict(random=random_policy, untrained=head_policy(untrained(head)))
         self.known = {} # grader -> control -> its evaluation, which is the same at every update
 
@@ -140,7 +140,6 @@ class Watch:
         run:Run,  # Being tuned
         done:int  # Updates so far
     )->tuple[dict,str|None]: # For the log; why to halt
-        if done%self.every: return {}, None
         own,name = self.table(run.using, run.s.reward), run.s.reward
         if name not in self.known: self.known[name] = {c: self.table(p, name) for c,p in self.controls.items()}
         found = dict(held_task=own.success.mean(), held_kl=own.kl.mean())
@@ -158,8 +157,6 @@ def difference(
     need(a.prompt.equals(b.prompt), 'difference', 'other prompts or passes', 'the same twice')
     d = pd.DataFrame(dict(d=a[what]-b[what], n=1.))
     return cluster_means(d.groupby(a.group).sum())['d']
-
-from fastcore.basics import patch
 
 @patch
 def why(self:Watch, own, controls, reward):
@@ -222,7 +219,7 @@ def failed(
 # %% ../../nbs/84_decoders.controls.ipynb #cde811ef
 @torch.no_grad()
 def as_head(
-    run:Run # After `tune`
+    run:Tuning # After `tune`
 )->Head: # With a gate a latent; reads the same as `run.using`
     "The tuned head by itself"
     old,env = run.policy.head, run.env
@@ -241,5 +238,4 @@ def export(
 ):
     "Save the tuned head; raises `SteerlensError` where the rule isn't met"
     need(not failed(rule), 'export', f'the freeze rule is not met ({failed(rule)})', do='nothing was written')
-    from dataclasses import asdict
     save_head(as_head(run), folder, asdict(run.s), rule=rule.astype(object).where(rule.notna(), None).to_dict('records'))

@@ -118,6 +118,7 @@ def bag(
 
 class Head(nn.Module):
     "From codes to logits"
+    reads = 'codes' # and nothing else
     def __init__(self,
         sae,             # Whose codes it reads
         subject:Subject, # Whose next token it says
@@ -203,7 +204,15 @@ class LowRank(Head):
         "Begin at the logit lens of the reconstruction"
         self.A.copy_(sae.W_dec*self.unit)
         self.a.copy_(sae.b_dec)
-        if self.normed: self.gain.copy_((g := _gain(subject, self.D))[0]); self.bias.copy_(g[1])
+        self.start_reading(subject)
+
+    @torch.no_grad()
+    def start_reading(self,
+        subject:Subject # Whose norm and unembedding
+    ):
+        "Take over how the model reads its last residual vectors"
+        if self.normed:
+            for to,own in zip((self.gain, self.bias), _gain(subject, self.D)): to.copy_(own)
         head = subject.model.get_submodule(subject.head)
         w = next(head.parameters())
         none = head(torch.zeros(self.D).to(w)).float()
@@ -218,7 +227,8 @@ def blocks_after(
     "The blocks that come after a site"
     modules = [subject.module(h) for h in subject.hooks if h.startswith('blocks.') and h.endswith('.hook_resid_post')]
     here = [i for i,m in enumerate(modules) if m is subject.module(site)]
-    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block', 'blocks.N.hook_resid_post')
+    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block',
+         'blocks.N.hook_resid_post')
     return modules[here[0]+1:]
 
 def _settled(value):
@@ -253,7 +263,7 @@ class NextBlocks(LowRank):
     def logits(self,
         codes:Sparse # Of whole windows from their first token on, [B, T, k]
     )->Tensor: # [B, T, V]
-        need(codes.ids.ndim==3, 'path', f'codes {list(codes.ids.shape)}', '[B, T, k], windows from their first token on')
+        need(codes.ids.ndim==3, 'path', f'codes {list(codes.ids.shape)}', '[B, T, k] from the first token on')
         x = self.vectors(codes)
         for block,(args,kwargs) in zip(self.blocks, self.beside(x.shape[1])):
             out = block(x, *args, **kwargs)

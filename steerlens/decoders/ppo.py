@@ -5,31 +5,31 @@
 # %% ../../nbs/83_decoders.ppo.ipynb #a3ec2400
 from __future__ import annotations
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-import shutil
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch, xxhash
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..codes.encode import usable
-from ..core import atomic, generator, lock, need, read_json, sha256, write_json
+from ..core import generator, need, sha256
 from .heads import Head, Sparse, bag, belongs_to, check_belongs
 from .rewards import (BEGIN, PHASES, Weights, expected_l0, faithfulness, gate, monosemanticity, per_token,
                                         read, sampled_faithfulness, task_accuracy, weights_by_update)
 from .tasks import graded
-from ..subjects.base import Subject, alone, tap, weights_sha256
+from ..sae.loop import Run, go_on
+from ..subjects.base import Subject, alone, tap
 from ..subjects.continuations import padded
 from ..subjects.tasks import Verifiable
 from ..subjects.text import transformers
 
 # %% auto #0
 __all__ = ['FORMS', 'GRADERS', 'LEAST', 'Frozen', 'Episodes', 'Policy', 'gae', 'clipped', 'Text', 'forward_kl', 'Document',
-           'Ours', 'Settings', 'honest', 'check_settings', 'Run', 'update', 'Tuned', 'tune']
+           'Ours', 'Settings', 'honest', 'check_settings', 'Tuning', 'Tuned', 'tune']
 
 # %% ../../nbs/83_decoders.ppo.ipynb #292b6bcb
 class Frozen:
@@ -302,7 +302,7 @@ class Settings:
     n_text:int = 512       # Positions of text a minibatch
     reward:str = 'honest'  # One of GRADERS
     seed:int = 0           # Of everything drawn
-    checkpoint:int = 5     # Updates between checkpoints
+    every:int = 5          # Updates between rows of the log, checkpoints and controls
 
 def honest(
     env:Frozen,      # Where the episodes are from
@@ -321,7 +321,7 @@ def check_settings(
     "Refuse what can't be"
     for name,known in dict(form=FORMS, reward=GRADERS).items():
         need(getattr(s, name) in known, name, repr(getattr(s, name)), f'one of {", ".join(known)}')
-    for name in ('batch', 'epochs', 'minibatches', 'n_text', 'checkpoint'):
+    for name in ('batch', 'epochs', 'minibatches', 'n_text', 'every'):
         v = getattr(s, name)
         need(type(v) is int and v > 0, f'Settings: {name}', repr(v), 'a whole number from 1 on')
     for name in ('lr', 'lr_gates', 'lr_value', 'clip', 'lam', 'kl', 'text'):
@@ -330,25 +330,35 @@ def check_settings(
     return weights_by_update(s.scale, s.weights)
 
 # %% ../../nbs/83_decoders.ppo.ipynb #d9a7163c
-class Run:
+class Tuning(Run):
     "A head while it is tuned"
-    def __init__(self, env, head, text, s):
+    what,unit = 'task', 'tokens'
+    def __init__(self, env, head, text, s, watch=None):
         self.plan = check_settings(s)
         need(head.name!='path', 'head', 'a path, which reads whole windows', 'one that reads a token\'s codes alone')
         check_belongs(head.of, belongs_to(env.sae, env.subject), 'head')
-        self.env,self.text,self.s,self.form = env, text, s, FORMS[s.form]
+        super().__init__(SimpleNamespace(steps=len(self.plan), measure=s.every, checkpoint=s.every, stop=True))
+        self.env,self.text,self.s,self.form,self.watch = env, text, s, FORMS[s.form], watch
         self.start = deepcopy(head).eval().requires_grad_(False)
         self.policy = Policy(head, len(env.tasks), env.horizon)
-        self.opt = self._optimiser()
-        self.done,self.log,self.halted = 0, [], None
-        self.key = sha256(dict(settings=asdict(s), of=head.of, start=_digest(head.state_dict()),
-                               prompts=_digest(dict(ids=env.ids, text=text.h))))
+        self.names = dict(self.policy.named_parameters())
+        self.opt,self.since = self._optimiser(), []
+        self.kind = f'ppo ({s.form}) of {head.name} on {env.site}'
+        self.key = self._key(head)
 
     def _optimiser(self):
         p,s = self.policy, self.s
         groups = [dict(params=[*p.head.parameters()], lr=s.lr), dict(params=[p.gamma], lr=s.lr_gates, eps=1e-15),
                   dict(params=[p.v, p.v0], lr=s.lr_value)]
         return torch.optim.Adam(groups, betas=(.9, .99), fused=True)
+
+    def _key(self, head):
+        "What a checkpoint must agree in: settings, start, model, prompts, text and code"
+        modules = 'sae.loop', 'decoders.heads', 'decoders.rewards', 'decoders.tasks', 'decoders.ppo'
+        code = [sha256(Path(find_spec(f'steerlens.{m}').origin)) for m in modules]
+        data = dict(ids=self.env.ids, text=self.text.h)
+        return sha256(dict(settings=asdict(self.s), code=code, of=head.of, start=_digest(head.state_dict()),
+                           data=_digest(data)))
 
     def acting(self, codes, logp, g):
         "The policy, as it explores"
@@ -428,74 +438,68 @@ def _learn(run, b, w, sd):
     return ((ratio-1).abs() > run.s.clip).float().mean().item()
 
 # %% ../../nbs/83_decoders.ppo.ipynb #032b6b01
-def update(
-    run:Run # Changed in place
-)->dict: # A row of the log
-    "One rollout, and what is learnt from it"
-    w,run.g = run.plan[run.done], generator('ppo', run.s.seed, run.done)
-    ep = run.env.rollout(run.acting, _prompts(run, run.g), run.g)
-    success,at = GRADERS[run.s.reward](run.env, ep.which, ep.token, run.g)
-    b = _flat(run, ep)
-    sd = _advantages(run, b, _rewards(run, ep, b, w, success, at))
-    shares = [_learn(run, SimpleNamespace(**{n: t[part] for n,t in vars(b).items()}), w, sd)
-              for _ in range(run.s.epochs)
-              for part in torch.randperm(len(b.token), generator=run.g).chunk(run.s.minibatches)]
-    run.done += 1
-    return _row(run, ep, b, success, shares)
+@patch
+def batches(self:Tuning):
+    while True: yield generator('ppo', self.s.seed, self.done)
 
-def _row(run, ep, b, success, shares):
+@patch
+def update(self:Tuning, g):
+    "One rollout, and what is learnt from it"
+    w,self.g = self.plan[self.done], g
+    ep = self.env.rollout(self.acting, _prompts(self, g), g)
+    success,at = GRADERS[self.s.reward](self.env, ep.which, ep.token, g)
+    b = _flat(self, ep)
+    sd = _advantages(self, b, _rewards(self, ep, b, w, success, at))
+    parts = [part for _ in range(self.s.epochs)
+             for part in torch.randperm(len(b.token), generator=g).chunk(self.s.minibatches)]
+    shares = [_learn(self, SimpleNamespace(**{n: t[part] for n,t in vars(b).items()}), w, sd) for part in parts]
+    self.done += 1
+    self.since.append(_seen(ep, b, success) | dict(clipped=float(np.mean(shares))))
+    return None, ep.token.numel()
+
+def _seen(ep, b, success):
     "What happened in an update"
     l0,H = read(ep.values, ep.open)
-    known = 1-(b.returns-b.value).var()/b.returns.var()
-    found = dict(task=success.mean(), kl=-ep.faith.mean(), kl_text=run.text.kl(run.using, 1000, run.g).mean(),
-                 l0=l0.mean(), entropy=H.mean(), explained=known)
-    return dict(update=run.done) | {n: v.item() for n,v in found.items()} | dict(clipped=float(np.mean(shares)))
+    known = 1-(b.returns-b.value).var()/b.returns.var().clamp_min(1e-12)
+    found = dict(task=success.mean(), kl=-ep.faith.mean(), l0=l0.mean(), entropy=H.mean(), explained=known)
+    return {n: v.item() for n,v in found.items()}
 
 # %% ../../nbs/83_decoders.ppo.ipynb #27df6899
-def _moments(run):
-    "The optimiser's state as tensors by name"
-    state = run.opt.state_dict()['state']
-    return {f'{i}.{n}': t for i,s in state.items() for n,t in s.items()}
+@patch
+def measured(self:Tuning, step, rate):
+    means = pd.DataFrame(self.since).mean().to_dict()
+    row = dict(step=self.done) | means | dict(kl_text=self.text.kl(self.using, 1000, self.g).mean().item())
+    self.since = []
+    more,why = self.watch(self, self.done) if self.watch else ({}, None)
+    return row | more | dict(halt=why)
 
-def _save(run, folder):
-    "A checkpoint"
-    with atomic(folder/'checkpoints'/f'{run.done:06d}') as tmp:
-        tmp.mkdir()
-        save_file({n: t.detach().contiguous() for n,t in run.policy.state_dict().items()}, tmp/'policy.safetensors')
-        save_file(_moments(run), tmp/'moments.safetensors')
-        files = {n: sha256(tmp/f'{n}.safetensors') for n in ('policy', 'moments')}
-        write_json(tmp/'state.json', dict(key=run.key, done=run.done, log=run.log, halted=run.halted, files=files))
-    for old in _checkpoints(folder)[:-1]: shutil.rmtree(old)
+@patch
+def drift(self:Tuning, row): return row['halt']
 
-def _checkpoints(folder): return sorted((folder/'checkpoints').glob('[0-9]'*6))
+@patch
+def said(self:Tuning, row):
+    return f"task {row['task']:.3f}  KL {row['kl']:.3f}, on text {row['kl_text']:.3f}  L0 {row['l0']:.1f}"
 
-def _resume(run, folder):
-    "Back to the last checkpoint, if there is one"
-    for left in (folder/'checkpoints').glob('.tmp-*'): shutil.rmtree(left)
-    if not (found := _checkpoints(folder)): return
-    state = read_json(found[-1]/'state.json')
-    need(state['key']==run.key, found[-1], 'of a run with other settings, prompts or another start',
-         do=f'remove {folder}, or choose another')
-    whole = all(sha256(found[-1]/f'{n}.safetensors')==h for n,h in state['files'].items())
-    need(whole, found[-1], 'damaged', do='remove it, and the run begins anew')
-    run.policy.load_state_dict(load_file(found[-1]/'policy.safetensors'))
-    _set_moments(run, load_file(found[-1]/'moments.safetensors'))
-    run.done,run.log,run.halted = state['done'], state['log'], state['halted']
+@patch
+def write(self:Tuning, folder):
+    save_file({n: t.detach().contiguous().clone() for n,t in self.policy.state_dict().items()},
+              folder/'policy.safetensors')
+    moments = {f'{n}.{what}': t for n,p in self.names.items() for what,t in self.opt.state[p].items()}
+    save_file(moments, folder/'moments.safetensors')
 
-def _set_moments(run, tensors):
-    "The optimiser's state from tensors by name"
-    state = run.opt.state_dict()
-    for name,t in tensors.items():
-        i,_,n = name.partition('.')
-        state['state'].setdefault(int(i), {})[n] = t
-    run.opt.load_state_dict(state)
+@patch
+def restore(self:Tuning, state, files):
+    self.policy.load_state_dict(files['policy'])
+    for key,t in files['moments'].items():
+        name,_,what = key.rpartition('.')
+        self.opt.state[self.names[name]][what] = t
 
 # %% ../../nbs/83_decoders.ppo.ipynb #6eba6443
 @dataclass
 class Tuned:
     "A finished run"
-    run:Run          # The policy is in it, and `using` uses it
-    log:pd.DataFrame # A row an update
+    run:Tuning       # The policy is in it, and `using` uses it
+    log:pd.DataFrame # A row each few updates
     halted:str|None  # Why it was halted, if it was
 
 def tune(
@@ -503,19 +507,11 @@ def tune(
     head:Head,      # The supervised start; stays as it is
     text:Text,      # What it must not forget
     s:Settings,     # How
-    folder:str|Path|None=None, # For checkpoints; None keeps nothing
+    folder:str|Path|None=None, # `checkpoints/` and `metrics.parquet` are made in it; None keeps nothing
     watch:Callable|None=None # (run, update) -> what to log, why to halt or None
 )->Tuned: # Raises `SteerlensError` where anything doesn't fit, or the model was changed meanwhile
     "Tune a head, from the start or from the last checkpoint"
-    run,was = Run(env, head, text, s), weights_sha256(env.subject)
-    folder = folder and Path(folder)
-    with lock(folder/'.lock', str(folder)) if folder else nullcontext(), alone(env.subject):
-        if folder: _resume(run, folder)
-        while run.done < len(run.plan) and not run.halted:
-            row = update(run)
-            more,run.halted = watch(run, run.done) if watch else ({}, None)
-            run.log.append(row | more)
-            last = run.halted or run.done==len(run.plan)
-            if folder and (last or run.done%s.checkpoint==0): _save(run, folder)
-    need(weights_sha256(env.subject)==was, 'frozen model', 'its weights changed while a head was tuned', do='load it anew')
-    return Tuned(run, pd.DataFrame(run.log), run.halted)
+    run = Tuning(env, head, text, s, watch)
+    with alone(env.subject): go_on(run, folder)
+    check_belongs(head.of, belongs_to(env.sae, env.subject), 'ppo: changed while a head was tuned')
+    return Tuned(run, pd.DataFrame(run.log), run.log[-1]['halt'])

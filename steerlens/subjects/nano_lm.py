@@ -6,9 +6,10 @@
 from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-import ast, io, json, math, platform, re, tempfile, time, tokenize as lexer
+import ast, io, json, math, platform, re, sysconfig, tempfile, time, tokenize as lexer
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from .tasks import PYTHON, Verifiable, cut
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
-__all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS', 'CODE_PROSE',
-           'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of', 'kinds', 'corpus',
-           'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train', 'save', 'subject', 'validate', 'samples',
-           'runs', 'verifiable', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
+__all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'OUTSIDE', 'BEGINNING', 'PROMPTS',
+           'CODE_PROSE', 'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of',
+           'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'outside', 'blank', 'loss', 'train', 'save',
+           'subject', 'validate', 'samples', 'runs', 'verifiable', 'code_or_prose', 'function_or_method', 'steering',
+           'retrain']
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #97e0cb27
 SPLITS = ('train', 'validation')
@@ -139,6 +141,45 @@ def texts(
 )->Iterator[str]:
     "The text of each document"
     return (text for _,_,text in documents(folder))
+
+# %% ../../nbs/18_subjects.nano_lm.ipynb #53ff84a6
+OUTSIDE = ('tests', 'c', 'prose')
+BEGINNING = 6000 # Characters
+
+def _tests():
+    "Python's own tests, and numpy's where they are left out"
+    paths = sysconfig.get_paths()
+    folders = Path(paths['stdlib'])/'test', Path(paths['purelib'])/'numpy'
+    return {str(f.relative_to(d)): f.read_text(errors='replace') for d in folders for f in sorted(d.rglob('test_*.py'))}
+
+def _headers():
+    "Python's headers, and numpy's"
+    paths = sysconfig.get_paths()
+    folders = Path(paths['include']), Path(paths['purelib'])/'numpy'
+    return {str(f.relative_to(d)): f.read_text(errors='replace') for d in folders for f in sorted(d.rglob('*.h'))}
+
+def _descriptions():
+    "What installed packages say of themselves"
+    found = {d.name: d.metadata.get_payload() or '' for d in metadata.distributions() if d.name}
+    return dict(sorted(found.items()))
+
+def outside(
+    folder:str|Path, # Where text and token shards go
+    kind:str,        # One of `OUTSIDE`
+    documents:int=60, # How many, drawn at random
+    tokenizer:str|Path|None=None, # The shipped one by default
+)->Tokens:
+    "Token shards of text of another kind than the model has read"
+    need(kind in OUTSIDE, f'text {kind!r}', 'unknown', f'one of {", ".join(OUTSIDE)}')
+    found = dict(tests=_tests, c=_headers, prose=_descriptions)[kind]()
+    long = [name for name,text in found.items() if len(text) >= 2*SHORTEST]
+    need(long, f'text {kind!r}', 'none on this machine', 'a whole Python, with its headers and packages')
+    drawn = sorted(rng('outside', kind).permutation(long)[:documents].tolist())
+    lines = [json.dumps(dict(name=n, text=found[n][:BEGINNING]))+'\n' for n in drawn]
+    file = Path(folder)/'outside'/f'{kind}.jsonl'
+    with atomic(file) as tmp: tmp.write_text(''.join(lines))
+    made = Path(folder)/'outside'/f'{kind}-{sha256(file)[:10]}'
+    return tokenize(file, tokenizer or root()/WEIGHTS, made, 'files of this machine', 'their own; not passed on')
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #efa69edd
 def blank(
