@@ -17,12 +17,12 @@ from .heads import HEADS, Head, save_head
 from .ppo import GRADERS, Frozen, Text, Tuning, honest
 from .rewards import PHASES, Weights, monosemanticity, read, reward, task_accuracy
 from .tasks import graded
-from ..stats import cluster_means
+from ..stats import CLUSTERS, cluster_means
 
 # %% auto #0
 __all__ = ['PARTS', 'NATS', 'POINTS', 'frozen_policy', 'random_policy', 'head_policy', 'untrained', 'evaluate', 'rewarded',
            'gained', 'by_check', 'shuffled', 'Watch', 'difference', 'on_text', 'freeze_rule', 'failed', 'as_head',
-           'export']
+           'export', 'said_by']
 
 # %% ../../nbs/84_decoders.controls.ipynb #8e4e4d76
 def frozen_policy(codes, logp, g): return logp, torch.ones_like(codes.values)
@@ -131,6 +131,8 @@ class Watch:
         passes:int=1      # Episodes a prompt
     ):
         self.env,self.ceiling,self.passes = env, ceiling, passes
+        n = env.prompts.group.nunique()
+        need(n >= CLUSTERS, 'Watch', f'prompts of {n} groups', f'{CLUSTERS} or more, for an interval')
         self.controls = dict(random=random_policy, untrained=head_policy(untrained(head)))
         self.known = {} # grader -> control -> its evaluation, which is the same at every update
 
@@ -163,7 +165,7 @@ def why(self:Watch, own, controls, reward):
     "Why to halt, or None"
     for name,table in controls.items():
         _,lo,_ = difference(own, table, 'success')
-        if lo is None or lo <= 0:
+        if lo <= 0:
             return (f'task {own.success.mean():.2f} under "{reward}", and {name} tokens have {table.success.mean():.2f}: '
                     'it is had without reading')
     if own.kl.mean() > self.ceiling:
@@ -239,3 +241,18 @@ def export(
     "Save the tuned head; raises `SteerlensError` where the rule isn't met"
     need(not failed(rule), 'export', f'the freeze rule is not met ({failed(rule)})', do='nothing was written')
     save_head(as_head(run), folder, asdict(run.s), rule=rule.astype(object).where(rule.notna(), None).to_dict('records'))
+
+# %% ../../nbs/84_decoders.controls.ipynb #ff71a01b
+def said_by(
+    env:Frozen,     # The frozen model on some prompts
+    policies:dict,  # Name -> policy
+    which:Tensor,   # Numbers of prompts
+    seed:int=0      # Of the sampling
+)->pd.DataFrame: # task, prompt (its last line), a column a policy
+    "The same prompts continued by several policies, side by side"
+    own = env.prompts.iloc[which.tolist()]
+    table = pd.DataFrame(dict(task=own.task, prompt=[t.rpartition('\n')[2] for t in own.text]))
+    for name,policy in policies.items():
+        token = env.rollout(policy, which, generator('said', seed)).token
+        table[name] = env.can.say(token.tolist())
+    return table.reset_index(drop=True)
