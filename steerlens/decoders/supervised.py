@@ -53,9 +53,9 @@ def text_of(
     names = np.unique(own.to_numpy(str))
     apart = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
     def drawn(t, n, documents=None):
-        how = dict(context=context, batch_size=batch, bos=t.bos is not None, documents=documents)
-        every = batches(t, tokenizer, **how)
-        return batches(t, tokenizer, n_windows=min(n, len(every.windows)), seed=seed, **how)
+        how = dict(context=context, bos=t.bos is not None, documents=documents)
+        n = min(n, len(t.windows(**how)))
+        return batches(t, tokenizer, n_windows=n, batch_size=batch, seed=seed, **how)
     numbers = tokens.documents.document
     train,choice = drawn(tokens, n_train, numbers[~apart]), drawn(tokens, n_choice, numbers[apart])
     return Text(train, choice, {name: drawn(t, n_reported) for name,t in reported.items()})
