@@ -1,4 +1,4 @@
-"""A linear head of a large vocabulary beside a dense product and the memory's limit; supervised training beside the bare model
+"""A linear head beside a dense product and the memory's limit; supervised training beside the bare model
 
     python benchmarks/decoders.py [--quick] [--json FILE] [--only head,supervised]
 

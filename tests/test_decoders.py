@@ -53,8 +53,8 @@ def tokens(tmp_path_factory):
 
 # -- killed
 
-MOMENTS = [(supervised._Teaching, 'update'), (supervised, 'save_file'), (supervised, 'write_json'), (loop, 'write_json'),
-           (loop, '_tidy'), (loop, '_note')]
+MOMENTS = [(supervised._Teaching, 'update'), (supervised, 'save_file'), (supervised, 'write_json'),
+           (loop, 'write_json'), (loop, '_tidy'), (loop, '_note')]
 
 
 def killed(tokens, folder, after):
@@ -162,7 +162,8 @@ def test_numbers_that_are_not_finite(tools):
     with torch.no_grad(): broken.model.transformer.ln_f.weight[0] = torch.nan
     with pytest.raises(SteerlensError, match='frozen model: logits that are NaN'):
         Reader(broken, own.sae)(*text.train.ids(0))
-    with pytest.raises(SteerlensError, match='codes: NaN or infinite'): sparse_of(own.sae, torch.full((3, 32), torch.inf))
+    with pytest.raises(SteerlensError, match='codes: NaN or infinite'):
+        sparse_of(own.sae, torch.full((3, 32), torch.inf))
     head = at_start(own, text)
     with torch.no_grad(): head.W[:,7] = torch.nan
     with pytest.raises(SteerlensError, match='gradient is NaN'): supervise(head, own, text, None, HOW)
@@ -200,8 +201,8 @@ def test_a_path_through_rotary_blocks():
     "Of a Llama with a root-mean-square norm: at its start it is the lens one block on"
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=64)
+    config = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
     llama,sae = as_subject(LlamaForCausalLM(config)), autoencoder()
     ids = torch.randint(100, (4, 16))
     with tap(llama, SITE) as acts: llama.run(ids)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..core import atomic, manifest, need, read_json, read_manifest, sha256, write_json
 from ..codes.encode import encoder, facts_of, usable
-from ..subjects.base import Subject, weights_sha256
+from ..subjects.base import Site, Subject, weights_sha256
 
 # %% auto #0
 __all__ = ['OPEN', 'HEADS', 'Sparse', 'sparse_of', 'centres', 'length', 'added_logits', 'said_by_nothing', 'bag', 'Head', 'Table',
@@ -230,7 +230,8 @@ def blocks_after(
     "The blocks that come after a site"
     modules = [subject.module(h) for h in subject.hooks if h.startswith('blocks.') and h.endswith('.hook_resid_post')]
     here = [i for i,m in enumerate(modules) if m is subject.module(site)]
-    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block',
+    side = Site.parse(subject.hooks.get(site, site)).io
+    need(here and side=='out', f"site '{site}'", 'not the output of a block',
          'blocks.N.hook_resid_post')
     return modules[here[0]+1:]
 

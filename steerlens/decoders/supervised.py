@@ -113,7 +113,8 @@ def judge(
         read = reader(*text.ids(i))
         b,t = (read.on[:,:-1] & read.real[:,1:]).nonzero(as_tuple=True)
         table = check_finite(_apart(says(read), read, b, t), 'what the head says')
-        parts.append(table.groupby(group[text._windows(i).document].to_numpy()[b.numpy()]).sum())
+        windows = text.windows.iloc[i*text.size:(i+1)*text.size]
+        parts.append(table.groupby(group[windows.document].to_numpy()[b.numpy()]).sum())
     return pd.concat(parts).groupby(level=0).sum()
 
 def _apart(z, read, b, t):
