@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..core import atomic, manifest, need, read_json, read_manifest, sha256, write_json
 from ..codes.encode import encoder, facts_of, usable
-from ..subjects.base import Subject, weights_sha256
+from ..subjects.base import Site, Subject, weights_sha256
 
 # %% auto #0
 __all__ = ['OPEN', 'HEADS', 'Sparse', 'sparse_of', 'centres', 'length', 'added_logits', 'said_by_nothing', 'bag', 'Head', 'Table',
@@ -165,11 +165,13 @@ class Table(Head):
 
 # %% ../../nbs/80_decoders.heads.ipynb #d50a90bf
 def _gain(subject, width):
-    "Gain and bias of the final norm, which a vector of plus and minus ones shows"
+    "Gain, bias and epsilon of the final norm, which vectors of plus and minus a number show"
     v = torch.ones(width)
     v[1::2] = -1
-    bias = _norm(subject, 0*v)
-    return (_norm(subject, v)-bias)*v, bias
+    bias,small = _norm(subject, 0*v), 3e-3
+    gain = (_norm(subject, v)-bias)*v
+    kept = ((_norm(subject, small*v)-bias)*v).norm()/gain.norm() # small/sqrt(small**2+epsilon)
+    return gain, bias, (small**2*(1/kept**2-1)).clamp_min(1e-12)
 
 class LowRank(Head):
     "The reconstruction through a norm and an unembedding"
@@ -179,6 +181,7 @@ class LowRank(Head):
         self.gain,self.bias = nn.Parameter(torch.ones(self.D)), nn.Parameter(torch.zeros(self.D))
         self.U,self.b = nn.Parameter(torch.zeros(self.V, self.D)), nn.Parameter(torch.zeros(self.V))
         self.normed,self.centred = bool(subject.norm), centres(subject, self.D)
+        self.register_buffer('eps', torch.tensor(1e-5))
 
     def vectors(self,
         codes:Sparse # [..., k]
@@ -191,7 +194,7 @@ class LowRank(Head):
     )->Tensor: # [..., V]
         "Norm and unembedding"
         if self.centred: x = x-x.mean(-1, keepdim=True)
-        if self.normed: x = x*(x.pow(2).mean(-1, keepdim=True)+1e-5).rsqrt()
+        if self.normed: x = x*(x.pow(2).mean(-1, keepdim=True)+self.eps).rsqrt()
         return nn.functional.linear(x*self.gain+self.bias, self.U, self.b)
 
     def logits(self,
@@ -212,7 +215,7 @@ class LowRank(Head):
     ):
         "Take over how the model reads its last residual vectors"
         if self.normed:
-            for to,own in zip((self.gain, self.bias), _gain(subject, self.D)): to.copy_(own)
+            for to,own in zip((self.gain, self.bias, self.eps), _gain(subject, self.D)): to.copy_(own)
         head = subject.model.get_submodule(subject.head)
         w = next(head.parameters())
         none = head(torch.zeros(self.D).to(w)).float()
@@ -227,7 +230,8 @@ def blocks_after(
     "The blocks that come after a site"
     modules = [subject.module(h) for h in subject.hooks if h.startswith('blocks.') and h.endswith('.hook_resid_post')]
     here = [i for i,m in enumerate(modules) if m is subject.module(site)]
-    need(here and subject._site(site).io=='out', f"site '{site}'", 'not the output of a block',
+    side = Site.parse(subject.hooks.get(site, site)).io
+    need(here and side=='out', f"site '{site}'", 'not the output of a block',
          'blocks.N.hook_resid_post')
     return modules[here[0]+1:]
 

@@ -141,10 +141,11 @@ def compared(
 
 # %% ../../nbs/82_decoders.readouts.ipynb #e317657b
 plot.COLORS |= dict(table=plot.HUES['blue'], lowrank=plot.HUES['sky'], path=plot.HUES['green'], raw=plot.HUES['orange'],
-                    tuned=plot.HUES['brown'], spliced=plot.HUES['pink'], bigram=plot.HUES['grey'], start=plot.HUES['rose'],
-                    shuffled='#bbbbbb')
+                    tuned=plot.HUES['brown'], spliced=plot.HUES['pink'], bigram=plot.HUES['grey'],
+                    start=plot.HUES['rose'], shuffled='#bbbbbb')
 plot.LABELS |= dict(table='table of codes', lowrank='low rank, of codes', path='path over codes', raw='raw, linear',
-                    tuned='raw, tuned lens', start='table, untrained', spliced='spliced in', shuffled='codes of others',)
+                    tuned='raw, tuned lens', start='table, untrained', spliced='spliced in',
+                    shuffled='codes of others')
 
 def show_by_site(
     table:pd.DataFrame, # From `tabled`, of several sites; `site` among its columns
@@ -160,8 +161,9 @@ def show_by_site(
     beside = [f'{plot.LABELS.get(w, w)} {last[w]:.2f}' for w in ('raw', 'bigram') if w in last]
     title = (f'Codes say the next token {codes.min():.2f} nats short of the model at the last site, '
              f'{_first(t):.2f} at the first' + (f'; {", ".join(beside)}' if beside else ''))
-    return plot.curves(t, 'at', 'kl', 'who', title, 'site', f'KL(model || read-out), nats/token, {split}', yscale='log',
-                       xticks=range(len(order)), xticklabels=order)
+    marks = [v for v in (.01, .02, .05, .1, .2, .5, 1, 2, 5) if t.kl.min()/2 < v < 2*t.kl.max()]
+    how = dict(yscale='log', yticks=marks, yticklabels=marks, xticks=range(len(order)), xticklabels=order)
+    return plot.curves(t, 'at', 'kl', 'who', title, 'site', f'KL(model || read-out), nats/token, {split}', **how)
 
 def _first(t):
     "The best head over codes at the first site"

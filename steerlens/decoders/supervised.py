@@ -53,9 +53,9 @@ def text_of(
     names = np.unique(own.to_numpy(str))
     apart = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
     def drawn(t, n, documents=None):
-        how = dict(context=context, batch_size=batch, bos=t.bos is not None, documents=documents)
-        every = batches(t, tokenizer, **how)
-        return batches(t, tokenizer, n_windows=min(n, len(every.windows)), seed=seed, **how)
+        how = dict(context=context, bos=t.bos is not None, documents=documents)
+        n = min(n, len(t.windows(**how)))
+        return batches(t, tokenizer, n_windows=n, batch_size=batch, seed=seed, **how)
     numbers = tokens.documents.document
     train,choice = drawn(tokens, n_train, numbers[~apart]), drawn(tokens, n_choice, numbers[apart])
     return Text(train, choice, {name: drawn(t, n_reported) for name,t in reported.items()})
@@ -113,7 +113,8 @@ def judge(
         read = reader(*text.ids(i))
         b,t = (read.on[:,:-1] & read.real[:,1:]).nonzero(as_tuple=True)
         table = check_finite(_apart(says(read), read, b, t), 'what the head says')
-        parts.append(table.groupby(group[text._windows(i).document].to_numpy()[b.numpy()]).sum())
+        windows = text.windows.iloc[i*text.size:(i+1)*text.size]
+        parts.append(table.groupby(group[windows.document].to_numpy()[b.numpy()]).sum())
     return pd.concat(parts).groupby(level=0).sum()
 
 def _apart(z, read, b, t):
