@@ -234,7 +234,7 @@ def kl(self:Text,
 )->Tensor: # KL(frozen || policy), [N]
     "How far a policy is from the model on text"
     found = []
-    for at in torch.arange(n or len(self)).split(1000):
+    for at in torch.arange(min(n or len(self), len(self))).split(1000):
         codes,logp = self.take(at)
         found.append(forward_kl(logp, policy(codes, logp, g)[0].log_softmax(-1)))
     return torch.cat(found)
