@@ -1,19 +1,23 @@
-"""A linear head beside a dense product and the memory's limit; supervised training beside the bare model
+"""A linear head beside a dense product and the memory's limit; supervised training and PPO beside the bare model
 
-    python benchmarks/decoders.py [--quick] [--json FILE] [--only head,supervised]
+    python benchmarks/decoders.py [--quick] [--json FILE] [--only head,supervised,ppo]
 
 The limit is the bytes that have to be moved (rows of active latents read once, logits written and their gradient read
 once, the gradient of the whole table written once) at the rate of a large copy. Latents are drawn
 evenly, which leaves the least to be read twice.
+
+PPO is beside the frozen model's own generation: the same prompts already read, the same tokens sampled, the same keys
+and values kept, and nothing else done. TRL has no PPO from 1.13 on.
 """
 import torch
 from steerlens.core import generator, root as project
 from steerlens.decoders.heads import Sparse, bag, new_head
+from steerlens.decoders.ppo import Frozen, Settings, Text, Tuning
 from steerlens.decoders.supervised import Reader, Supervision, supervise, text_of
 from steerlens.sae.models import for_use, new_sae
 from steerlens.subjects import nano_lm
 from steerlens.subjects.base import alone
-from table import Peak, args, run, timed
+from table import Peak, args, race, run, timed
 
 ARGS = args(__doc__)
 QUICK = ARGS.quick
@@ -76,11 +80,16 @@ def text(folder):
     return text_of(tokens, {}, project()/nano_lm.WEIGHTS, 256, WINDOWS, n_choice=8)
 
 
-def supervised(folder):
-    windows,subject = text(folder), nano_lm.subject()
+def made_sae():
+    "An autoencoder of the size that nano_lm's have"
     sae = new_sae(256, 2048, K)
     sae.cfg.metadata.hook_name = SITE
-    reader,rows = Reader(subject, for_use(sae)), []
+    return for_use(sae)
+
+
+def supervised(folder):
+    windows,subject = text(folder), nano_lm.subject()
+    reader,rows = Reader(subject, made_sae()), []
     x = reader(*windows.train.ids(0)).x[:,1:]
     n = int(windows.train.windows.n.sum())
     def bare():
@@ -95,4 +104,31 @@ def supervised(folder):
     return rows
 
 
-run(dict(head=head, supervised=supervised), ARGS)
+# PPO
+
+@torch.no_grad()
+def generated(env, which):
+    "What the frozen model writes by itself"
+    cache,mask,z = env.cache_of(which), env.mask[which], env.logp[which]
+    for t in range(env.horizon):
+        token = torch.multinomial(z.softmax(-1), 1)
+        mask = torch.cat([mask, torch.ones_like(token)], 1)
+        if t+1 < env.horizon: z = env.subject.run(token, attention_mask=mask, cache=cache).logits[:,-1]
+
+
+def ppo(folder):
+    subject,can = nano_lm.subject(), nano_lm.verifiable(folder/'text')
+    windows,prompts = text(folder), can.prompts('train', 40)
+    x = Reader(subject, sae := made_sae())(*windows.train.ids(0)).x[:,1:]
+    env = Frozen(subject, sae, can, prompts[prompts.task.isin([t.name for t in can.tasks if t.trained])])
+    tuning = Tuning(env, new_head('table', sae, subject, x), Text(env, windows.train[:6]), Settings())
+    every,which = generator('benchmark ppo'), torch.randperm(len(env.prompts), generator=generator('prompts'))[:60]
+    with alone(subject):
+        def rollout(): env.rollout(tuning.acting, which, every)
+        def updated(): tuning.update(every)
+        bare,drawn,whole,mb = race(len(which)*env.horizon, *(lambda: generated(env, which), rollout, updated))
+    return [row('PPO, episodes alone: nano_lm', 'tokens/s', drawn, bare, 'bare generation'),
+            row('PPO, episodes and learning: nano_lm', 'tokens/s', whole, bare, 'bare generation', mb)]
+
+
+run(dict(head=head, supervised=supervised, ppo=ppo), ARGS)

@@ -17,7 +17,7 @@ def world(tmp_path_factory):
     with threads(1):
         t = toy(tmp_path_factory.mktemp('toy'))
         env = Frozen(t.lm, t.sae, t.can, t.prompts('train', 6))
-        yield SimpleNamespace(toy=t, env=env, text=Text(env, t.windows('train', 8), 600))
+        yield SimpleNamespace(toy=t, env=env, text=Text(env, t.windows('train', 8)))
 
 
 def work(w, folder, s=SMALL, **how): return tune(w.env, w.toy.head, w.text, s, folder, **how)
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line(world):
     long = p.assign(ids=[[0]*250]*len(p))
     for call,said in ((lambda: Frozen(t.lm, t.sae, t.can, p[:0]), 'prompts: none'),
                       (lambda: Frozen(t.lm, t.sae, t.can, long), '266 tokens with their answers'),
-                      (lambda: Text(world.env, [], 10), 'text: no batches'),
+                      (lambda: Text(world.env, []), 'text: no batches'),
                       (lambda: Watch(Frozen(t.lm, t.sae, t.can, p[:2]), t.head), 'groups; expected 5 or more'),
                       (lambda: work(world, None, Settings(batch=0)), 'Settings: batch: 0')):
         with pytest.raises(SteerlensError, match=said) as e: call()

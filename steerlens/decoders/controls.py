@@ -166,8 +166,8 @@ def why(self:Watch, own, controls, reward):
     for name,table in controls.items():
         _,lo,_ = difference(own, table, 'success')
         if lo <= 0:
-            return (f'task {own.success.mean():.2f} under "{reward}", and {name} tokens have {table.success.mean():.2f}: '
-                    'it is had without reading')
+            return (f'task {own.success.mean():.2f} under "{reward}", and {table.success.mean():.2f} for the control '
+                    f'{name}: it is had without reading')
     if own.kl.mean() > self.ceiling:
         return f'{own.kl.mean():.2f} nats from the frozen model on visited states, more than {self.ceiling}'
     return None
@@ -214,9 +214,10 @@ def failed(
     rule:pd.DataFrame # From `freeze_rule`
 )->str: # Empty where all is met
     "Which halves failed, and by how much"
-    bad = rule[rule.met.eq(False)]
-    return '; '.join(f'{r.what}: {r.value:.3f}, up to {r.hi:.3f}, for less than {r.bar}' if r.hi is not None and r.hi==r.hi
-                     else f'{r.what}: no interval, too few groups' for r in bad.itertuples())
+    def said(r):
+        reach = f'up to {r.hi:.3f}' if r.hi is not None and r.hi==r.hi else 'no interval, too few groups'
+        return f'{r.what}: {r.value:.3f}, {reach}, for less than {r.bar}'
+    return '; '.join(said(r) for r in rule[rule.met.eq(False)].itertuples())
 
 # %% ../../nbs/84_decoders.controls.ipynb #cde811ef
 @torch.no_grad()
@@ -240,7 +241,8 @@ def export(
 ):
     "Save the tuned head; raises `SteerlensError` where the rule isn't met"
     need(not failed(rule), 'export', f'the freeze rule is not met ({failed(rule)})', do='nothing was written')
-    save_head(as_head(run), folder, asdict(run.s), rule=rule.astype(object).where(rule.notna(), None).to_dict('records'))
+    rows = rule.astype(object).where(rule.notna(), None).to_dict('records')
+    save_head(as_head(run), folder, asdict(run.s), rule=rows)
 
 # %% ../../nbs/84_decoders.controls.ipynb #ff71a01b
 def said_by(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..codes.encode import usable
 from ..core import generator, need, sha256
 from .heads import Head, Sparse, bag, belongs_to, check_belongs
-from .rewards import (BEGIN, PHASES, Weights, expected_l0, faithfulness, gate, monosemanticity, per_token,
-                                        read, sampled_faithfulness, task_accuracy, weights_by_update)
+from .rewards import (BEGIN, PHASES, Weights, expected_l0, faithfulness, gate, monosemanticity,
+                                        per_token, read, task_accuracy, weights_by_update)
 from .tasks import graded
 from ..sae.loop import Run, go_on
 from ..subjects.base import Subject, alone, tap
@@ -190,25 +190,22 @@ class Text:
     "Positions of text: codes, last residual vectors, what comes next, and the document"
     def __init__(self,
         env:Frozen, # Its model and autoencoder
-        batches,    # Of text, from a subject's module
-        n:int       # Positions, at most
+        batches     # Of text, from a subject's module
     ):
         self.subject = env.subject
         last = f'blocks.{env.subject.facts["layers"]-1}.hook_resid_post'
-        parts,names,have = [], [], 0
+        parts,names = [], []
         with torch.no_grad(), alone(env.subject):
             for batch in batches:
-                if have >= n: break
                 with tap(env.subject, [env.site, last]) as acts: env.subject.run(*batch.args)
                 on = torch.from_numpy(np.array([list(w) for w in batch.words['*']], dtype=object)!=None)
                 on[:,-1] = False # what comes next isn't known
                 x,h = acts[env.site][0][on], acts[last][0][on]
                 parts.append((*env.codes_of(x), h, batch.args[0].roll(-1, 1)[on]))
                 names.append(np.repeat(batch.rows['document'].to_numpy(), on.sum(1)))
-                have += len(h)
         need(parts, 'text', 'no batches', 'some windows of text')
-        ids,values,self.h,self.next = (torch.cat(p)[:n] for p in zip(*parts))
-        self.codes,self.group = Sparse(ids, values), np.concatenate(names)[:n]
+        ids,values,self.h,self.next = (torch.cat(p) for p in zip(*parts))
+        self.codes,self.group = Sparse(ids, values), np.concatenate(names)
 
     def __len__(self): return len(self.h)
 
@@ -229,12 +226,13 @@ def forward_kl(
 @torch.no_grad()
 def kl(self:Text,
     policy:Callable, # As for `rollout`
-    n:int|None=None, # Positions, the first ones; all by default
+    n:int|None=None, # Positions, the same ones every time; all by default
     g=None           # A torch generator, for policies that draw
 )->Tensor: # KL(frozen || policy), [N]
     "How far a policy is from the model on text"
     found = []
-    for at in torch.arange(min(n or len(self), len(self))).split(1000):
+    some = torch.randperm(len(self), generator=generator('text'))[:n]
+    for at in some.split(1000):
         codes,logp = self.take(at)
         found.append(forward_kl(logp, policy(codes, logp, g)[0].log_softmax(-1)))
     return torch.cat(found)
@@ -242,6 +240,7 @@ def kl(self:Text,
 # %% ../../nbs/83_decoders.ppo.ipynb #aed72024
 class Document:
     "Everything in the reward"
+    on_text = False
     @staticmethod
     def drawn(policy, ids, g):
         "Open or shut"
@@ -264,6 +263,7 @@ class Document:
 
 class Ours:
     "The task in the reward, the rest in the loss"
+    on_text = True
     @staticmethod
     def drawn(policy, ids, g): return gate(policy.gamma)[ids]
     @staticmethod
@@ -278,7 +278,7 @@ class Ours:
         to_model,to_start = -faithfulness(logq, b.logp).mean(), -faithfulness(logq, b.start).mean()
         l0 = expected_l0(b.values, run.policy.gamma[b.ids]).mean()
         parts = w.faithfulness*to_model + run.s.kl*to_start + .01*w.monosemanticity*l0
-        return parts/(run.env.horizon*sd) + run.s.text*_text_kl(run)
+        return parts/(run.env.horizon*sd) + run.s.text*b.text
 
 FORMS = dict(document=Document, ours=Ours)
 
@@ -290,7 +290,7 @@ class Settings:
     scale:float = .004     # Share of the 10,000 updates of the schedule
     weights:tuple = PHASES # Of the three stages
     batch:int = 60         # Episodes an update
-    epochs:int = 4         # Passes over them
+    epochs:int = 2         # Passes over them
     minibatches:int = 2    # Parts of a pass
     lr:float = 1e-3        # Of the head
     lr_gates:float = .03   # Of the gates
@@ -299,7 +299,7 @@ class Settings:
     lam:float = .95        # Of the advantages
     kl:float = .1          # Weight of the KL to the supervised start
     text:float = 1.        # Weight of the KL on text
-    n_text:int = 512       # Positions of text a minibatch
+    n_text:int = 128       # Positions of text a minibatch
     reward:str = 'honest'  # One of GRADERS
     seed:int = 0           # Of everything drawn
     every:int = 5          # Updates between rows of the log, checkpoints and controls
@@ -415,19 +415,28 @@ def _advantages(run, b, r_BL):
     b.A,b.returns = ((A-A.mean())/sd).flatten(), A.flatten()+b.value
     return sd
 
-def _text_kl(run):
-    "KL(frozen || policy) on drawn text"
-    at = torch.randint(len(run.text), (run.s.n_text,), generator=run.g)
-    codes,logp = run.text.take(at)
-    open_ = run.form.again(run.policy, SimpleNamespace(ids=codes.ids, open=torch.ones_like(codes.values)))
-    return forward_kl(logp, run.policy.logits(codes, open_).log_softmax(-1)).mean()
+def _with_text(run, codes, opened):
+    "Codes and gates of drawn text below those of the tokens; and what the model says there"
+    more,logp = run.text.take(torch.randint(len(run.text), (run.s.n_text,), generator=run.g))
+    opened = torch.cat([opened, gate(run.policy.gamma)[more.ids]])
+    return Sparse(*map(torch.cat, zip(codes, more))), opened, logp
+
+def _read_again(run, b):
+    "Log-probabilities of the policy as it is now, [N, V]; `b.text` becomes the KL on drawn text"
+    n,codes,opened = len(b.token), Sparse(b.ids, b.values), run.form.again(run.policy, b)
+    if not (run.form.on_text and run.s.text):
+        b.text = 0.
+        return run.policy.logits(codes, opened).log_softmax(-1)
+    codes,opened,logp = _with_text(run, codes, opened)
+    logq = run.policy.logits(codes, opened).log_softmax(-1)
+    b.text = forward_kl(logp, logq[n:]).mean()
+    return logq[:n]
 
 def _learn(run, b, w, sd):
     "One step on a part of the tokens; returns the share that was clipped"
-    codes = Sparse(b.ids, b.values)
-    logq = run.policy.logits(codes, run.form.again(run.policy, b)).log_softmax(-1)
+    logq = _read_again(run, b)
     ratio = (logq.gather(1, b.token[:,None])[:,0]-b.logq).exp()
-    surprise = (run.policy.value(codes, b.task, b.t)-b.returns).square().mean()/sd**2
+    surprise = (run.policy.value(Sparse(b.ids, b.values), b.task, b.t)-b.returns).square().mean()/sd**2
     loss = -clipped(ratio, b.A, run.s.clip).mean() + run.form.extra(run, b, logq, w, sd) + .5*surprise
     need(bool(loss.isfinite()), f'ppo: update {run.done+1:,}', 'the loss is NaN or infinite', do='lower lr; earlier '
          'checkpoints are kept')
