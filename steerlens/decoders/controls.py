@@ -12,17 +12,18 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
+from .. import plot
 from ..core import generator, need
 from .heads import HEADS, Head, save_head
 from .ppo import GRADERS, Frozen, Text, Tuning, honest
 from .rewards import PHASES, Weights, monosemanticity, read, reward, task_accuracy
-from .tasks import graded
+from .tasks import graded, success_by_task
 from ..stats import CLUSTERS, cluster_means
 
 # %% auto #0
 __all__ = ['PARTS', 'NATS', 'POINTS', 'frozen_policy', 'random_policy', 'head_policy', 'untrained', 'evaluate', 'rewarded',
            'gained', 'by_check', 'shuffled', 'Watch', 'difference', 'on_text', 'freeze_rule', 'failed', 'as_head',
-           'export', 'said_by']
+           'export', 'said_by', 'show_success', 'show_distance']
 
 # %% ../../nbs/84_decoders.controls.ipynb #8e4e4d76
 def frozen_policy(codes, logp, g): return logp, torch.ones_like(codes.values)
@@ -258,3 +259,29 @@ def said_by(
         token = env.rollout(policy, which, generator('said', seed)).token
         table[name] = env.can.say(token.tolist())
     return table.reset_index(drop=True)
+
+# %% ../../nbs/84_decoders.controls.ipynb #ebbd0e15
+def show_success(
+    tables:dict # Arm -> from `evaluate`, the same prompts; `start` and `tuned` among them
+): # A figure
+    "Which tasks were gained?"
+    arms = [success_by_task(t, torch.tensor(t.success.to_numpy())).assign(method=arm) for arm,t in tables.items()]
+    better = []
+    for task,after in tables['tuned'].groupby('task'):
+        _,lo,_ = difference(after, tables['start'][tables['start'].task==task], 'success')
+        if lo is not None and lo > 0: better.append(task)
+    n = tables['tuned'].task.nunique()
+    title = f'Tuning gains {len(better)} of {n} tasks beyond chance' + (f': {", ".join(better)}' if better else '')
+    df = pd.concat(arms).rename(columns=dict(task='contrast', value='rate')).sort_values('contrast', kind='stable')
+    return plot.rates(df, title, 'share of held-out prompts done, 95% intervals over groups')
+
+def show_distance(
+    log:pd.DataFrame # From `tune`
+): # A figure
+    "How far from the frozen model, on what is visited and on text"
+    names = dict(kl='visited states', kl_text='text')
+    df = log.melt('step', [*names], 'where', 'nats').replace(dict(where=names))
+    first,last = log.iloc[0], log.iloc[-1]
+    moved = [f'from {first[k]:.3f} to {last[k]:.3f} nats on {where}' for k,where in names.items()]
+    title = f'In {int(last.step)} updates the KL goes {moved[0]}, and {moved[1]}'
+    return plot.curves(df, 'step', 'nats', 'where', title, 'update', 'KL, nats a token')
