@@ -18,7 +18,7 @@ from .text import load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
 __all__ = ['PACKAGE', 'NEGATIVE_POSITIVE', 'NEGATIVE_POSITIVE_PROMPTS', 'CASUAL_FORMAL', 'CASUAL_FORMAL_PROMPTS', 'PRESENT_PAST',
-           'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'SUMS', 'LARGER',
+           'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'SUM', 'LARGER',
            'weights', 'subject', 'runs', 'words', 'more', 'sentiment', 'register', 'tense', 'traits', 'steering',
            'sum_right', 'yes_right', 'questions', 'verifiable']
 
@@ -304,11 +304,11 @@ def _first(pattern, text):
     return found[1] if found.end() < len(text) else None
 
 def sum_right(
-    prompt:str, # Ends with `27+35=`
+    prompt:str, # Ends with `27 + 35 =`
     text:str    # What was written after it
 )->float|None: # 1 where the first number is the sum, 0 where it isn't
     "Is the sum right?"
-    a,b = map(int, re.findall(r'(\d+)\+(\d+)=$', prompt)[0])
+    a,b = map(int, re.findall(r'(\d+) \+ (\d+) =$', prompt)[0])
     said = _first(r'\d*', text)
     return None if said is None else float(said==str(a+b))
 
@@ -322,7 +322,7 @@ def yes_right(
     return None if said is None else float(said==('yes' if a > b else 'no'))
 
 # %% ../../nbs/19_subjects.smollm2.ipynb #51b26407
-SUMS = '12+25=37\n31+48=79\n'
+SUM = 'user\nWhat is {a} + {b}?<|im_end|>\n<|im_start|>assistant\n{a} + {b} ='
 LARGER = 'Is 52 larger than 17? Answer: yes\nIs 23 larger than 64? Answer: no\n'
 
 def questions(
@@ -335,7 +335,7 @@ def questions(
     g,rows = rng('questions', split, seed), []
     first = [a for a in range(10, 100) if SPLITS[max(0, seed_of('questions', a)%5-2)]==split]
     for a,b in zip(g.choice(first, n), g.integers(10, 100, n)):
-        rows.append(dict(task='sum', group=str(a), text=f'{SUMS}{a}+{b}=', truth=f'{a+b}\n'))
+        rows.append(dict(task='sum', group=str(a), text=SUM.format(a=a, b=b), truth=f' {a+b}\n'))
         text,truth = f'{LARGER}Is {a} larger than {b}? Answer:', 'yes' if a > b else 'no'
         rows.append(dict(task='yes_no', group=str(a), text=text, truth=f' {truth}\n'))
     return sorted(rows, key=lambda row: row['task'])
