@@ -86,15 +86,16 @@ def gained(
     before:pd.DataFrame, # From `evaluate`, the start
     after:pd.DataFrame,  # Of the same prompts and as many passes
     w:Weights=PHASES[1]  # Of the parts
-)->pd.DataFrame: # part, value, lo, hi (95%, over groups), noise (95%, of the sampling alone), n
+)->pd.DataFrame: # part, value, lo, hi (95%, over groups), noise (95%, of the sampling alone; None for one pass), n
     "Which part gained what"
     a,b = (rewarded(t, w).sort_values('prompt', kind='stable').reset_index(drop=True) for t in (before, after))
     need(a.prompt.equals(b.prompt), 'gained', 'other prompts or passes', 'the same twice')
     d = (b[[*PARTS]]-a[[*PARTS]]).assign(n=1.)
     found = cluster_means(d.groupby(a.group).sum())
+    several = a.prompt.duplicated().any() # with one pass nothing is known of the sampling
     def within(t, part): return t.groupby('prompt')[part].var().mean()/len(t)
-    rows = [dict(zip(('value','lo','hi'), found[part]), part=part, n=len(d),
-                 noise=1.96*(within(a, part)+within(b, part))**.5) for part in PARTS]
+    def noise(part): return 1.96*(within(a, part)+within(b, part))**.5 if several else None
+    rows = [dict(zip(('value','lo','hi'), found[part]), part=part, n=len(d), noise=noise(part)) for part in PARTS]
     return pd.DataFrame(rows)[['part', 'value', 'lo', 'hi', 'noise', 'n']]
 
 # %% ../../nbs/84_decoders.controls.ipynb #ae8e2909
