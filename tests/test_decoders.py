@@ -27,7 +27,7 @@ def autoencoder(seed=0, site=SITE):
 
 def some_text(tokens):
     tokens = Tokens(tokens)
-    return text_of(tokens, dict(own=tokens), root()/nano_lm.WEIGHTS, 32, 40, 8, 16, batch=8)
+    return text_of(tokens, dict(own=tokens), root()/nano_lm.WEIGHTS, 32, 40, 8, 8, batch=8)
 
 
 def at_start(reader, text, name='table', **config):
@@ -36,19 +36,19 @@ def at_start(reader, text, name='table', **config):
         return new_head(name, reader.sae, reader.subject, torch.randn(256, 32), **config)
 
 
-def trained(tokens, folder, name='path', callbacks=()):
+def trained(tools, folder, name='path', callbacks=()):
     torch.set_num_threads(1)
-    reader,text = Reader(model(), autoencoder()), some_text(tokens)
-    head = at_start(reader, text, name)
-    supervise(head, reader, text, folder, HOW, callbacks)
+    head = at_start(*tools, name)
+    supervise(head, *tools, folder, HOW, callbacks)
     save_head(head, folder)
 
 
 @pytest.fixture(scope='module')
-def tokens(tmp_path_factory):
+def tools(tmp_path_factory):
+    "A model with an autoencoder, and text"
     folder = tmp_path_factory.mktemp('tokens')
     tokenize(sorted((root()/'tests').glob('*.py'))[:12], root()/nano_lm.WEIGHTS, folder, 'tests', 'Apache-2.0')
-    return folder
+    return Reader(model(), autoencoder()), some_text(folder)
 
 
 # -- killed
@@ -57,7 +57,7 @@ MOMENTS = [(supervised._Teaching, 'update'), (supervised, 'save_file'), (supervi
            (loop, 'write_json'), (loop, '_tidy'), (loop, '_note')]
 
 
-def killed(tokens, folder, after):
+def killed(tools, folder, after):
     "A training in a process of its own, which ends itself before the `after`th call of one of these; its exit status"
     if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     left = [after]
@@ -70,7 +70,7 @@ def killed(tokens, folder, after):
     status = 1
     try:
         for at,name in MOMENTS: setattr(at, name, watched(getattr(at, name)))
-        trained(tokens, folder)
+        trained(tools, folder)
         status = 0
     finally: os._exit(status)
 
@@ -85,12 +85,12 @@ def contents(folder):
     return found
 
 
-def test_ten_kills(tokens, tmp_path):
-    trained(tokens, tmp_path/'whole')
+def test_ten_kills(tools, tmp_path):
+    trained(tools, tmp_path/'whole')
     kills,reached,run = 0, [], 0
     for after in (3, 5, 9, 11, 14, 17, 8, 12, 19, 6, 13, 4, 16): # each goes on from what the ones before left
         folder = tmp_path/f'run{run}'
-        status = killed(tokens, folder, after)
+        status = killed(tools, folder, after)
         assert status in (0, -signal.SIGKILL)
         kills += status!=0
         found = loop.checkpoints(folder)
@@ -101,26 +101,20 @@ def test_ten_kills(tokens, tmp_path):
         if kills==10: break
     assert kills==10 and len({*reached})>3, reached
     folder = tmp_path/f'run{run}'
-    assert killed(tokens, folder, 10**9)==0
+    assert killed(tools, folder, 10**9)==0
     assert contents(folder)==contents(tmp_path/'whole')
 
 
-def test_a_truncated_checkpoint_is_named(tokens, tmp_path):
-    trained(tokens, tmp_path, 'table')
+def test_a_truncated_checkpoint_is_named(tools, tmp_path):
+    trained(tools, tmp_path, 'table')
     at = loop.checkpoints(tmp_path)
     os.truncate(at[-1]/'training.safetensors', 1000)
     with pytest.raises(SteerlensError, match='damaged.*remove it, and training goes on from') as e:
-        trained(tokens, tmp_path, 'table')
+        trained(tools, tmp_path, 'table')
     assert str(at[-1]) in str(e.value)
 
 
 # -- what doesn't belong together
-
-@pytest.fixture(scope='module')
-def tools(tokens):
-    reader = Reader(model(), autoencoder())
-    return reader, some_text(tokens)
-
 
 def refuses(tools, says, reader=None, head=None):
     own,text = tools

@@ -157,15 +157,15 @@ def show_by_site(
     t['at'] = [order.index(s) for s in t.site]
     t = t.rename(columns=dict(kl_lo='lo', kl_hi='hi'))
     last = t[t['at']==t['at'].max()].set_index('who').kl
-    codes = last[[w for w in ('table', 'lowrank', 'path') if w in last]]
     beside = [f'{plot.LABELS.get(w, w)} {last[w]:.2f}' for w in ('raw', 'bigram') if w in last]
-    title = (f'Codes say the next token {codes.min():.2f} nats short of the model at the last site, '
-             f'{_first(t):.2f} at the first' + (f'; {", ".join(beside)}' if beside else ''))
+    title = (f"Codes are {_closest(t, t['at'].max())} nats from the model at the last site, "
+             f"{_closest(t, t['at'].min())} at the first" + (f'; {", ".join(beside)}' if beside else ''))
     marks = [v for v in (.01, .02, .05, .1, .2, .5, 1, 2, 5) if t.kl.min()/2 < v < 2*t.kl.max()]
     how = dict(yscale='log', yticks=marks, yticklabels=marks, xticks=range(len(order)), xticklabels=order)
     return plot.curves(t, 'at', 'kl', 'who', title, 'site', f'KL(model || read-out), nats/token, {split}', **how)
 
-def _first(t):
-    "The best head over codes at the first site"
-    first = t[t['at']==t['at'].min()].set_index('who').kl
-    return first[[w for w in ('table', 'lowrank', 'path') if w in first]].min()
+def _closest(t, at):
+    "The best head over codes at a site"
+    kl = t[(t['at']==at) & t.who.isin(['table', 'lowrank', 'path'])].set_index('who').kl
+    need(len(kl), 'show_by_site', 'a site without a head over codes', 'table, lowrank or path at each site')
+    return f'{kl.min():.2f} ({plot.LABELS[kl.idxmin()]})'

@@ -27,7 +27,7 @@ from ..subjects.text import Tokens
 
 # %% auto #0
 __all__ = ['MEASURES', 'ROWS', 'SANE', 'Text', 'text_of', 'Read', 'Reader', 'judge', 'heard', 'difference', 'Supervision',
-           'named', 'Supervised', 'supervise', 'pilots', 'gate', 'export']
+           'named', 'Supervised', 'supervise', 'last_gain', 'pilots', 'gate', 'export']
 
 # %% ../../nbs/81_decoders.supervised.ipynb #9ca5f0a0
 @dataclass
@@ -261,7 +261,8 @@ def named(
 @patch
 def said(self:_Teaching, row):
     if row['faithfulness'] is None: return f"loss {row['loss']:.3f}"
-    return '  '.join([f"loss {row['loss']:.3f}", 'KL', *(f"{s} {row[f'kl {s}']:.3f}" for s in self.text.splits)])
+    said = [f"{s} {row[f'kl {s}']:.3f}" for s in self.text.splits]
+    return '  '.join([f"loss {row['loss']:.3f}  KL to choose by {-row['faithfulness']:.3f}", *said])
 
 # %% ../../nbs/81_decoders.supervised.ipynb #e6f335af
 @patch
@@ -304,6 +305,15 @@ def supervise(
     after = belongs_to(reader.sae, reader.subject)
     check_belongs(head.of, after, 'supervised: changed while training')
     return Supervised(pd.DataFrame(run.log), run.best)
+
+# %% ../../nbs/81_decoders.supervised.ipynb #15eeb618
+def last_gain(
+    log:pd.DataFrame # Of a training of two epochs or more
+)->float: # Nats a token; about zero where a head has stopped improving
+    "What the last epoch gained"
+    kl = -log.faithfulness.dropna().astype(float)
+    need(len(kl)>1, 'last_gain', f'{len(kl)} epochs', 'two or more')
+    return float(kl.iloc[-2]-kl.iloc[-1])
 
 # %% ../../nbs/81_decoders.supervised.ipynb #d3f7f2fb
 def pilots(

@@ -43,8 +43,8 @@ VISIBLE = {i: 0x2400+i for i in range(32)} | {127: 0x2421} | _SIGNS
 def visible(
     text # A token, or any other value
 )->str:
-    "Text whose line ends and control characters can be seen"
-    return str(text).translate(VISIBLE)
+    "Text whose line ends, control characters and odd blanks can be seen"
+    return ''.join(c if c.isprintable() else f'\\u{ord(c):04x}' for c in str(text).translate(VISIBLE))
 
 def quoted(
     value # Of a column

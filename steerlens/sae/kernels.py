@@ -5,7 +5,7 @@
 # %% ../../nbs/31_sae.kernels.ipynb #5ca24564
 from __future__ import annotations
 from typing import NamedTuple
-import math
+import math, sys
 import numpy as np
 import torch
 from numba import njit
@@ -17,16 +17,19 @@ _jit = njit(**_how)
 _part = njit(**_how, inline='always')
 
 # %% auto #0
-__all__ = ['kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads', 'sum_grads',
-           'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild', 'revived_grads']
+__all__ = ['COMPILING', 'kth', 'tops', 'screened', 'Entries', 'by_latent', 'rescore', 'choose_rows', 'decode_rows', 'Grads',
+           'sum_grads', 'adam_rows', 'prepare', 'Adam', 'update_rows', 'strongest', 'mask_rows', 'rebuild',
+           'revived_grads']
 
 # %% ../../nbs/31_sae.kernels.ipynb #34ac99bb
+COMPILING = 'compiling the loops of the fast step: once, up to a minute'
+
 class _Tell(event.Listener):
     "One line when the first loop is compiled and not found on disk"
     told = False
     def on_start(self, e):
         ours = e.data['dispatcher'].py_func.__module__==__name__
-        if ours and not self.told: print('compiling the loops of the fast step: once, up to a minute', flush=True)
+        if ours and not self.told: print(COMPILING, file=sys.stderr, flush=True) # not among what a command prints
         self.told |= ours
     def on_end(self, e): pass
 
