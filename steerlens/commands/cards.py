@@ -37,13 +37,11 @@ def cards_enrich(
 ):
     "Find what every latent fires on more than by chance, by episodes, corrected, and beside shuffled firings."
     from steerlens.codes.backends import CodeStore
-    from steerlens.explore.enrich import enrich
+    from steerlens.explore.enrich import asked_of, enrich
     from steerlens.explore.render import showing_of
     codes = CodeStore(store)
-    showing = showing_of(codes, subject)
-    asked = column or (showing and [c for c in showing.asked or () if c in codes.columns]) or None
-    alike = alike or (showing and showing.alike in codes.columns and showing.alike) or None
-    with progress() as tell: found = enrich(codes, asked, alike, tell=tell)
+    columns,same = asked_of(codes, showing_of(codes, subject))
+    with progress() as tell: found = enrich(codes, column or columns, alike or same, tell=tell)
     print(found)
     for name,r in found.about['audit'].items(): print(f'{name:<12} {r["rate"]:.1%} of {r["n"]:,} latents enriched')
 
