@@ -128,7 +128,8 @@ def ppo(folder):
         def updated(): tuning.update(every)
         bare,drawn,whole,mb = race(len(which)*env.horizon, *(lambda: generated(env, which), rollout, updated))
     return [row('PPO, episodes alone: nano_lm', 'tokens/s', drawn, bare, 'bare generation'),
-            row('PPO, episodes and learning: nano_lm', 'tokens/s', whole, bare, 'bare generation', mb)]
+            row('PPO, episodes and learning: nano_lm', 'tokens/s', whole, bare, 'bare generation', mb)
+            | dict(bar='half of bare generation', met=bool(whole >= bare/2))]
 
 
 run(dict(head=head, supervised=supervised, ppo=ppo), ARGS)
