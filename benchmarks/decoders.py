@@ -6,6 +6,7 @@ The limit is the bytes that have to be moved (rows of active latents read once, 
 once, the gradient of the whole table written once) at the rate of a large copy. Latents are drawn
 evenly, which leaves the least to be read twice.
 """
+import os
 import torch
 from steerlens.core import generator, root as project
 from steerlens.decoders.heads import Sparse, bag, new_head
@@ -86,8 +87,8 @@ def supervised(folder):
     def bare():
         with alone(subject):
             for i in range(len(windows.train)): subject.run(windows.train.ids(i)[0])
-    model = n/best(bare, 2)
     for name in ('table', 'lowrank', 'path'):
+        model = n/timed(bare)[1] # now, since a shared machine's rate changes
         start = new_head(name, reader.sae, subject, x)
         with Peak() as peak: done = supervise(start, reader, windows, None, Supervision(epochs=1))
         rate = done.log.tokens_per_s.iloc[-1]
@@ -95,4 +96,4 @@ def supervised(folder):
     return rows
 
 
-run(dict(head=head, supervised=supervised), ARGS)
+run(dict(head=head, supervised=supervised), ARGS, load=round(os.getloadavg()[0], 1))
