@@ -9,6 +9,7 @@ evenly, which leaves the least to be read twice.
 PPO is beside the frozen model's own generation: the same prompts already read, the same tokens sampled, the same keys
 and values kept, and nothing else done. TRL has no PPO from 1.13 on.
 """
+import os
 import torch
 from steerlens.core import generator, root as project
 from steerlens.decoders.heads import Sparse, bag, new_head
@@ -95,8 +96,8 @@ def supervised(folder):
     def bare():
         with alone(subject):
             for i in range(len(windows.train)): subject.run(windows.train.ids(i)[0])
-    model = n/best(bare, 2)
     for name in ('table', 'lowrank', 'path'):
+        model = n/timed(bare)[1] # now, since a shared machine's rate changes
         start = new_head(name, reader.sae, subject, x)
         with Peak() as peak: done = supervise(start, reader, windows, None, Supervision(epochs=1))
         rate = done.log.tokens_per_s.iloc[-1]
@@ -104,6 +105,7 @@ def supervised(folder):
     return rows
 
 
+<<<<<<< HEAD
 # PPO
 
 @torch.no_grad()
@@ -133,3 +135,6 @@ def ppo(folder):
 
 
 run(dict(head=head, supervised=supervised, ppo=ppo), ARGS)
+=======
+run(dict(head=head, supervised=supervised), ARGS, load=round(os.getloadavg()[0], 1))
+>>>>>>> decoders

@@ -171,15 +171,20 @@ def outside(
 )->Tokens:
     "Token shards of text of another kind than the model has read"
     need(kind in OUTSIDE, f'text {kind!r}', 'unknown', f'one of {", ".join(OUTSIDE)}')
+    file = Path(folder)/'outside'/f'{kind}_{documents}.jsonl'
+    if not file.exists(): # drawn once: what is installed may change while a run goes on
+        lines = [json.dumps(dict(name=n, text=t))+'\n' for n,t in _beginnings(kind, documents)]
+        with atomic(file) as tmp: tmp.write_text(''.join(lines))
+    made = Path(folder)/'outside'/f'{kind}-{sha256(file)[:10]}'
+    return tokenize(file, tokenizer or root()/WEIGHTS, made, 'files of this machine', 'their own; not passed on')
+
+def _beginnings(kind, documents):
+    "Names and texts; one more on the machine replaces one at most"
     found = dict(tests=_tests, c=_headers, prose=_descriptions)[kind]()
     long = [name for name,text in found.items() if len(text) >= 2*SHORTEST]
     need(long, f'text {kind!r}', 'none on this machine', 'a whole Python, with its headers and packages')
-    drawn = sorted(rng('outside', kind).permutation(long)[:documents].tolist())
-    lines = [json.dumps(dict(name=n, text=found[n][:BEGINNING]))+'\n' for n in drawn]
-    file = Path(folder)/'outside'/f'{kind}.jsonl'
-    with atomic(file) as tmp: tmp.write_text(''.join(lines))
-    made = Path(folder)/'outside'/f'{kind}-{sha256(file)[:10]}'
-    return tokenize(file, tokenizer or root()/WEIGHTS, made, 'files of this machine', 'their own; not passed on')
+    drawn = sorted(long, key=lambda name: seed_of('outside', kind, name))[:documents]
+    return [(name, found[name][:BEGINNING]) for name in sorted(drawn)]
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #efa69edd
 def blank(
