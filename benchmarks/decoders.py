@@ -105,7 +105,6 @@ def supervised(folder):
     return rows
 
 
-<<<<<<< HEAD
 # PPO
 
 @torch.no_grad()
@@ -134,7 +133,4 @@ def ppo(folder):
             | dict(bar='half of bare generation', met=bool(whole >= bare/2))]
 
 
-run(dict(head=head, supervised=supervised, ppo=ppo), ARGS)
-=======
-run(dict(head=head, supervised=supervised), ARGS, load=round(os.getloadavg()[0], 1))
->>>>>>> decoders
+run(dict(head=head, supervised=supervised, ppo=ppo), ARGS, load=round(os.getloadavg()[0], 1))
