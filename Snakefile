@@ -11,13 +11,13 @@ from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 NUMBERED = {p.split("_")[0]: p for p in PHASES}
-ASKED = {"nano_vla": "12345", "nano_lm": "1235", "set_model": "125"}
+ASKED = {"nano_vla": "123457", "nano_lm": "12357", "set_model": "1257"}
 if "everything" in config:  # and what takes longer than `make run` may
     ASKED["walker"] = "1236"
 if "subjects" in config:  # others, through phases 1 and 2 or those named: --config subjects=smollm2 phases=123
     ASKED = {s: str(config.get("phases", 12)) for s in str(config["subjects"]).split(",")}
 SUBJECTS = {s: [NUMBERED[n] for n in numbers if n in NUMBERED] for s, numbers in ASKED.items()}
-READS = {"2": "1", "3": "2", "4": "3", "5": "2"}  # a phase reads what another left; the others stand alone
+READS = {"2": "1", "3": "2", "4": "3", "5": "2", "7": "5"}  # a phase reads what another left; the others stand alone
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93}  # it imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))

@@ -10,7 +10,7 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, autolabel, cards, codes, label, latent, runs, sae, studio
+from .commands import acts, autolabel, cards, codes, dash, label, latent, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -32,6 +32,7 @@ app.add_typer(latent.app, name='latent', help=GROUPS['latent'])
 app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)
+app.command('dash')(dash.dash)
 app.add_typer(studio.app, name='policy', help=GROUPS['policy'])
 
 def _version(

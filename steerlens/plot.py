@@ -46,7 +46,7 @@ def svg(
     "`fig` as SVG, without a date and with its title as `<title>`"
     buf = io.StringIO()
     fig.savefig(buf, format='svg', metadata={'Date': None, 'Title': getattr(fig, 'title', '')})
-    return re.sub(r'font-family: [^;]+;', 'font-family: system-ui, sans-serif;', buf.getvalue())
+    return re.sub(r'font-family: [^;"]+', 'font-family: system-ui, sans-serif', buf.getvalue())
 
 # %% ../nbs/02_plot.ipynb #fe54b155
 def save(

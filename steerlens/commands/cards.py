@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from ..core import need
 from ..codes.steps import progress
-from .shared import show_json
+from .shared import show_json, store_named
 
 # %% ../../nbs/98_commands.cards.ipynb #dcff5479
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Store = Annotated[str, typer.Argument(help='A code store, such as codes/nano_lm/blocks.1.hook_resid_post/main.')]
+Store = Annotated[str, typer.Argument(help='Codes: SUBJECT, SUBJECT/SITE, or a folder in any layout.')]
 Sae = Annotated[str|None, typer.Option(help='Its autoencoder, for neighbours: a folder.')]
 Subject = Annotated[str|None, typer.Option(help='Module of the subject, if the activations don\'t name it.')]
 
@@ -23,7 +23,7 @@ def _deck(store, sae, subject):
     from steerlens.codes.backends import CodeStore
     from steerlens.explore.card import deck_of
     from steerlens.sae.models import load_sae
-    codes = CodeStore(store)
+    codes = CodeStore(store_named(store))
     site = codes.codes.catalog['site'] if codes.codes is not None else None
     return deck_of(codes, subject, **(dict(sae=load_sae(sae, site)) if sae else {}))
 
@@ -37,13 +37,11 @@ def cards_enrich(
 ):
     "Find what every latent fires on more than by chance, by episodes, corrected, and beside shuffled firings."
     from steerlens.codes.backends import CodeStore
-    from steerlens.explore.enrich import enrich
+    from steerlens.explore.enrich import asked_of, enrich
     from steerlens.explore.render import showing_of
-    codes = CodeStore(store)
-    showing = showing_of(codes, subject)
-    asked = column or (showing and [c for c in showing.asked or () if c in codes.columns]) or None
-    alike = alike or (showing and showing.alike in codes.columns and showing.alike) or None
-    with progress() as tell: found = enrich(codes, asked, alike, tell=tell)
+    codes = CodeStore(store_named(store))
+    columns,same = asked_of(codes, showing_of(codes, subject))
+    with progress() as tell: found = enrich(codes, column or columns, alike or same, tell=tell)
     print(found)
     for name,r in found.about['audit'].items(): print(f'{name:<12} {r["rate"]:.1%} of {r["n"]:,} latents enriched')
 
@@ -59,7 +57,8 @@ def cards_build(
 ):
     "Make a site of cards with a page to find them on; goes on where it was stopped, needs no server."
     from steerlens.explore.site import build_site
-    with progress() as tell: site = build_site(store, out, feature, sae, subject, workers=workers, tell=tell)
+    codes = store_named(store)
+    with progress() as tell: site = build_site(codes, out, feature, sae, subject, workers=workers, tell=tell)
     print(f'{site}/index.html')
 
 @app.command('show')

@@ -40,15 +40,18 @@ def show_json(
 FULL = 'full' # What the guide calls the model
 
 def store_named(
-    model:str|None=FULL # A folder, SUBJECT/SITE, SUBJECT; None and `full` for the only one there is
+    model:str|None=FULL # A folder in any layout, SUBJECT/SITE, SUBJECT; None and `full` for the only one there is
 ): # The folder of a code store; raises `SteerlensError` where it isn't clear which
     "The code store that is meant"
     import os
+    from contextlib import suppress
     from pathlib import Path
     from steerlens.codes.doctor import stores_below
+    from steerlens.codes.layouts import config_of
     model = model or FULL
     given = os.environ.get('ACTIVATION_DATA_DIR') if model==FULL else model
-    if given and (Path(given)/'catalog.json').exists(): return Path(given)
+    with suppress(SteerlensError):
+        if given and config_of(given): return Path(given)
     below = root()/'codes'
     folder = below/model if model!=FULL or (below/model).exists() else below
     every = sorted(stores_below(below)) if below.is_dir() else []

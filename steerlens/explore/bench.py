@@ -37,10 +37,11 @@ class Bench:
         work:Work,       # What the subject is for
         calls:list|None=None, # Which computations of the site were encoded, where it has several; all by default
         key:dict|None=None, # What identifies all this
+        stored:Callable|None=None # () -> the activations that were encoded, in the order of the rows, a part at a time
     ):
         self.codes,self.subject,self.sae,self.work,self.calls = codes, subject, sae, work, calls
         self.site,self.streams = codes.catalog['site'], codes.catalog['streams']
-        self._inputs = inputs
+        self._inputs,self.stored = inputs, stored
         self.key = dict(codes=sha256(codes.folder/'catalog.json')) | (key or {})
         self.tell = lambda n: None # Is told of inputs that were run
 
@@ -67,9 +68,16 @@ def open_bench(
          'see 11_subjects.inputs')
     calls = params['denoise'] if who.subject.calls(codes.catalog['site']) > 1 else None
     return Bench(codes, who.subject, _sae_of(codes, acts, who.name), lambda split: inputs(who.subject, acts, split),
-                 who.module.work(), calls, dict(subject=who.name, acts=sha256(acts.folder/'manifest.json')))
+                 who.module.work(), calls, dict(subject=who.name, acts=sha256(acts.folder/'manifest.json')),
+                 lambda: _stored(acts, codes.catalog))
 
 # %% ../../nbs/74_explore.bench.ipynb #7a7036b1
+def _stored(acts, catalog):
+    "Activations in the order of the store's rows"
+    site = catalog['site']
+    for stream in acts.streams_at(site, catalog['streams'] or None):
+        for file in acts.files(site, stream): yield file.map()
+
 def _acts_of(codes):
     "The activations that were encoded, where they were or beside the store"
     said,site = codes.catalog['acts'], codes.catalog['site']

@@ -311,6 +311,8 @@ LOOKS = """
 .slc .panel .chip{font-family:ui-monospace,SFMono-Regular,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 .slc footer{font-size:12px;color:var(--soft);margin-top:8px}
 .slc footer ul{margin:4px 0 0 18px}
+@container(max-width:920px){.slc .odds svg.span{width:104px;height:13px}
+  .slc .odds small{display:block;white-space:normal;max-width:104px}}
 @container(max-width:820px){.slc .columns{grid-template-columns:minmax(0,1fr);gap:0}}
 @container(max-width:560px){.slc .tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:8px}
   .slc h1{font-size:27px}.slc .panel{padding:14px}.slc .column{display:block}.slc :is(th,td){padding-right:8px}

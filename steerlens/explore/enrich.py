@@ -19,20 +19,24 @@ from ..codes.steps import SILENT, steps, stepwise
 from ..codes.store import OutOfRange
 from .examples import Coded, rows_of_split
 from .odds import PRIOR, Cells, as_table, cells, once, sums, values
+from ..subjects.showing import Showing
 
 # %% auto #0
-__all__ = ['FEW', 'BINS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
-           'corrected', 'shuffled', 'split_of', 'enrich', 'Enriched']
+__all__ = ['FEW', 'BINS', 'IDS', 'MOST', 'CELLS', 'NOT_ASKED', 'KEPT', 'ENRICHED', 'STEP', 'AUDITED', 'binned', 'Background',
+           'corrected', 'shuffled', 'asked_of', 'split_of', 'enrich', 'Enriched']
 
 # %% ../../nbs/73_explore.enrich.ipynb #8c65d074
 FEW,BINS = 20, 10 # Numbers with more different values than `FEW` are cut into so many bins
 
 def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool)
 
+IDS = 'token', 'tokens', 'id', 'ids' # Last words of the names of columns whose numbers are names
+
 def binned(
     c:Coded # A column
 )->Coded: # The same, or the same in bins
     "A column whose values come back"
+    if c.at is not None or c.name.rpartition('_')[2] in IDS: return c
     if len(c.names) <= FEW or not all(map(_is_number, c.names)): return c
     names = np.array(c.names, 'f8')
     edges = np.unique(np.nanquantile(names[c.values[c.values>=0]], np.linspace(0, 1, BINS+1)))
@@ -220,6 +224,15 @@ def audit(self:Background,
 
 # %% ../../nbs/73_explore.enrich.ipynb #95e428d4
 ENRICHED,STEP,AUDITED = 1, 1024, 1000 # Version of this folder, latents of a step, latents that are shuffled
+
+def asked_of(
+    store:CodeStore,     # With a row table
+    showing:Showing|None # Of its subject
+)->tuple[list[str]|None,str|None]: # Columns that may explain a latent (None for all), and `alike`
+    "What a subject's rows are to be asked, of what the store knows"
+    if showing is None: return None, None
+    columns = [c for c in showing.asked or () if c in store.columns]
+    return columns or None, showing.alike if showing.alike in store.columns else None
 
 def split_of(
     store:CodeStore # With a row table

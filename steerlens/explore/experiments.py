@@ -20,11 +20,12 @@ from ..core import atomic, manifest, need, read_manifest, rng, sha256
 from ..stats import CLUSTERS, chance_p, cluster_means
 from .bench import Bench, open_bench
 from .units import Units
+from .wording import interval, percent
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'THEMES', 'RESULT', 'group_means', 'beside', 'facts_of', 'is_more', 'halves', 'Extremes', 'extremes',
-           'percent', 'quoted', 'interval', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named',
-           'Result', 'explored', 'run_experiment', 'open_result', 'results']
+           'extent', 'against', 'hedged', 'Experiment', 'experiment', 'dots', 'experiment_named', 'offered', 'Result',
+           'explored', 'run_experiment', 'open_result', 'results']
 
 # %% ../../nbs/76_explore.experiments.ipynb #c1a3f585
 def group_means(
@@ -103,26 +104,14 @@ def extremes(
     return Extremes(low, high, np.stack(apart, 1), ~pick)
 
 # %% ../../nbs/76_explore.experiments.ipynb #5fecb612
-def percent(
-    x:float # A share
-)->str: # Such as `12%`, `0.4%`
-    "A share in words"
-    return f'{x:.0%}' if abs(x) >= .095 or x==0 else f'{x:.1%}'
-
-def quoted(
-    word:str # A word, a part, a context
-)->str: # In quotes; a line break as \\n
-    "What somebody may have to tell from other words"
-    return f"'{word}'" if word==word.strip() else repr(word)
-
-def interval(
+def extent(
     facts:dict,          # With lo, hi, n, groups
     show:Callable=percent # A number in words
 )->str:
     "How sure one can be"
     size = f"{facts['n']} held-out inputs of {facts['groups']} groups"
     if facts['lo'] is None: return f'too few groups for an interval; {size}'
-    return f"{show(facts['lo'])} to {show(facts['hi'])}; {size}"
+    return f"{interval(facts['lo'], facts['hi'], show)}; {size}"
 
 def against(
     facts:dict,           # With effect and chance
@@ -187,7 +176,7 @@ def _plainly(run):
     "The docstring and the numbers"
     what = (run.__doc__ or run.__name__).strip().rstrip('.')
     def say(facts, name, others):
-        found = f"{what}, {name}: {percent(facts['effect'])} ({interval(facts)}); {against(facts, others)}"
+        found = f"{what}, {name}: {percent(facts['effect'])} ({extent(facts)}); {against(facts, others)}"
         return hedged(facts, found)
     return say
 
@@ -250,7 +239,10 @@ def _typed(where, value, kind):
     need(fits, where, repr(value), kind)
     return list(value) if isinstance(value, tuple) else value
 
-def _offered(e, bench):
+def offered(
+    e:Experiment, # Any
+    bench:Bench   # Whose subject would be run
+): # Raises `SteerlensError` where it can't
     "Refuse what the subject can't do"
     for what in e.needs:
         can = bool(getattr(bench.work, what)) if hasattr(bench.work, what) else bench.held.can(what)
@@ -300,6 +292,7 @@ def run_experiment(
     n_random:int=19,          # Placebos
     seed:int=0,               # Of everything random
     folder:str|Path|None=None, # Where results are kept; `explored(store)` by default
+    again:bool=True,          # Also where the answer is kept already
     **params                  # Its own
 )->Result: # Raises `SteerlensError` before any work where something can't be asked
     "Ask a latent, and keep the answer"
@@ -307,15 +300,17 @@ def run_experiment(
     params = _checked(e, params)
     need(type(n_random) is int and n_random >= 0, 'n_random', repr(n_random), 'a whole number from 0 on')
     bench = store if isinstance(store, Bench) else open_bench(store)
-    _offered(e, bench)
+    offered(e, bench)
     of = bench.units(feature, n_random, e.placebo, seed)
     who = of.latents[0] if of.latents else sha256(of.vectors[0].tolist())[:12]
     went_in = dict(experiment=name, feature=who, params=params, n_random=n_random, seed=seed, **bench.key)
+    dest = Path(folder or explored(bench.codes.folder))/f'{name}-{sha256(went_in)[:12]}'
+    if not again and (dest/'manifest.json').exists(): return open_result(dest)
     table,facts = e.run(bench, of, seed=seed, **params)
     facts = {k: None if isinstance(x, float) and np.isnan(x) else x for k,x in facts.items()}
     said = f'{_sentence(e, facts, of)}.'
-    found = Result(f'{name}-{sha256(went_in)[:12]}', name, who, params, said[0].upper()+said[1:], facts, table)
-    return _kept(found, Path(folder or explored(bench.codes.folder)), went_in)
+    found = Result(dest.name, name, who, params, said[0].upper()+said[1:], facts, table)
+    return _kept(found, dest.parent, went_in)
 
 # %% ../../nbs/76_explore.experiments.ipynb #0f894340
 def _sentence(e, facts, of):

@@ -14,7 +14,7 @@ from scipy.special import expit, logit, rel_entr
 from ..core import SteerlensError, need, rng, sha256
 from ..stats import CLUSTERS, chance_p, cluster_means, fdr
 from ..codes.backends import CodeStore
-from .enrich import Background, Enriched, binned, split_of
+from .enrich import Background, Enriched, asked_of, binned, split_of
 from .labels import Labels, labels_of
 from .examples import examples, lacks, ranked, rows_of_split
 from ..subjects.showing import Showing
@@ -90,9 +90,7 @@ class Deck:
         return self.keep('split', lambda: split_of(self.store) if self.store.who is not None else None)
 
     def _background(self):
-        s,split = self.showing, self.split
-        asked = [c for c in s.asked if c in self.store.columns] if s and s.asked else None
-        alike = s.alike if s and s.alike in self.store.columns else None
+        split,(asked,alike) = self.split, asked_of(self.store, self.showing)
         try:
             found = Background(self.store, asked, alike, split)
             return found, Background(self.store, split='held out', like=found) if split else None

@@ -143,7 +143,8 @@ def sums(
     with np.errstate(all='ignore'): x,y = 1/((total+PRIOR)*pi*(1-pi)), 1/(total*q*(1-q))
     silent = np.einsum('s,vst,t->v', often, values.spread[some], often)
     squares = _between(ep, F, some, A, often, pi, q, x, y, cells.n, values.counts, share)
-    return some, total, np.stack([a, q, both, a-q*total, silent+squares[0], silent*y**2+squares[1]], 1)
+    with np.errstate(invalid='ignore'): uu = silent*y**2+squares[1] # NaN, as y is infinite, where all rows have it
+    return some, total, np.stack([a, q, both, a-q*total, silent+squares[0], uu], 1)
 
 def as_table(
     number:np.ndarray, # Of the values, [m]

@@ -13,7 +13,8 @@ from ..stats import chance_p
 from ..codes.backends import CodeStore
 from ..codes.client import Client
 from .bench import edited
-from .experiments import experiment, quoted, run_experiment
+from .experiments import experiment, run_experiment
+from .wording import quoted
 
 # %% auto #0
 __all__ = ['KINDS', 'shares', 'counted', 'overview', 'through_lens', 'through_network', 'decoder']

@@ -11,13 +11,14 @@ from .. import plot
 from ..core import need, rng
 from ..stats import check_finite
 from .bench import Bench, edited
-from .experiments import (against, beside, dots, experiment, facts_of, hedged, interval, quoted,
+from .experiments import (against, beside, dots, experiment, extent, facts_of, hedged,
                                            run_experiment)
 from .units import Units
+from .wording import quoted
 from ..subjects.base import alone
 
 # %% auto #0
-__all__ = ['Patched', 'patched', 'figures', 'patching', 'agreement', 'influence_ranks']
+__all__ = ['Patched', 'patched', 'attributed', 'figures', 'patching', 'agreement', 'influence_ranks']
 
 # %% ../../nbs/77_explore.patching.ipynb #909a20e4
 @dataclass
@@ -82,6 +83,19 @@ def _detached(out):
     "An output without its graph"
     return out.detach() if isinstance(out, torch.Tensor) else out.logits.detach()
 
+# %% ../../nbs/77_explore.patching.ipynb #e8dd4d3e
+def attributed(
+    bench:Bench,
+    of:Units,          # What would be switched off
+    some:pd.DataFrame, # Held-out inputs
+    to:float|None=None # Or set to this share of its maximum
+)->dict: # Measure -> change as the gradient has it, [n, U]
+    "The change of every measure by attribution, without switching anything off"
+    parts = []
+    for batch in bench.held.batches(some):
+        with alone(bench.subject): parts.append(_with_gradients(bench, of, batch, to)[1])
+    return {k: np.concatenate([p[k] for p in parts]) for k in bench.work.measures}
+
 # %% ../../nbs/77_explore.patching.ipynb #83d1107a
 def figures(
     x:float # Any number
@@ -97,9 +111,10 @@ def _lines(p, some, of, bench, seed):
         on = (task==t) | (t=='all')
         for what,x in whats.items():
             slope = p.attribution[what][on].mean(0) if what in p.attribution else np.full(len(of), np.nan)
+            usual = slope[1:].mean() if len(of) > 1 else np.nan
             here = dict(task=t, what=what)
             own = beside(x[on], some.group[on], of, seed, **here)
-            rows.append(own.assign(attribution=[slope[0], slope[1:].mean()][:len(own)]))
+            rows.append(own.assign(attribution=[slope[0], usual][:len(own)]))
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/77_explore.patching.ipynb #f1838e3c
@@ -108,7 +123,7 @@ def _say_patching(facts, name, others):
     f,(what,unit) = facts, facts['what'].split(', ')
     done = f'without {name}' if f['to'] is None else f"with {name} at {f['to']:.0%} of its maximum"
     change = f"changes by {figures(f['effect'])}" if f['signed'] else f"is {figures(f['effect'])}"
-    said = f"{done} the {what} {change} {unit} ({interval(f, figures)}); {against(f, others, figures)}"
+    said = f"{done} the {what} {change} {unit} ({extent(f, figures)}); {against(f, others, figures)}"
     if f['attribution'] is not None: said += f"; attribution says {figures(f['attribution'])}"
     if f['signed']:
         beyond = against(dict(effect=f['apart'], chance=f['apart_chance']), others, figures)

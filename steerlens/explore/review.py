@@ -135,9 +135,9 @@ def next_batch(
 
 def _placebos(t, n, g):
     "Latents with the labels of others, not of their own name"
-    found = []
+    found,labels = [], t.label.tolist()
     for f in g.permutation(len(t))[:n].tolist():
-        others = [i for i in range(len(t)) if not _same(t.label[i], t.label[f])]
+        others = [i for i,l in enumerate(labels) if not _same(l, labels[f])]
         if not others: continue
         o = int(g.choice(others))
         mine = t.loc[f, ['feature', 'revision']].to_dict()

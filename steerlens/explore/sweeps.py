@@ -9,12 +9,13 @@ import numpy as np, pandas as pd
 from .. import plot
 from ..core import need, rng
 from ..stats import CLUSTERS
-from .experiments import (Extremes, against, beside, dots, experiment, extremes, facts_of, hedged,
-                                           interval, is_more, percent, run_experiment)
+from .experiments import (Extremes, against, beside, dots, experiment, extent, extremes, facts_of,
+                                           hedged, is_more, run_experiment)
+from .wording import percent, quoted
 from ..subjects.inputs import Inputs
 
 # %% auto #0
-__all__ = ['SHOWN', 'another_family', 'from_to', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
+__all__ = ['SHOWN', 'MEAN', 'another_family', 'from_to', 'family_sweep', 'interaction', 'heatmap', 'context_sweep']
 
 # %% ../../nbs/77_explore.sweeps.ipynb #9b03bac9
 def another_family(
@@ -36,11 +37,11 @@ def another_family(
 # %% ../../nbs/77_explore.sweeps.ipynb #5c713a0e
 def _say_sweep(facts, name, others):
     "From where to where"
-    f,what = facts, f"'{facts['family']}'"
+    f,what = facts, quoted(facts['family'])
     kind = f" ({f['kind']})" if len(f['kinds']) > 1 else ''
-    if f['low']==f['high']: return f"no level of {what} changes {name} ({interval(f)})"
+    if f['low']==f['high']: return f"no level of {what} changes {name} ({extent(f)})"
     said = (f"{name} goes from {percent(f['from'])} to {percent(f['to'])} of its maximum as {what} goes from "
-            f"{f['low']} to {f['high']}{kind}, by {percent(f['effect'])} ({interval(f)}); "
+            f"{f['low']} to {f['high']}{kind}, by {percent(f['effect'])} ({extent(f)}); "
             f"{against(f, others)}; another family moves it by {percent(f['another'])}")
     if not is_more(f): return hedged(f, said)
     return said if f['another'] < abs(f['effect'])/2 else f'not {what} in particular: {said}'
@@ -119,9 +120,9 @@ def _resampled(values_XYNU, groups_N, seed, draws=200):
 
 def _say_grid(facts, name, others):
     "Sum or not, and by how much"
-    f,both = facts, f"'{facts['family_x']}' and '{facts['family_y']}'"
+    f,both = facts, f"{quoted(facts['family_x'])} and {quoted(facts['family_y'])}"
     said = (f"{name} is between {percent(f['least'])} and {percent(f['largest'])} of its maximum over {both}, of which "
-            f"{percent(f['effect'])} is more than the sum of the two ({interval(f)}); {against(f, others)}")
+            f"{percent(f['effect'])} is more than the sum of the two ({extent(f)}); {against(f, others)}")
     if f['largest']-f['least'] < .01: return f'neither {both} moves {name}: {said}'
     return hedged(f, said)
 
@@ -176,13 +177,15 @@ def _grid_facts(values_XYNU, groups, seed):
 
 # %% ../../nbs/77_explore.sweeps.ipynb #ac738fb2
 SHOWN = 12 # Contexts in the figure
+MEAN = 'the mean context' # What one context is compared with
 
 def _say_contexts(facts, name, others):
     "The two that are most apart"
     f = facts
-    if f['low']==f['high']: return f"no context changes {name} ({interval(f)})"
-    said = (f"{name} goes from {percent(f['from'])} of its maximum under '{f['low']}' to {percent(f['to'])} under "
-            f"'{f['high']}', by {percent(f['effect'])} ({interval(f)}); {against(f, others)}; under the median context "
+    if f['low']==f['high']: return f"no context changes {name} ({extent(f)})"
+    low,high = (c if c==MEAN else quoted(c) for c in (f['low'], f['high']))
+    said = (f"{name} goes from {percent(f['from'])} of its maximum under {low} to {percent(f['to'])} under "
+            f"{high}, by {percent(f['effect'])} ({extent(f)}); {against(f, others)}; under the median context "
             f"it is at {percent(f['median'])}")
     return hedged(f, said, 'as random directions do, each in its own way')
 
@@ -193,14 +196,25 @@ def _show_contexts(table, title, facts):
     return dots(table.set_index('context').loc[shown].reset_index(), title, 'share of its maximum')
 
 # %% ../../nbs/77_explore.sweeps.ipynb #d544c4cf
+def _with_mean(values_LNU): return np.concatenate([values_LNU, values_LNU.mean(0, keepdims=True)])
+
+def _of_one(values_LNU, context, names, ends):
+    "One context above the mean of all; for each placebo, and with `*`, the context that raises it most"
+    high = ends.high if context=='*' else np.r_[names.index(context), ends.high[1:]]
+    apart = [values_LNU[h,ends.rest,u]-values_LNU[:,ends.rest,u].mean(0) for u,h in enumerate(high)]
+    return Extremes(np.full(len(high), len(values_LNU)), high, np.stack(apart, 1), ends.rest)
+
 @experiment('context_sweep', needs=('contexts',), placebo='directions', say=_say_contexts, show=_show_contexts)
-def context_sweep(bench, of, n:int=100, seed:int=0):
+def context_sweep(bench, of, context:str='', n:int=100, seed:int=0):
     "Activation of the same inputs under every context"
     inputs,some = bench.held, bench.some(n, seed)
+    if context not in ('', '*'): inputs.check('contexts', context)
     values = np.stack([bench.shares(inputs.under(some, c), of) for c in inputs.contexts])
     order = np.argsort(-values[...,0].mean(1), kind='stable')
     lines = [beside(values[i], some.group, of, seed, context=inputs.contexts[i]) for i in order]
+    names = inputs.contexts
     ends = extremes(values, some.group, seed)
+    if context: ends,values,names = _of_one(values, context, names, ends), _with_mean(values), (*names, MEAN)
     facts = facts_of(ends.apart, some.group[ends.rest], (values[...,0] > 0).any(0).sum(), seed)
     usual = float(np.median(values[:,ends.rest,0].mean(1)))
-    return pd.concat(lines, ignore_index=True), facts | from_to(ends, values, inputs.contexts) | dict(median=usual)
+    return pd.concat(lines, ignore_index=True), facts | from_to(ends, values, names) | dict(median=usual)

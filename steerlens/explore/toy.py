@@ -81,4 +81,4 @@ def toy_bench(
     z = sae.encode(x).numpy()
     codes = write_codes(folder, csr_matrix(z), sets.drop(columns='hidden'), z.shape[1], 'float32', site='total.out')
     def inputs(split): return set_inputs(sets[sets.split==split].reset_index(drop=True), VOCABULARY)
-    return Bench(codes, net, sae, inputs, work())
+    return Bench(codes, net, sae, inputs, work(), stored=lambda: [x])

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from .. import plot
 from ..core import need, rng
-from .experiments import (against, beside, experiment, facts_of, hedged, interval, is_more, percent,
-                                           quoted, run_experiment)
+from .experiments import (against, beside, experiment, extent, facts_of, hedged, is_more,
+                                           run_experiment)
+from .wording import percent, quoted
 
 # %% auto #0
 __all__ = ['REACH', 'LEAST', 'TEMPLATES', 'ENOUGH', 'onsets', 'windows', 'heights', 'Course', 'course', 'scores_by_event',
@@ -111,7 +112,7 @@ def _say_trace(facts, name, others):
     "What it does, and when"
     f = facts
     said = (f"when {quoted(f['event'])} begins, {name} {f['template']} by {percent(f['effect'])} of its maximum "
-            f"({interval(f)}); {against(f, others)}; at other moments by {percent(f['elsewhere'])}, going by the clock "
+            f"({extent(f)}); {against(f, others)}; at other moments by {percent(f['elsewhere'])}, going by the clock "
             f"by {percent(f['clock'])}").replace('held-out inputs', 'onsets').replace('groups', 'held-out episodes')
     if not is_more(f): return hedged(f, said)
     alike = {'at other moments, too': f['elsewhere'], 'perhaps by the clock alone': f['clock']}

@@ -21,39 +21,31 @@ from ..steer.edits import intervened
 from ..steer.film import film
 from ..steer.methods import applied
 from ..steer.trials import steering_of
+from .card import card
 from .find import Finder
 from .page import Page
+from .wording import number, percent, visible
 
 # %% auto #0
-__all__ = ['LONG', 'ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'visible', 'percent', 'number', 'glance', 'together', 'compared',
-           'Browser', 'changed', 'browse', 'Player', 'marked', 'n_changed', 'play']
+__all__ = ['LONG', 'ROWS', 'ARMS', 'KINDS', 'VERDICTS', 'code', 'glance', 'together', 'compared', 'Browser', 'changed', 'browse',
+           'Player', 'marked', 'n_changed', 'play']
 
 # %% ../../nbs/79_explore.widgets.ipynb #d31fd3af
 LONG = 120 # Characters of a value that are shown
 
-def visible(
+def code(
     value # Of a column
 )->Html:
     "A value as code, with blanks that can be seen"
     text = (', '.join(map(str, value)) if isinstance(value, (list,tuple,np.ndarray)) else str(value))[:LONG]
-    text = text.replace('\n', '⏎').replace('\t', '⇥')
+    text = visible(text)
     core = text.strip(' ')
     left = len(text)-len(text.lstrip(' ')) if core else len(text)
     return tag('code', '␣'*left + core + '␣'*(len(text)-left-len(core)) or '(empty)')
 
-def percent(
-    share:float # Of one
-)->str: # Such as `4.2 %`
-    "A share with three digits"
-    return f'{100*share:.3g} %' if share==share else '–'
-
-def number(
-    x # A statistic, perhaps None or NaN
-)->str:
-    "Three digits, or all of a count"
-    if x is None or x!=x: return '–'
-    if isinstance(x, (bool,np.bool_)): return 'yes' if x else 'no'
-    return f'{x:,.0f}' if float(x).is_integer() or abs(x) >= 1000 else f'{x:.3g}'
+def _plain(x):
+    "A number, or a truth value"
+    return ('no', 'yes')[bool(x)] if isinstance(x, (bool,np.bool_)) else number(x) or '–'
 
 # %% ../../nbs/79_explore.widgets.ipynb #c4492fc1
 def glance(
@@ -95,7 +87,7 @@ def _fires_on(store, feature):
     t = store.stats.breakdown(feature)
     t = t.assign(excess=t.share-t.base).sort_values('excess', ascending=False)
     t = t[t.excess > 0].groupby('column', sort=False).head(4)[:12]
-    rows = [(r.column, visible(r.value), meter(r.share), percent(r.share), percent(r.base)) for r in t.itertuples()]
+    rows = [(r.column, code(r.value), meter(r.share), percent(r.share), percent(r.base)) for r in t.itertuples()]
     head = [('', None), ('', None), ('', 'meter'), ('of its firings', 'n'), ('of all rows', 'n')]
     return joined([tag('h4', 'Fires on'), _table(head, rows)]) if rows else None
 
@@ -126,7 +118,7 @@ def _telling(store, feature, t):
         excess = (known.share-known.base).groupby(known.column).max()
     return sorted(columns, key=lambda c: (-excess.get(c, 0), pd.api.types.is_numeric_dtype(t[c])))
 
-def _cell(x): return visible(x) if isinstance(x, str) else number(x) if isinstance(x, (int,float)) else visible(x)
+def _cell(x): return _plain(x) if isinstance(x, (int,float)) else code(x)
 
 # %% ../../nbs/79_explore.widgets.ipynb #d526c088
 def together(
@@ -163,7 +155,7 @@ def _apart(store, a, b):
     t['base'] = t.base_a.fillna(t.base_b)
     t['most'] = t[['share_a', 'share_b']].sub(t.base, axis=0).max(axis=1)
     t = t[t.most > 0].sort_values('most', ascending=False)[:8]
-    rows = [(c, visible(v), percent(r.share_a), percent(r.share_b), percent(r.base)) for (c,v),r in t.iterrows()]
+    rows = [(c, code(v), percent(r.share_a), percent(r.share_b), percent(r.base)) for (c,v),r in t.iterrows()]
     head = [('', None), ('', None), *[(h, 'n') for h in (f'of {a}’s firings', f'of {b}’s firings', 'of all rows')]]
     return _table(head, rows) if rows else None
 
@@ -233,7 +225,7 @@ def _told(self:Browser, r):
     label,t = tag('b', r['label'], ' ') if r['label'] else None, self.find.told(r['line'])
     if t is None: return label or '–'
     share = tag('span', f' {percent(t.share)}, of all rows {percent(t.base)}', class_='dim')
-    return joined([label, tag('span', t.column, ' ', class_='dim'), visible(t.value), share])
+    return joined([label, tag('span', t.column, ' ', class_='dim'), code(t.value), share])
 
 # %% ../../nbs/79_explore.widgets.ipynb #b8bac5f0
 @patch
@@ -257,7 +249,8 @@ def _one(self:Browser, feature, *more):
     label = self.find.labels[feature]
     shown = self.show(self.store, feature)
     if not isinstance(shown, Html): shown = Html(shown._repr_html_()) if hasattr(shown, '_repr_html_') else str(shown)
-    return joined([tag('h3', f'Latent {feature}{": " if label else ""}{label}', ' ', *more), shown])
+    scrolls = tag('div', shown, style='max-height:720px;overflow:auto', tabindex='0')
+    return joined([tag('h3', f'Latent {feature}{": " if label else ""}{label}', ' ', *more), scrolls])
 
 # %% ../../nbs/79_explore.widgets.ipynb #794bcd23
 def changed(
@@ -294,7 +287,7 @@ def on(self:Browser)->dict: # Name of a control -> its function
 def browse(
     store:CodeStore|str|Path,    # Whose latents, or its folder
     labels=None,                 # Latent -> its label, or as `Finder` takes them
-    show:Callable=glance,        # (store, latent) -> what is shown of it: HTML, or anything with `_repr_html_`
+    show:Callable=card,          # (store, latent) -> what is shown of it: HTML, or anything with `_repr_html_`
 )->Page:
     "Find latents, look at one, compare two"
     b = Browser(store if isinstance(store, CodeStore) else CodeStore(store), labels, show)
@@ -418,7 +411,7 @@ def _judged(self:Player, episode):
     "What the subject's module says of a run: a verdict, and numbers"
     verdict = VERDICTS[self.steering.outcome(episode, self.a, self.b)].format(a=self.a, b=self.b)
     shown = self.steering.shown(episode).items()
-    numbers = [f'{k} {number(v)}' for k,v in shown if isinstance(v, (int,float,np.number,np.bool_)) and v==v]
+    numbers = [f'{k} {_plain(v)}' for k,v in shown if isinstance(v, (int,float,np.number,np.bool_)) and v==v]
     return [tag('b', verdict), ', '.join(numbers)]
 
 VERDICTS = dict(flip='flips to {b}', stay='stays {a}', neither='neither {a} nor {b}')

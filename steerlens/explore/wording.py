@@ -14,18 +14,21 @@ def number(
     return (f'{x:,.0f}' if abs(x)>=1000 else f'{x:.3g}').replace('-', '−')
 
 def percent(
-    x:float # A share
-)->str: # Such as '12%', '0.04%', or '<0.01%'
+    x:float|None # A share, or a difference of two
+)->str: # Such as '12%', '−0.04%', or '<0.01%'; nothing for what is no number
     "A share"
+    if x is None or x!=x: return ''
+    if x < 0: return f'−{percent(-x)}' if x <= -.0001 else '0%'
     if x==0 or x>=.0995: return f'{x:.0%}'
     return f'{x:.1%}' if x>=.0095 else f'{x:.2%}' if x>=.0001 else '<0.01%'
 
 def interval(
     lo:float, # Its ends
     hi:float,
+    show=number # Or `percent`
 )->str: # Such as '−1 to 2.35'
     "From here to there"
-    return f'{number(lo)} to {number(hi)}'
+    return f'{show(lo)} to {show(hi)}'
 
 # %% ../../nbs/72_explore.wording.ipynb #d46f42ea
 def small(

@@ -7,9 +7,10 @@ from __future__ import annotations
 import numpy as np, pandas as pd
 from ..core import need, rng
 from .bench import Bench
-from .experiments import (against, beside, dots, experiment, facts_of, halves, hedged, interval,
-                                           is_more, percent, quoted, run_experiment)
+from .experiments import (against, beside, dots, experiment, extent, facts_of, halves, hedged,
+                                           is_more, run_experiment)
 from .units import Units
+from .wording import percent, quoted
 
 # %% auto #0
 __all__ = ['LEAST', 'OWN', 'TRIED', 'UNLIKE', 'strongest_part', 'part_facts', 'part_table', 'fired', 'changed', 'others_mean',
@@ -123,7 +124,7 @@ def _say_ablation(facts, name, others):
     f = facts
     if f['part'] is None: return f"no part is in enough of the {f['fires']} inputs in which {name} fires"
     said = (f"without {quoted(f['part'])} {name} loses {percent(f['lost'])} of its activation, "
-            f"{percent(f['effect'])} more than without another part ({interval(f)}), and stops in "
+            f"{percent(f['effect'])} more than without another part ({extent(f)}), and stops in "
             f"{percent(f['stops'])}; {against(f, others)}")
     return hedged(f, said, OWN)
 
@@ -214,10 +215,10 @@ def _tries(bench, some, values, tried, seed):
 def _say_insertion(facts, name, others):
     "What is enough"
     f = facts
-    if f['part'] is None: return f'there is no word to try with {name}: in training inputs it hardly fires'
+    if f['part'] is None: return f'no word could be tried on enough inputs in which {name} was silent'
     said = (f"with {quoted(f['part'])} put in, {name} fires in {percent(f['fires_with'])} of the inputs in which "
             f"it was silent, with another word as frequent in {percent(f['fires_without'])}; by "
-            f"{percent(f['effect'])} of its maximum ({interval(f)}); {against(f, others)}")
+            f"{percent(f['effect'])} of its maximum ({extent(f)}); {against(f, others)}")
     return hedged(f, said, OWN)
 
 def _show_words(table, title, facts):
@@ -258,7 +259,7 @@ def _say_pairs(facts, name, others):
     f = facts
     side = 'second' if f['effect'] > 0 else 'first'
     said = (f"{name} is stronger in the {side} of {f['agree']} of {f['n']} pairs, by {percent(abs(f['effect']))} of "
-            f"its maximum ({interval(f)}); {against(f, others)}")
+            f"its maximum ({extent(f)}); {against(f, others)}")
     return hedged(f, said.replace('held-out inputs', 'pairs'))
 
 def _show_pairs(table, title, facts): return dots(table, title, 'share of its maximum: second less first')

@@ -33,6 +33,7 @@ class Inputs:
     parse:Callable|None = None    # What somebody typed -> a line
     events:Callable|None = None   # () -> episode, step, event: what was happening, or None
     outputs:tuple = ()            # What each output of the unembedding is called
+    family_of:Callable|None = None # A word -> the family that it is a level of
 
 # %% ../../nbs/11_subjects.inputs.ipynb #93457836
 @patch

@@ -360,7 +360,7 @@ def set_inputs(
         ('cumulative', 'exact'), lambda *how: at_level(vocabulary, *how), vocabulary.contexts,
         lambda lines, context: lines.assign(context=context), lambda line, seed: without(vocabulary, line),
         vocabulary.tokens, lambda line, token: put(vocabulary, line, token), 'tokens',
-        parse=lambda said: typed(vocabulary, said), outputs=vocabulary.tokens)
+        parse=lambda said: typed(vocabulary, said), outputs=vocabulary.tokens, family_of=family_of)
 
 def inputs(
     subject:Subject,       # `set_model`
