@@ -53,7 +53,7 @@ everything: $(HERE) ## the same, with the full tables of phase 3: all methods, n
 
 test: $(HERE) ## every check: the notebooks, the tests, the docs
 	@echo "== notebooks: nbdev_test"
-	@"$(BIN)"/nbdev_test --n_workers 2
+	@OMP_NUM_THREADS=1 "$(BIN)"/nbdev_test --n_workers 2
 	@echo "== tests: pytest"
 	@OMP_NUM_THREADS=1 "$(BIN)"/pytest -n 3 --dist loadscope --no-loadscope-reorder
 	@echo "== docs: strict build"
