@@ -55,7 +55,7 @@ test: $(HERE) ## every check: the notebooks, the tests, the docs
 	@echo "== notebooks: nbdev_test"
 	@OMP_NUM_THREADS=1 "$(BIN)"/nbdev_test --n_workers 2
 	@echo "== tests: pytest"
-	@OMP_NUM_THREADS=1 "$(BIN)"/pytest -n 3 --dist loadscope --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 "$(BIN)"/pytest -n 2 --dist loadscope --no-loadscope-reorder
 	@echo "== docs: strict build"
 	@"$(BIN)"/python site/build.py
 	@echo "== all checks passed"

@@ -151,7 +151,7 @@ def _apart(store, a, b):
     "The values in which their firings differ most; only what both have among their most telling values"
     if not store.stats or 'breakdown' not in store.stats.tables: return None
     both = [store.stats.breakdown(f).set_index(['column', 'value'])[['share', 'base']] for f in (a, b)]
-    t = both[0].join(both[1], how='outer', lsuffix='_a', rsuffix='_b')
+    t = both[0].add_suffix('_a').join(both[1].add_suffix('_b'), how='outer')
     t['base'] = t.base_a.fillna(t.base_b)
     t['most'] = t[['share_a', 'share_b']].sub(t.base, axis=0).max(axis=1)
     t = t[t.most > 0].sort_values('most', ascending=False)[:8]

@@ -20,8 +20,8 @@ from .units import Units
 from .wording import number, percent, quoted
 
 # %% auto #0
-__all__ = ['ALIKE', 'telling', 'many', 'measured', 'size', 'some_of', 'influence', 'effect', 'ranked', 'best', 'why', 'others_of',
-           'beside_random', 'show_ranked', 'show_beside']
+__all__ = ['ALIKE', 'ROOM', 'telling', 'many', 'measured', 'size', 'some_of', 'influence', 'effect', 'ranked', 'best', 'why',
+           'others_of', 'beside_random', 'show_ranked', 'show_beside']
 
 # %% ../../nbs/79_explore.worth.ipynb #852a2db6
 def telling(
@@ -168,7 +168,8 @@ def show_ranked(
     told = ', '.join(dict.fromkeys(str(quoted(v)) for v in chosen.value[:3]))
     fig,(ax,) = plot.sheet(f'{len(chosen)} of {len(t):,} latents worth a look, for {told} and others', 4.2)
     does = 'does' if t.does.notna().any() else 'share'
-    ax.plot(t.bits, t[does], '.', color=plot.HUES['grey'], ms=4, alpha=.5, label='all that tell something')
+    look = dict(color=plot.HUES['grey'], ms=4, alpha=.5, rasterized=True) # thousands of points as a picture
+    ax.plot(t.bits, t[does], '.', label='all that tell something', **look)
     ax.plot(chosen.bits, chosen[does], 'o', color=plot.HUES['blue'], ms=6, label='chosen')
     if does=='does' and (t.does > 0).any(): ax.set_yscale('log')
     _name(ax, chosen, does)
@@ -178,15 +179,23 @@ def show_ranked(
     ax.legend(frameon=False, fontsize=9, loc='lower right')
     return fig
 
+ROOM = .07, .05 # Of a number beside a point, across and up, as shares of the axes
+
+def _in_the_way(x, y, placed, points):
+    "Is there a number, or another point, where a number would go?"
+    numbers = any(abs(x-a) < ROOM[0] and abs(y-b) < ROOM[1] for a,b in placed)
+    return numbers or any(0 < a-x < ROOM[0] and abs(y-b) < ROOM[1]/2 for a,b in points)
+
 def _name(ax, chosen, does):
-    "Numbers beside the points, apart from each other"
-    order = chosen.sort_values(does)
-    scale = np.log10(order[does].clip(lower=1e-12)) if ax.get_yscale()=='log' else order[does]
-    gap = .06*max(np.ptp(ax.get_ylim() if scale is order[does] else np.log10(ax.get_ylim())), 1e-9)
-    at = plot.spread(scale.to_numpy(), gap)
-    at = 10**at if ax.get_yscale()=='log' else at
-    for x,y,f in zip(order.bits, at, order.feature):
-        ax.annotate(str(f), (x, y), (5, 0), textcoords='offset points', fontsize=8, va='center')
+    "Numbers beside the points, moved where something is in the way, and then joined to them by a line"
+    at = (ax.transScale + ax.transLimits).transform(chosen[['bits', does]].to_numpy('f8'))
+    order,placed = np.argsort(at[:,1]), []
+    for (x,y),f in zip(at[order], chosen.feature.to_numpy()[order]):
+        steps = (y+side*i*ROOM[1]/4 for i in range(100) for side in (1, -1))
+        up = next((v for v in steps if 0 <= v <= 1 and not _in_the_way(x, v, placed, at)), y)
+        placed.append((x, up))
+        line = dict(arrowstyle='-', color='#999', lw=.7, shrinkA=0, shrinkB=0) if up!=y else None
+        ax.annotate(str(f), (x, y), (x+.012, up), 'axes fraction', fontsize=8, va='center', arrowprops=line)
 
 def show_beside(
     own:dict,    # What was measured -> values of the chosen latents, [n]
