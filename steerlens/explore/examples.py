@@ -257,8 +257,8 @@ def examples(
 
 # %% ../../nbs/72_explore.examples.ipynb #43f268fa
 LACKS = dict(
-    episode='no column `episode`: strongest rows may all come from one text or run, and no interval is given',
-    split='no column `split`: nothing is told apart as held out')
+    episode='no column “episode”: strongest rows may all come from one text or run, and no interval is given',
+    split='no column “split”: nothing is told apart as held out')
 
 def lacks(
     store:CodeStore # Any codes
