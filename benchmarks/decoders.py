@@ -134,7 +134,7 @@ def ppo(folder):
 
 
 ABOUT = ('The linear head reads 32 codes a token by `embedding_bag`, beside a dense product of all codes with the '
-         'table; its limit is the time that the bytes which must move take. Training and PPO on nano_lm stand beside the frozen '
-         'model alone, which both of them run.')
+         'table; its limit is the time that the bytes which must move take. Training and PPO on nano_lm stand beside '
+         'the frozen model alone, which both of them run.')
 run(dict(head=head, supervised=supervised, ppo=ppo), ARGS, title='Decoders over latents', about=ABOUT,
     load=round(os.getloadavg()[0], 1))
