@@ -83,6 +83,7 @@ LEFT = {'a link': r'\]\([^)\s]*\)',
 
 def leftovers(page):
     "Markdown that is still to be seen in the HTML `page`: [(what, the text around it)]"
+    page = re.sub(r'<article class="card">.*?</article>', '', page, flags=re.S) # a card quotes what it is about
     body = re.search(r'<article\b.*?</article>', page, re.S)
     shown = QUOTED.sub('', body[0] if body else page)
     prose = unescape(TAG.sub('', INLINE.sub('', shown)))
