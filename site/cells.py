@@ -49,6 +49,7 @@ def image(data, name, folder):
 
 def html(text):
     "A table of pandas, or other HTML: without its style, in one block as markdown wants it; names may wrap"
+    if 'class="slc"' in text: return re.sub(r'\n\s*\n', '\n', text) # a card brings its own look
     text = re.sub(r'\n\s*\n', '\n', STYLE.sub('', text)).strip()
     text = re.sub(r'(?<=>)[^<>]+(?=</t[hd]>)', lambda m: JOINT.sub(r'\g<0><wbr>', m[0]), text)
     return f'<div class="table" tabindex="0">{text}</div>'
