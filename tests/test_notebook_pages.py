@@ -92,7 +92,11 @@ def page(context, lab):
     own = re.compile(rf'{lab[0]}|ws://localhost|data:|blob:')
     page.on('request', lambda r: None if own.match(r.url) else said.append(r.url))
     page.goto(f'{lab[0]}/doc/tree/pages.ipynb?token={TOKEN}')
-    page.wait_for_selector('text=/Idle$/', timeout=150_000)
+    page.wait_for_selector('text=/Idle$|^Build Recommended$/', timeout=150_000)
+    unasked = page.locator('.jp-Dialog button:has-text("Cancel")') # Dash has an extension that JupyterLab would build
+    if unasked.count(): unasked.click()
+    page.add_locator_handler(unasked, lambda button: button.click()) # or later
+    page.wait_for_selector('text=/Idle$/', timeout=60_000)
     page.locator('.jp-Cell .jp-InputArea-editor').first.click()
     for _ in CELLS.split('#%%'): page.keyboard.press('Shift+Enter')
     page.wait_for_selector('.steerlens-live .arms .cell', timeout=150_000)
