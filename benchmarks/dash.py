@@ -183,6 +183,6 @@ def pages(root):
 
 
 ABOUT = ('Synthetic codes with the frequencies of language, an autoencoder and a draft label for each latent, in '
-         'headless Chromium. Seconds from the click to the frame in which the answer stands on the page. The peer is ours, the '
-         'first time after the server has started.')
+         'headless Chromium. Seconds from the click to the frame in which the answer stands on the page. The peer is '
+         'ours, the first time after the server has started.')
 if __name__=='__main__': run(dict(pages=pages), ARGS, title='The dashboard', about=ABOUT)
