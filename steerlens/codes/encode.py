@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 import hashlib, math, os
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 from ..core import need, sha256
 from .parts import Entries
 from ..sae.kernels import kth, screened
-from ..sae.models import for_use
+from ..sae.models import for_use, load_sae
 
 _cached = '__file__' in globals() # a notebook's cells would not notice when another one changes
 _jit = njit(nogil=True, cache=_cached)
 
 # %% auto #0
-__all__ = ['SIGNED', 'nonzeros', 'dense_entries', 'best', 'TopKEntries', 'usable', 'encoder', 'facts_of']
+__all__ = ['SIGNED', 'nonzeros', 'dense_entries', 'best', 'TopKEntries', 'usable', 'encoder', 'facts_of', 'autoencoder_of']
 
 # %% ../../nbs/42_codes.encode.ipynb #b9daee09
 @_jit
@@ -183,3 +184,21 @@ def facts_of(
     how = {k: v for k,v in sae.cfg.to_dict().items() if k not in ('metadata', 'device')}
     return dict(architecture=sae.cfg.architecture(), d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae,
                 site=sae.cfg.metadata.hook_name, sha256=sha256(dict(weights=h.hexdigest(), cfg=how)))
+
+# %% ../../nbs/42_codes.encode.ipynb #69e2f3aa
+def autoencoder_of(
+    codes,               # `Codes`, whose catalog says whose they are; None for a layout that doesn't
+    folder:str|Path|None=None # Where the autoencoder is; by default where the catalog says
+): # As from `usable`; raises `SteerlensError` where it isn't to be had, or is another one
+    "The autoencoder that made some codes"
+    need(codes is not None or folder, 'codes', 'in a layout that does not say whose they are', do='name a folder')
+    if codes is None: return usable(load_sae(folder))
+    said = codes.catalog['sae']
+    folder = folder or said.get('folder')
+    need(folder, codes.folder, 'does not say where its autoencoder is', do='name its folder')
+    sae = usable(load_sae(folder, codes.catalog['site']))
+    own = facts_of(sae)
+    same = said.get('sha256') in (None, own['sha256']) # codes that were written by hand name none
+    need(same, codes.folder, f'of another autoencoder than that in {folder}', do='build it again')
+    need(own['d_sae']==codes.n_features, folder, f'{own["d_sae"]} latents', f'{codes.n_features}, as in the codes')
+    return sae

@@ -22,10 +22,9 @@ def _deck(store, sae, subject):
     "A deck of paths"
     from steerlens.codes.backends import CodeStore
     from steerlens.explore.card import deck_of
-    from steerlens.sae.models import load_sae
+    from steerlens.codes.encode import autoencoder_of
     codes = CodeStore(store_named(store))
-    site = codes.codes.catalog['site'] if codes.codes is not None else None
-    return deck_of(codes, subject, **(dict(sae=load_sae(sae, site)) if sae else {}))
+    return deck_of(codes, subject, **(dict(sae=autoencoder_of(codes.codes, sae)) if sae else {}))
 
 # %% ../../nbs/98_commands.cards.ipynb #7edfaf4b
 @app.command('enrich')

@@ -231,16 +231,9 @@ def label_duplicates(
 
 def _autoencoder(codes):
     "That of a store; None, with a line, where it isn't to be had"
-    from steerlens.codes.encode import facts_of, usable
-    from steerlens.sae.models import load_sae
-    folder,site = codes.catalog['sae'].get('folder'), codes.catalog['site']
-    try:
-        need(folder, codes.folder, 'does not say where its autoencoder is')
-        sae = usable(load_sae(folder, site))
-        same = facts_of(sae)['sha256']==codes.catalog['sae'].get('sha256')
-        need(same, folder, 'another autoencoder than the one that these codes are of', do='build the codes again')
-    except SteerlensError as e: return print(f'without the decoder: {e}', file=sys.stderr)
-    return sae
+    from steerlens.codes.encode import autoencoder_of
+    try: return autoencoder_of(codes)
+    except SteerlensError as e: print(f'without the decoder: {e}', file=sys.stderr)
 
 # %% ../../nbs/98_commands.label.ipynb #d4749bfa
 @app.command('flagged')

@@ -13,7 +13,7 @@ import secrets, time, traceback
 from fastcore.basics import patch
 from ..core import SteerlensError, need
 from ..codes.backends import CodeStore
-from ..codes.encode import facts_of, usable
+from ..codes.encode import autoencoder_of
 from ..explore.card import Card, card
 from ..explore.experiments import EXPERIMENTS, THEMES, offered
 from ..explore.facts import Deck
@@ -22,24 +22,7 @@ from ..explore.labels import Labels, labels_of
 from ..explore.render import showing_of
 
 # %% auto #0
-__all__ = ['autoencoder_of', 'Stopped', 'Job', 'Opened', 'Desk']
-
-# %% ../../nbs/82_dash.desk.ipynb #e4ca8634
-def autoencoder_of(
-    store:CodeStore,     # Any codes
-    folder:str|None=None # Where it is; by default where the catalog says
-): # Raises `SteerlensError` where it isn't to be had, or is another one
-    "The autoencoder that made these codes"
-    need(store.codes is not None, 'autoencoder', 'codes without a catalog, which says whose they are')
-    said = store.codes.catalog['sae']
-    folder = folder or said.get('folder')
-    need(folder, store.codes.folder, 'does not say where its autoencoder is', do='name it with --sae')
-    from steerlens.sae.models import load_sae
-    sae = usable(load_sae(folder, store.codes.catalog['site']))
-    known = said.get('sha256') or facts_of(sae)['sha256'] # codes that were written by hand name none
-    need(facts_of(sae)['sha256']==known, folder, 'another autoencoder than the one that these codes are of')
-    need(len(sae.W_dec)==store.n_features, folder, f'{len(sae.W_dec)} latents', f'{store.n_features}, as in the codes')
-    return sae
+__all__ = ['Stopped', 'Job', 'Opened', 'Desk']
 
 # %% ../../nbs/82_dash.desk.ipynb #d1bf9521
 class Stopped(Exception): "Somebody has stopped the job"
@@ -87,7 +70,7 @@ class Opened:
     ):
         self.store = CodeStore(folder)
         self.finder = Finder(self.store)
-        try: self.sae,self.no_sae = autoencoder_of(self.store, sae), ''
+        try: self.sae,self.no_sae = autoencoder_of(self.store.codes, sae), ''
         except SteerlensError as e: self.sae,self.no_sae = None, str(e)
         self.deck = Deck(self.store, self.sae, showing_of(self.store, subject))
         self.labels,self.kept = None, {} # The last: what was computed once, by name

@@ -14,10 +14,9 @@ from torch import Tensor
 from ..core import check_inputs, need, rng, sha256
 from ..acts.store import Acts
 from ..codes.build import source_of
-from ..codes.encode import facts_of, usable
+from ..codes.encode import autoencoder_of
 from ..codes.store import Codes
 from .units import Units, units
-from ..sae.models import load_sae
 from ..sae.splicing import replaced
 from ..subjects.base import Subject, Work, alone, edit, tap
 from ..subjects.inputs import Inputs
@@ -99,10 +98,7 @@ def _sae_of(codes, acts, subject):
     folder = next((f for f in places if f.exists()), None)
     need(folder, codes.folder, f'its autoencoder is not at {" or ".join(map(str, dict.fromkeys(places)))}',
          do='run 2_sae again')
-    sae = load_sae(folder, site)
-    need(facts_of(usable(sae))['sha256']==said['sha256'], codes.folder, f'of another autoencoder than that in {folder}',
-         do='build it again')
-    return sae
+    return autoencoder_of(codes, folder)
 
 def _beside(folder, *names):
     "A place in the project that holds `acts/`, `codes/` and `sae/`"

@@ -142,8 +142,8 @@ def _opened(job):
     given = dict(labels={int(k): v for k,v in read_json(j['labels']).items()})
     store = CodeStore(j['store'])
     if j['sae']:
-        from steerlens.sae.models import load_sae
-        given['sae'] = load_sae(j['sae'], store.codes.catalog['site'] if store.codes is not None else None)
+        from steerlens.codes.encode import autoencoder_of
+        given['sae'] = autoencoder_of(store.codes, j['sae'])
     return deck_of(store, j['subject'], **given)
 
 def _block(job, folder, features, start):
