@@ -64,6 +64,8 @@ def varied(
     codes:Codes,  # A finished store
     columns:list, # Of its row table
 )->list[str]: # Those of them that have two values or more here
+    known = codes.rows.columns
+    for c in columns: need(c in known, f"column '{c}'", 'not in the row table', f'one of {", ".join(known)}')
     return [c for c in columns if len(one_hot(codes.rows[c])[1])>1]
 
 def facets(
