@@ -145,8 +145,9 @@ def visitor(browser, url, width=1280, scheme='light'):
 
 
 POINT = '''latent => { // where it is on the map, in pixels
-  const plot = document.querySelector('.js-plotly-plot'), {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect()
-  const {x, y} = plot._fullData[0], at = (axis, v) => axis._offset + axis.l2p(v)
+  const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect()
+  const {x, y} = plot._fullData[0], {xaxis, yaxis} = plot._fullLayout
+  const at = (axis, value) => axis._offset + axis.l2p(value)
   return [box.x+at(xaxis, x[latent]), box.y+at(yaxis, y[latent])] }'''
 
 
