@@ -7,6 +7,7 @@ import re, sys
 from pathlib import Path
 from steerlens.core import SteerlensError, need
 from steerlens.params import resolve
+from steerlens.planning import job, read_plans
 from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
@@ -22,13 +23,15 @@ BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93}  # it imports onl
 
 OUT = str(config.get("out", "."))
 EXTRA = [str(config["params"])] if "params" in config else []
-SWEEP = None
+SWEEP, PLANS = None, {}
 
 try:  # what is wrong with the parameters is said in one line, before any work
     need(not set("{}") & set(OUT), f"out={OUT}", "braces, which Snakemake fills", "a folder without them")
     for subject, phases in SUBJECTS.items():
         for phase in phases:
             resolve(phase, subject, [f"out={OUT}"], EXTRA)
+    if "plan" in config:  # from `steerlens plan SUBJECT --json`, for a cluster: files, with commas between them
+        PLANS = read_plans(str(config["plan"]).split(","))
     if "sweep" in config:
         SWEEP = plan_sweep(str(config["sweep"]), OUT, EXTRA)
 except SteerlensError as e:
@@ -51,6 +54,11 @@ def library(below):
 def asked(phase):
     "A file that is newer than a run with other parameters than those asked for"
     return lambda w: str(wanted(phase, w.subject, OUT, EXTRA))
+
+
+def wants(phase, what, unplanned):
+    "Memory or minutes of a phase's job: with a margin over what was planned, and more where that was too little"
+    return lambda w, attempt: attempt * job(PLANS, phase, w.subject).get(what, unplanned)
 
 
 def weights(w):
@@ -82,6 +90,10 @@ for number, phase in NUMBERED.items():
             out=f"out={OUT}",
             extra=[a for p in EXTRA for a in ("--params", p)],
         threads: 2
+        resources:
+            mem_mb=wants(phase, "mem_mb", 16000),
+            runtime=wants(phase, "runtime", 240),
+            gpu=lambda w, phase=phase: job(PLANS, phase, w.subject).get("gpu", 0),
         shell: "steerlens run {params.phase} {wildcards.subject} {params.out:q} {params.extra:q}"
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINUTE', 'BYTES', 'pairs', 'Size', 'sizes', 'drawn_out', 'cells', 'tagged', 'peak_mb', 'gpu_mb', 'Watched', 'watched',
            'small_run', 'Measured', 'measure', 'Forecast', 'forecast_seconds', 'forecast_memory', 'forecast_disk',
-           'harvest_mb', 'sae_mb', 'from_config', 'forecast', 'machine', 'plan']
+           'harvest_mb', 'sae_mb', 'from_config', 'forecast', 'machine', 'plan', 'job', 'read_plans']
 
 # %% ../nbs/06_planning.ipynb #5dc015fc
 import math, os, re, shutil, subprocess, sys, time
@@ -133,7 +133,7 @@ def watched(
         said = err.read().strip().splitlines() or ['it was killed']
     seconds = time.perf_counter()-start
     return Watched(seconds, sum(peaks.values()) or None, None if gpu is None else most-gpu,
-                   _files_mb(folder)-before, failed=said[-1] if p.returncode else '')
+                   _files_mb(folder)-before, failed=said[-1].removeprefix('steerlens: ') if p.returncode else '')
 
 def _files_mb(folder):
     "The size of all files below a folder"
@@ -271,7 +271,7 @@ def harvest_mb(
     width,own,n = values['expect'].get('width'), values.get('own', {}), len(values['sites'])
     if not width: return None, 'expect says no width'
     row = width*BYTES[values['dtype']]*n
-    said = f'{row:,} bytes a row: {n} sites of width {width:,} in {values["dtype"]}'
+    said = f'{row:,} bytes a row: {n} sites, taken to be of width {width:,}, in {values["dtype"]}'
     if not {'windows', 'context'} <= {*own}: return None, f'{said}; how many rows there will be only a run can tell'
     rows = own['windows']*own['context']
     return rows*row/1e6, f'{said}, and at most {rows:,} rows: windows={own["windows"]:,} of context={own["context"]:,}'
@@ -353,3 +353,27 @@ def plan(
     asked = list(asked) or [p for p in phases() if p=='1_residuals' or pairs(p, subject) is not None]
     found = measure(subject, asked, out, files)
     return dict(subject=subject, machine=machine(out), phases={p: asdict(forecast(p, subject, found[p], files)) for p in asked})
+
+# %% ../nbs/06_planning.ipynb #c282de5d
+def job(
+    plans:dict,  # From `read_plans`
+    phase:str,   # A phase's name
+    subject:str, # A subject's name
+)->dict: # mem_mb, runtime in minutes, gpu; what can't be forecast isn't there
+    "What a phase's job should ask for"
+    f,asks = plans.get(subject, {}).get(phase, {}), {}
+    if f.get('memory_mb'): asks['mem_mb'] = math.ceil(1.5*f['memory_mb']+500)
+    if f.get('seconds'): asks['runtime'] = math.ceil(1.5*f['seconds']/60+10)
+    if (f.get('gpu_mb') or 0) > 100: asks['gpu'] = 1 # it was used, by more than a driver's own needs
+    return asks
+
+def read_plans(
+    files:list[str], # From `steerlens plan SUBJECT --json`
+)->dict: # Subject -> phase -> what its `Forecast` says
+    "Plans from their files; one line where one isn't a plan"
+    found = {}
+    for file in files:
+        p = read_json(root()/file)
+        need(isinstance(p, dict) and {'subject', 'phases'} <= {*p}, file, 'no plan', 'what `steerlens plan --json` prints')
+        found[p['subject']] = found.get(p['subject'], {}) | p['phases']
+    return found
