@@ -83,14 +83,15 @@ def peak_mb(
     pid:int, # A process
 )->dict[int,float]: # Process -> the most memory it has had resident, in MB
     "The memory of a process and of all it has started"
-    found,todo = {}, [pid]
+    found,todo = {}, [(pid, b'')]
     while todo:
-        p = Path('/proc')/str(todo.pop())
+        one,parent = todo.pop()
+        p = Path('/proc')/str(one)
         try:
-            kb = re.search(r'VmHWM:\s+(\d+)', (p/'status').read_text())
-            todo += [int(c) for t in (p/'task').iterdir() for c in (t/'children').read_text().split()]
+            line,kb = (p/'cmdline').read_bytes(), re.search(r'VmHWM:\s+(\d+)', (p/'status').read_text())
+            todo += [(int(c), line) for t in (p/'task').iterdir() for c in (t/'children').read_text().split()]
         except (FileNotFoundError, ProcessLookupError): continue # it has ended
-        if kb: found[int(p.name)] = int(kb[1])*1024/1e6
+        if kb and line!=parent: found[one] = int(kb[1])*1024/1e6
     return found
 
 # %% ../nbs/06_planning.ipynb #61d672b5
