@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
+from functools import cache
 import shutil, time
 import numpy as np, pandas as pd
 import torch
@@ -193,8 +194,10 @@ def harvest(
     per_episode:int|None=None, # Rows of a stream an episode keeps at most
     balance:str|None=None,   # Column (`task`, `event`) whose values keep equally many rows of a stream
     seed:int=0,              # Which rows are kept
+    rank:int|None=None,      # Which of `ranks` processes this is: it makes its share of the shards, to be put together
+    ranks:int=1,             # How many there are
     **facts,                 # For the manifest: inputs
-)->Acts: # The finished dataset
+)->Acts|None: # The finished dataset; nothing from one rank of several
     "Run everything once and keep the activations; resumes where it was stopped"
     denoise = None if denoise is None else list(denoise)
     _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard)
@@ -203,23 +206,33 @@ def harvest(
                                     sites=list(sites))
     shards = [range(i, min(i+per_shard, len(batches))) for i in range(0, len(batches), per_shard)]
     _check_batches(subject, batches, sites, denoise, pool, every, balance, splits)
-    with Writer(folder, params, splits, len(shards), dtype) as w, alone(subject):
-        plan = None
-        if w.todo and chosen: plan = _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed)
-        with _Progress(sum(len(shards[s]) for s in w.todo), Path(folder)) as progress:
-            for shard in list(w.todo):
-                for i in shards[shard]:
-                    b = _thin(batches[i], every)
-                    if not len(b.rows): continue
-                    with tap(subject, sites, stop=True) as acts: subject.run(*b.args, **b.kwargs)
-                    streams = gather(subject, b, acts, denoise, pool, DTYPES[dtype])
-                    for stream,(rows,xs) in _planned(streams, plan and plan[i]).items():
-                        w.add(stream, rows, xs)
-                        progress.rows(len(rows), xs)
-                    progress.update()
-                w.commit()
-                _check_space(w)
-        return w.finish(seed=seed, **facts)
+    @cache
+    def plan(): return _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed)
+    def made(i):
+        return _run(subject, _thin(batches[i], every), sites, denoise, pool, DTYPES[dtype], plan()[i] if chosen else None)
+    with alone(subject):
+        if rank is not None: return _share(Path(folder), params, splits, dtype, shards, made, rank, ranks)
+        with Writer(folder, params, splits, len(shards), dtype) as w:
+            with _Progress(sum(len(shards[s]) for s in w.todo), Path(folder)) as progress:
+                for shard in list(w.todo):
+                    _fill(w, shards[shard], made, progress)
+                    _check_space(w)
+            return w.finish(seed=seed, **facts)
+
+def _fill(w, shard, made, progress):
+    "Make a shard"
+    for i in shard:
+        for stream,(rows,xs) in made(i).items():
+            w.add(stream, rows, xs)
+            progress.rows(len(rows), xs)
+        progress.update()
+    w.commit()
+
+def _run(subject, batch, sites, denoise, pool, dtype, plan):
+    "What is kept of a batch, stream -> (rows, vectors)"
+    if not len(batch.rows): return {}
+    with tap(subject, sites, stop=True) as acts: subject.run(*batch.args, **batch.kwargs)
+    return _planned(gather(subject, batch, acts, denoise, pool, dtype), plan)
 
 def _planned(streams, plan):
     "What is kept of a run's streams"
@@ -232,6 +245,30 @@ def _planned(streams, plan):
         mask = plan.get(stream, np.ones(len(rows), bool))
         kept[stream] = rows[mask].reset_index(drop=True), {s: x[torch.from_numpy(mask)] for s,x in xs.items()}
     return kept
+
+# %% ../../nbs/22_acts.harvest.ipynb #0a619657
+def _share(folder, params, splits, dtype, shards, made, rank, ranks):
+    "The shards of one rank"
+    need(0 <= rank < ranks, f'rank={rank} of {ranks}', 'no such rank', f'0 to {ranks-1}')
+    mine,near = range(rank, len(shards), ranks), {}
+    with _Progress(sum(len(shards[s]) for s in mine), folder) as progress:
+        for s in mine:
+            with Writer(folder/'parts'/f'{s:04d}_of_{len(shards):04d}', params, splits, 1, dtype) as w:
+                if not w.todo: continue
+                if s: near = near or _near(shards[0], made)
+                w.sums |= near if s else {}
+                _fill(w, shards[s], made, progress)
+
+def _near(shard, made):
+    "Vectors near the means, as the first shard has them"
+    near = {}
+    for i in shard:
+        streams = made(i)
+        for stream,(rows,xs) in streams.items():
+            for site,x in xs.items():
+                if len(x): near.setdefault(f'{stream}/{site}/shift', x[:512].double().mean(0).float().double())
+        if streams and all(len(rows) for rows,_ in streams.values()): break
+    return near
 
 # %% ../../nbs/22_acts.harvest.ipynb #35352c41
 def _check(subject, batches, sites, denoise, pool, every, per_episode, per_shard):
