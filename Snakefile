@@ -74,10 +74,36 @@ rule report:
     shell: "steerlens report --out {params.out:q}"
 
 
+RANKS = int(config.get("ranks", 1))  # processes that share phase 1's harvest, --config ranks=4; it puts their shards together
+
+
+def share(rank):
+    return reports(f"{NUMBERED['1']}/.{{subject}}.share_{rank}_of_{RANKS}")
+
+
+rule share:
+    input:
+        asked(NUMBERED["1"]),
+        weights,
+        library=list(library(BELOW["1"])),
+    output: touch(share("{rank}"))
+    params:
+        out=f"out={OUT}",
+        extra=[a for p in EXTRA for a in ("--params", p)],
+        ranks=RANKS,
+    threads: 2
+    resources:
+        mem_mb=wants(NUMBERED["1"], "mem_mb", 16000),
+        runtime=wants(NUMBERED["1"], "runtime", 240),
+        gpu=lambda w: job(PLANS, NUMBERED["1"], w.subject).get("gpu", 0),
+    shell: "steerlens acts share {wildcards.subject} {wildcards.rank} {params.ranks} {params.out:q} {params.extra:q}"
+
+
 for number, phase in NUMBERED.items():
     rule:
         name: f"phase_{phase}"
         input:
+            *[share(rank) for rank in range(RANKS) if RANKS > 1 and number == "1"],
             *[reports(f"{NUMBERED[n]}/{{subject}}/metrics.json") for n in READS.get(number, "") if n in NUMBERED],
             asked(phase),
             weights,

@@ -1,0 +1,103 @@
+"""Phases as jobs of a real Slurm of one node, which the test starts: it is skipped unless SLURM_TEST is set
+
+Debian's `slurm-wlm` and `munge`, root, and no Slurm configured here already.
+"""
+import getpass, importlib.util, os, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+import pytest
+from steerlens.core import read_json
+from conftest import BIN, ROOT, sh
+
+CONF = Path('/etc/slurm/slurm.conf') # the only one that a job finds: Snakemake's plugin hides SLURM_CONF from it
+HERE = all(map(shutil.which, ('slurmctld', 'slurmd', 'munged'))) and importlib.util.find_spec('snakemake_executor_plugin_slurm')
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not (os.environ.get('SLURM_TEST') and HERE and getpass.getuser()=='root' and not CONF.exists()),
+                                 reason='SLURM_TEST=1, Slurm, munge, the slurm extra, root')]
+NODE = """
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=16817
+SlurmdPort=16818
+AuthType=auth/munge
+AuthInfo=socket={d}/munge.sock
+SlurmUser=root
+StateSaveLocation={d}/state
+SlurmdSpoolDir={d}/spool
+SlurmctldPidFile={d}/slurmctld.pid
+SlurmdPidFile={d}/slurmd.pid
+SlurmctldLogFile={d}/slurmctld.log
+SlurmdLogFile={d}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+AccountingStorageType=accounting_storage/none
+JobRequeue=1
+MinJobAge=3600
+KillWait=5
+ReturnToService=2
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={mb} State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    "A Slurm of one node"
+    d = tmp_path/'slurm'
+    for name in ('state', 'spool'): (d/name).mkdir(parents=True)
+    (d/'munge.key').write_bytes(os.urandom(128))
+    (d/'munge.key').chmod(0o600)
+    mb = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')//2**20*9//10
+    (d/'slurm.conf').write_text(NODE.format(d=d, host=socket.gethostname(), mb=mb))
+    names = {f'{k}-file': d/f'munge.{v}' for k,v in dict(key='key', pid='pid', log='log', seed='seed').items()}
+    os.symlink(d/'slurm.conf', CONF)
+    try:
+        for c in (['munged', '--force', f'--socket={d}/munge.sock', *(f'--{k}={v}' for k,v in names.items())], ['slurmctld'], ['slurmd']):
+            r = sh(*c)
+            assert r.rc==0, (c, r.err)
+        for _ in range(60):
+            if 'idle' in sh('sinfo', '-h').out: break
+            time.sleep(.5)
+        yield d
+    finally:
+        sh('scancel', '--user=root')
+        sh('scontrol', 'shutdown')
+        CONF.unlink()
+        time.sleep(2)
+        os.kill(int((d/'munge.pid').read_text()), signal.SIGTERM)
+
+
+def jobs(): return [line.split('|') for line in sh('squeue', '-h', '--states=R', '--format=%i|%k').out.splitlines()]
+
+
+def started(out, params, log):
+    "Snakemake at work with the profile"
+    at = dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', OMP_NUM_THREADS='1')
+    quick = ['--nolock', '--slurm-status-command', 'squeue', '--slurm-init-seconds-before-status-checks', '5']
+    config = ['subjects=nano_vla', 'phases=12', f'params={params}', f'out={out}', 'ranks=2']
+    return subprocess.Popen([sys.executable, '-m', 'snakemake', '--profile', 'profiles/slurm', *quick, '--config', *config],
+                            cwd=ROOT, env=os.environ | at, stdout=log, stderr=log)
+
+
+def test_phases_run_as_jobs_and_a_requeued_one_goes_on(slurm, tmp_path):
+    out,params = tmp_path/'out', tmp_path/'params.yaml'
+    small = (ROOT/'params/smoke.yaml').read_text().replace('steps: 60,', 'steps: 3000, checkpoint: 100,')
+    params.write_text(small)
+    with open(tmp_path/'log', 'w') as log, started(out, params, log) as p:
+        try:
+            while p.poll() is None and not [*out.glob('sae/nano_vla/*/checkpoints/0000[3-9]00')]: time.sleep(1)
+            (job, rule), = jobs()
+            assert rule.startswith('rule_phase_2_sae')
+            assert sh('scontrol', 'requeue', job).rc==0
+            sh('scontrol', 'update', f'JobId={job}', 'StartTime=now') # not after the two minutes that Slurm waits
+            assert p.wait(900)==0, (tmp_path/'log').read_text()
+        finally: p.kill()
+    cells = read_json(out/'reports/2_sae/nano_vla.ipynb')['cells']
+    said = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
+    assert 'from update ' in said # where the first attempt had come to
+    made = read_json(out/'reports/1_residuals/nano_vla/metrics.json')
+    acts, = out.glob('acts/nano_vla/*')
+    assert made['acts']==f'acts/nano_vla/{acts.name}' # the ranks' folder is the phase's
+    assert not (acts/'parts').exists() or not [*(acts/'parts').iterdir()]
