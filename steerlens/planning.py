@@ -23,7 +23,7 @@ def pairs(
     phase:str,   # A phase's name
     subject:str, # A subject's name
     file:str=MINUTE, # With a block per phase
-)->dict[str,tuple]|None: # Parameter -> its value in the first and in the second small run; None where none is registered
+)->dict[str,tuple]|None: # Parameter -> its values in the two small runs; None where none is registered
     "The parameters in which two small runs differ"
     of = [block or {} for name,block in read_file(file).items() if name in (phase, f'{phase} {subject}')]
     found = {k: v for block in of for k,v in block.items()}
@@ -247,9 +247,10 @@ def forecast_memory(
     first,second = (r.memory_mb for r in m.runs)
     size = m.sizes.get(with_)
     grown = drawn_out(first, second, size) - second if size else 0.
-    said = _points(with_, size, first, second, 'MB') if size else f'{max(first, second):,.1f} MB, the larger of two runs'
-    if grown <= most: return (max(first, second)+grown if size is None else second+grown), said
-    return second+most, f'{second:,.1f} MB at {with_}={size.second:,}, and rows that are mixed, up to memory_mb={most:,.0f}'
+    if size is None: return max(first, second), f'{max(first, second):,.1f} MB, the larger of two runs'
+    if grown <= most: return second+grown, _points(with_, size, first, second, 'MB')
+    held = f'and rows that are mixed, up to memory_mb={most:,.0f}'
+    return second+most, f'{second:,.1f} MB at {with_}={size.second:,}, {held}'
 
 # %% ../nbs/06_planning.ipynb #16899bf8
 def forecast_disk(
@@ -287,7 +288,8 @@ def sae_mb(
     d_sae,n = round(values['expansion']*width) or values['d_sae'], len(values['sites'])
     weights = 4*(2*width*d_sae + width + d_sae)
     kept = 3 if values['epochs'] else min(3, math.ceil(values['steps']/values['checkpoint']))
-    said = f'{n} of {width:,} x {d_sae:,} in float32, {weights/1e6:,.1f} MB each, with up to {kept} checkpoints of three times that'
+    said = f'{n} of {width:,} x {d_sae:,} in float32, {weights/1e6:,.1f} MB each'
+    said += f', with up to {kept} checkpoints of three times that'
     return n*weights*(1+3*kept)/1e6, said
 
 # %% ../nbs/06_planning.ipynb #97e503e5
@@ -338,7 +340,8 @@ def machine(
     kb = read('/proc/meminfo', r'MemTotal:\s+(\d+)')
     gpus = []
     if shutil.which('nvidia-smi'):
-        said = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True)
+        ask = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+        said = subprocess.run(ask, capture_output=True, text=True)
         gpus = said.stdout.strip().splitlines() if said.returncode==0 else []
     return dict(cpu=read('/proc/cpuinfo', r'model name\s*: (.*)'), cores=os.cpu_count(), gpus=gpus,
                 memory_mb=int(kb)*1024/1e6 if kb else None, disk_free_mb=shutil.disk_usage(root()/out).free/1e6)
@@ -353,7 +356,8 @@ def plan(
     "What the phases will take on this machine"
     asked = list(asked) or [p for p in phases() if p=='1_residuals' or pairs(p, subject) is not None]
     found = measure(subject, asked, out, files)
-    return dict(subject=subject, machine=machine(out), phases={p: asdict(forecast(p, subject, found[p], files)) for p in asked})
+    forecasts = {p: asdict(forecast(p, subject, found[p], files)) for p in asked}
+    return dict(subject=subject, machine=machine(out), phases=forecasts)
 
 # %% ../nbs/06_planning.ipynb #c282de5d
 def job(
@@ -375,6 +379,7 @@ def read_plans(
     found = {}
     for file in files:
         p = read_json(root()/file)
-        need(isinstance(p, dict) and {'subject', 'phases'} <= {*p}, file, 'no plan', 'what `steerlens plan --json` prints')
+        ours = isinstance(p, dict) and {'subject', 'phases'} <= {*p}
+        need(ours, file, 'no plan', 'what `steerlens plan SUBJECT --json` prints')
         found[p['subject']] = found.get(p['subject'], {}) | p['phases']
     return found

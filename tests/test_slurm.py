@@ -9,10 +9,11 @@ from steerlens.core import read_json
 from conftest import BIN, ROOT, sh
 
 CONF = Path('/etc/slurm/slurm.conf') # the only one that a job finds: Snakemake's plugin hides SLURM_CONF from it
-HERE = all(map(shutil.which, ('slurmctld', 'slurmd', 'munged'))) and importlib.util.find_spec('snakemake_executor_plugin_slurm')
-pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(not (os.environ.get('SLURM_TEST') and HERE and getpass.getuser()=='root' and not CONF.exists()),
-                                 reason='SLURM_TEST=1, Slurm, munge, the slurm extra, root')]
+PLUGIN = importlib.util.find_spec('snakemake_executor_plugin_slurm')
+HERE = PLUGIN and all(map(shutil.which, ('slurmctld', 'slurmd', 'munged')))
+WANTED = os.environ.get('SLURM_TEST') and HERE and getpass.getuser()=='root' and not CONF.exists()
+REASON = 'needs SLURM_TEST=1, Slurm and munge, the slurm extra, root, and no slurm.conf'
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not WANTED, reason=REASON)]
 NODE = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -54,9 +55,8 @@ def slurm(tmp_path):
     names = {f'{k}-file': d/f'munge.{v}' for k,v in dict(key='key', pid='pid', log='log', seed='seed').items()}
     os.symlink(d/'slurm.conf', CONF)
     try:
-        for c in (['munged', '--force', f'--socket={d}/munge.sock', *(f'--{k}={v}' for k,v in names.items())], ['slurmctld'], ['slurmd']):
-            r = sh(*c)
-            assert r.rc==0, (c, r.err)
+        munged = ['munged', '--force', f'--socket={d}/munge.sock', *(f'--{k}={v}' for k,v in names.items())]
+        for c in (munged, ['slurmctld'], ['slurmd']): assert sh(*c).rc==0, c
         for _ in range(60):
             if 'idle' in sh('sinfo', '-h').out: break
             time.sleep(.5)
@@ -77,8 +77,8 @@ def started(out, params, log):
     at = dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', OMP_NUM_THREADS='1')
     quick = ['--nolock', '--slurm-status-command', 'squeue', '--slurm-init-seconds-before-status-checks', '5']
     config = ['subjects=nano_vla', 'phases=12', f'params={params}', f'out={out}', 'ranks=2']
-    return subprocess.Popen([sys.executable, '-m', 'snakemake', '--profile', 'profiles/slurm', *quick, '--config', *config],
-                            cwd=ROOT, env=os.environ | at, stdout=log, stderr=log)
+    command = [sys.executable, '-m', 'snakemake', '--profile', 'profiles/slurm', *quick, '--config', *config]
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | at, stdout=log, stderr=log)
 
 
 def test_phases_run_as_jobs_and_a_requeued_one_goes_on(slurm, tmp_path):

@@ -209,7 +209,8 @@ def harvest(
     @cache
     def plan(): return _plan(subject, batches, sites, denoise, pool, every, per_episode, balance, seed)
     def made(i):
-        return _run(subject, _thin(batches[i], every), sites, denoise, pool, DTYPES[dtype], plan()[i] if chosen else None)
+        keep = plan()[i] if chosen else None
+        return _run(subject, _thin(batches[i], every), sites, denoise, pool, DTYPES[dtype], keep)
     with alone(subject):
         if rank is not None: return _share(Path(folder), params, splits, dtype, shards, made, rank, ranks)
         with Writer(folder, params, splits, len(shards), dtype) as w:

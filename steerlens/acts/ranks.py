@@ -10,7 +10,7 @@ import pandas as pd
 from safetensors.torch import load_file
 from ..core import SteerlensError, atomic, need
 from .shards import Shard, digest, shard_header
-from .store import Writer, _problems, _read_catalog, _sum_files
+from .store import Writer, file_problems, read_catalog, sum_files
 
 # %% auto #0
 __all__ = ['move_vectors', 'move_rows', 'take', 'whole', 'merge']
@@ -47,7 +47,7 @@ def take(
     part:Path, # A dataset of one shard
 ):
     "The next shard of the whole, from its part"
-    c,i = _read_catalog(part), w.todo[0]
+    c,i = read_catalog(part), w.todo[0]
     entry,sums = c['shards'][0], load_file(part/c['stats']) if c['stats'] else {}
     for stream,e in entry.items():
         folder,first = w.folder/stream, sum(s[stream]['rows'] for s in w.catalog['shards'][:i] if stream in s)
@@ -70,7 +70,7 @@ def _take_sums(w, part, stream, site, sums):
     found = {k.removeprefix(f'{at}/'): v for k,v in sums.items() if k.startswith(f'{at}/') and not k.endswith('/shift')}
     if near is not None and not own.equal(near):
         rows = pd.read_parquet(part/stream/'rows_0000.parquet', columns=['episode'])
-        found = _sum_files([Shard.open(part/stream/f'{site}_0000.safetensors')], rows, w.catalog['splits'], near.float())
+        found = sum_files([Shard.open(part/stream/f'{site}_0000.safetensors')], rows, w.catalog['splits'], near.float())
     w.shard_sums[stream,site],w.shifts[stream,site] = found, own if near is None else near
 
 # %% ../../nbs/22_acts.ranks.ipynb #74b6fe24
@@ -78,9 +78,9 @@ def whole(
     part:Path, # A dataset of one shard
 )->bool:
     "Is this part finished and undamaged?"
-    try: c = _read_catalog(part)
+    try: c = read_catalog(part)
     except SteerlensError: return False
-    return len(c['shards'])==1 and not any(_problems(part, c))
+    return len(c['shards'])==1 and not any(file_problems(part, c))
 
 def merge(
     folder:str|Path, # A dataset whose ranks have left their shards in `parts/`
@@ -89,7 +89,7 @@ def merge(
     folder,n = Path(folder), 0
     parts = {int(p.name[:4]): p for p in sorted(folder.glob('parts/*_of_*'))}
     if not parts: return 0
-    c = next((_read_catalog(p) for p in parts.values() if whole(p)), None)
+    c = next((read_catalog(p) for p in parts.values() if whole(p)), None)
     need(c, folder/'parts', 'no part is whole', 'one for each shard', 'run the ranks again')
     wanted = {int(re.search(r'\d+$', p.name)[0]) for p in parts.values()}
     need(len(wanted)==1, folder/'parts', f'parts of {sorted(wanted)} shards', 'of one harvest', 'remove the older ones')
@@ -98,7 +98,7 @@ def merge(
     with w:
         while w.todo and w.todo[0] in parts and whole(parts[w.todo[0]]):
             part = parts[w.todo[0]]
-            theirs = _read_catalog(part)
+            theirs = read_catalog(part)
             need(theirs['params_sha256']==c['params_sha256'], part, 'made with other parameters', do='remove it')
             take(w, part)
             shutil.rmtree(part)

@@ -22,7 +22,8 @@ from ..html import listed, panel, several, size, told
 from .shards import DTYPES, HEAD, Shard, ShardFile, digest, shard_header
 
 # %% auto #0
-__all__ = ['EDGES', 'CATALOG', 'LONG', 'Writer', 'layer_of', 'Acts', 'short', 'outliers', 'split_episodes', 'effective_dimension']
+__all__ = ['EDGES', 'CATALOG', 'LONG', 'Writer', 'read_catalog', 'layer_of', 'file_problems', 'Acts', 'short', 'outliers',
+           'split_episodes', 'sum_files', 'effective_dimension']
 
 # %% ../../nbs/21_acts.store.ipynb #d00261be
 def _sums(
@@ -104,7 +105,7 @@ def __enter__(self:Writer):
         self.catalog = _catalog(self.folder, self.new)
         self._clear()
         n = len(self.catalog['shards'])
-        self.damaged = sorted({i for i,_ in _problems(self.folder, self.catalog) if i is not None})
+        self.damaged = sorted({i for i,_ in file_problems(self.folder, self.catalog) if i is not None})
         self.todo = [*self.damaged, *range(n, self.catalog['shards_wanted'])]
         self.sums = {}
         if not self.damaged: self._sum_again()
@@ -139,13 +140,13 @@ def __exit__(self:Writer, *args):
 def _catalog(folder, new):
     "The catalog to continue, or a new one"
     if not (folder/'catalog.json').exists(): return new
-    old = _read_catalog(folder)
+    old = read_catalog(folder)
     differ = [k for k in ('params_sha256', 'dtype', 'shards_wanted', 'made_splits') if old[k] != new[k]]
     need(not differ, folder, f'holds a dataset made with other parameters ({", ".join(differ)})',
          do='remove the folder or choose another run name')
     return old
 
-def _read_catalog(folder):
+def read_catalog(folder):
     "A catalog of this version, or one line"
     file = folder/'catalog.json'
     need(file.exists(), folder, 'no catalog.json, so no activations here', do='make them with 1_residuals or an import')
@@ -359,7 +360,7 @@ def finish(self:Writer,
     return acts
 
 # %% ../../nbs/21_acts.store.ipynb #c3eab72c
-def _problems(folder, catalog, deep=False):
+def file_problems(folder, catalog, deep=False):
     "(shard, what is wrong) for every file that isn't as the catalog has it"
     if catalog['shards'] and not _whole(folder/catalog['stats']):
         yield None, f"{folder/catalog['stats']}: missing or damaged; harvest again, which sums up anew"
@@ -423,12 +424,12 @@ class Acts:
         partial:bool=False,  # Also one that isn't finished, or is damaged?
     ):
         self.folder = Path(folder)
-        self.catalog = _read_catalog(self.folder)
+        self.catalog = read_catalog(self.folder)
         have,want = len(self.catalog['shards']), self.catalog['shards_wanted']
         self.sums = {}
         if partial: return
         need(have==want, self.folder, f'harvest stopped after {have} of {want} shards', do='run it again to continue')
-        for _,problem in _problems(self.folder, self.catalog): raise SteerlensError(problem)
+        for _,problem in file_problems(self.folder, self.catalog): raise SteerlensError(problem)
         self.sums = _read_sums(self.folder, self.catalog)
 
     def __repr__(self):
@@ -579,7 +580,7 @@ def _sums_without(self:Acts, site, names, split, longest):
     f,kept = next((f, k.nonzero()[0]) for f,k in parts if k.any())
     shift = f.map()[torch.from_numpy(kept[:512])].double().mean(0).float()
     splits = {} if split=='all' else {split: self.catalog['splits'][split]}
-    s = _sum_files(files, rows, splits, shift, keep)
+    s = sum_files(files, rows, splits, shift, keep)
     return shift.double(), {k.removeprefix(f'{split}/'): v for k,v in s.items() if k.startswith(f'{split}/')}
 
 @patch
@@ -686,11 +687,11 @@ def _resum(acts, splits):
             at = f'{stream}/{site}'
             files = acts.files(site, stream)
             shift = acts.sums[f'{at}/shift'] if acts.sums else files[0].map()[:512].double().mean(0)
-            for k,v in _sum_files(files, rows, splits, shift.float()).items(): out[f'{at}/{k}'] = v
+            for k,v in sum_files(files, rows, splits, shift.float()).items(): out[f'{at}/{k}'] = v
             out[f'{at}/shift'] = shift.float().double()
     return out
 
-def _sum_files(files, rows, splits, shift, keep=None):
+def sum_files(files, rows, splits, shift, keep=None):
     "The sums over some files, a piece at a time; of rows to `keep`, or all"
     s,at = {}, 0
     for f in files:
@@ -707,7 +708,7 @@ def verify(self:Acts,
     deep:bool=False # Read every byte: checksums, and that all values are finite
 )->list[str]: # A line for each file that is not as it should be
     "What is wrong with a dataset"
-    return [line for _,line in _problems(self.folder, self.catalog, deep)]
+    return [line for _,line in file_problems(self.folder, self.catalog, deep)]
 
 # %% ../../nbs/21_acts.store.ipynb #554884f7
 def effective_dimension(

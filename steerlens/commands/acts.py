@@ -53,7 +53,8 @@ def acts_share(
     subject:Annotated[str, typer.Argument(help='A subject, such as nano_vla.')], # A subject's name
     rank:Annotated[int, typer.Argument(help='Which of them this is, from 0.')], # Rank
     ranks:Annotated[int, typer.Argument(help='How many there are.')], # Ranks
-    values:Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...', help='Parameters to change.')]=None, # `key=value`
+    values:Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...',
+        help='Parameters to change.')]=None, # `key=value`
     files:Annotated[list[str]|None, typer.Option('--params', metavar='FILE',
         help='A YAML file with a block of parameters per phase. May be given again.')]=None, # Files
 ):

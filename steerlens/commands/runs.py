@@ -67,10 +67,11 @@ def _says(
 @app.command()
 def plan(
     subject:Subject, # A subject's name
-    asked:Annotated[list[str]|None, typer.Argument(metavar='[PHASE]...', help='Phases; all that can be planned by default.')]=None, # Names or numbers
+    asked:Annotated[list[str]|None, typer.Argument(metavar='[PHASE]...',
+        help='Phases; all that can be planned by default.')]=None, # Names or numbers
     files:Files=None, # Files with a block per phase
-    out:Annotated[str, typer.Option(help='Where the run is to be made: on the disk that is meant.')]='.', # The run's `out`
-    as_json:Annotated[bool, typer.Option('--json', help='As JSON, for the Snakefile: --config plan=FILE.')]=False, # JSON?
+    out:Annotated[str, typer.Option(help='Where the run is to be made, for its disk.')]='.', # The run's `out`
+    as_json:Annotated[bool, typer.Option('--json', help='As JSON, for --config plan=FILE.')]=False, # JSON?
 ):
     "Forecast memory, disk and hours of the phases on this machine."
     from steerlens.params import phase_named
