@@ -71,6 +71,7 @@ rule report:
         library=list(library(98)),
     output: reports("index.html")
     params: out=OUT
+    localrule: True  # a page, in seconds
     shell: "steerlens report --out {params.out:q}"
 
 
@@ -136,6 +137,7 @@ if SWEEP:
             listed=str(FOLDER / "sweep.json"),
         output: str(FOLDER / "compare.svg")
         params: folder=str(FOLDER)
+        localrule: True
         shell: "steerlens compare {params.folder:q}"
 
     rule variant:
@@ -150,4 +152,8 @@ if SWEEP:
             out=lambda w: f"out={FOLDER / w.variant}",
             extra=[a for p in EXTRA for a in ("--params", p)],
         threads: 2
+        resources:
+            mem_mb=wants("2_sae", "mem_mb", 16000),
+            runtime=wants("2_sae", "runtime", 240),
+            gpu=lambda w: job(PLANS, "2_sae", w.subject).get("gpu", 0),
         shell: "steerlens run 2_sae {wildcards.subject} {params.out:q} {params.extra:q} --params {input.values:q}"
