@@ -81,7 +81,9 @@ def plan(
     if as_json: return show_json(p)
     show_table(['phase', 'hours', 'memory MB', 'GPU MB', 'disk MB'], [_planned_row(*f) for f in p['phases'].items()])
     for phase,f in p['phases'].items():
-        for number,told in f['told'].items(): print(f'{phase} {number}: {told}')
+        for told in dict.fromkeys(f['told'].values()):
+            numbers = [n for n,said in f['told'].items() if said==told]
+            print(f'{phase} {", ".join(numbers)}: {told}')
     for line in _too_much(p): print(line)
 
 def _planned_row(
