@@ -316,6 +316,5 @@ def verdict(
     if f['lo'] <= 0: return 'undecided', 'no clear effect'
     if n: return 'undecided', as_much
     if p >= SURE: return 'undecided', f'random directions get about as much from hypotheses of their own (p = {p:.2g})'
-    if rival:
-        return 'undecided', f"{rival['column']} {quoted(rival['value'])} tells more of it, and nothing here changes that"
+    if rival: return 'undecided', f"{rival['column']} {quoted(rival['value'])} tells more, and nothing here changes it"
     return 'supported', f'beyond all placebos (p = {p:.2g})'
