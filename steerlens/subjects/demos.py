@@ -77,7 +77,8 @@ def check_arrays(self:Demo):
     for key in (self.action, *self.state): need(key in self.keys(), self, f"no '{key}'", have(self.keys()))
     for key,x in self.numbers.items():
         need(x.ndim==2 and len(x)==self.steps, self, f'{key} is {list(x.shape)}', f'[{self.steps}, width]')
-        for i,j in np.argwhere(~np.isfinite(x))[:1]: need(False, self, f'{key} is {x[i,j]} at step {i}', 'finite numbers')
+        for i,j in np.argwhere(~np.isfinite(x))[:1]:
+            raise SteerlensError(self, f'{key} is {x[i,j]} at step {i}', 'finite numbers')
 
 def have(
     names # What is there
@@ -122,7 +123,8 @@ def pick_cameras(
     if given: return dict(given)
     for known in usual:
         if set(known.values()) <= set(there): return dict(known)
-    raise SteerlensError(where, f'cameras {", ".join(there) or "none"}', ' or '.join(', '.join(k.values()) for k in usual),
+    known = ' or '.join(', '.join(k.values()) for k in usual)
+    raise SteerlensError(where, f'cameras {", ".join(there) or "none"}', known,
                          "say which is which: cameras={'agentview': ..., 'wrist': ...}")
 
 # %% ../../nbs/13_subjects.demos.ipynb #40487f41

@@ -62,7 +62,8 @@ def film_of(
 
 def _ffmpeg(file):
     try: import imageio_ffmpeg
-    except ImportError: raise SteerlensError(file, 'imageio-ffmpeg is missing', do="pip install 'steerlens[libero]'") from None
+    except ImportError:
+        raise SteerlensError(file, 'imageio-ffmpeg is missing', do="pip install 'steerlens[libero]'") from None
     return imageio_ffmpeg
 
 def _last(e): return (str(e).strip().splitlines() or [type(e).__name__])[-1].strip()[:80]

@@ -114,7 +114,8 @@ def lag_of(
 def check(self:LiberoDemo):
     "Refuse what a policy can't be shown; raises `SteerlensError`"
     self.check_arrays()
-    need(self.declared in (None, self.steps), self, f'{self.steps} actions, and num_samples is {self.declared}', 'as many')
+    said = self.declared
+    need(said in (None, self.steps), self, f'{self.steps} actions, and num_samples is {said}', 'as many')
     for key,(shape,_) in self.shapes.items():
         need(shape[:1]==(self.steps,), self, f'{key} is {list(shape)}', f'[{self.steps}, ...], one line an action')
     for camera in self.cameras.values():
