@@ -15,7 +15,7 @@ from ..core import SteerlensError, need
 from .demos import Demo, have, pick_cameras, toy_picture, toy_step
 
 # %% auto #0
-__all__ = ['USUAL', 'RATE', 'as_trained', 'as_seen', 'opened', 'LiberoDemo', 'lag_of', 'libero_demos', 'toy_libero']
+__all__ = ['USUAL', 'RATE', 'TOY_MODEL', 'as_trained', 'as_seen', 'opened', 'LiberoDemo', 'lag_of', 'libero_demos', 'toy_libero']
 
 # %% ../../nbs/14_subjects.libero.ipynb #0f180bd7
 def as_trained(
@@ -70,6 +70,10 @@ class LiberoDemo(Demo):
         with opened(self.file) as f: return _shapes(f['data'][self.name])
     @cached_property
     def lag(self): return lag_of(self)
+    @property
+    def model(self):
+        "The simulator's model, as XML; empty where the file has none"
+        with opened(self.file) as f: return _text(f['data'][self.name].attrs.get('model_file', ''))
 
 def _shapes(group):
     "Name -> (shape, type) of all arrays in a group, those one level down as `obs/NAME`"
@@ -170,6 +174,10 @@ def _json(file, attrs, key):
     return found
 
 # %% ../../nbs/14_subjects.libero.ipynb #2ddc8d9c
+TOY_MODEL = '<mujoco><worldbody>' + ''.join(f'<body><joint name="robot0_joint{i}"/>' for i in range(1, 8)) + \
+    '<body><joint name="gripper0_left" type="slide"/></body><body><joint name="gripper0_right" type="slide"/></body>' + \
+    '</body>'*7 + '<body><joint name="wooden_cabinet_1_top_level" type="slide"/></body></worldbody></mujoco>'
+
 def toy_libero(
     file:str|Path, # To make
     lengths=(4, 6), # Steps of each demonstration
@@ -189,13 +197,13 @@ def toy_libero(
 def _toy_demo(group, e, n):
     "Observations are those after the action, as LIBERO records them"
     t = np.arange(n+1)[:, None]
-    sim = np.concatenate([t/20, .1*t+np.arange(7), np.zeros((n+1, 12))], 1)
+    sim = np.concatenate([t/20, .1*t+np.arange(7), np.zeros((n+1, 2)), -.02*t, np.zeros((n+1, 10))], 1)
     seen = dict(ee_pos=.01*t[1:]+[0, .1, .2], ee_ori=np.ones((n, 3)), gripper_states=np.tile([.04, -.04], (n, 1)),
                 joint_states=sim[1:, 1:8])
     seen['ee_states'] = np.concatenate([seen['ee_pos'], seen['ee_ori']], 1)
     pictures = np.stack([toy_picture(e, i)[::-1, ::-1] for i in range(n)]) if n else np.zeros((0, 64, 64, 3), 'u1')
     robot = np.concatenate([seen['gripper_states'], seen['ee_pos'], np.tile([0, 0, 0, 1.], (n, 1))], 1)
-    group.attrs.update(num_samples=n, model_file='<mujoco/>')
+    group.attrs.update(num_samples=n, model_file=TOY_MODEL)
     for k,x in (seen | dict(agentview_rgb=pictures, eye_in_hand_rgb=pictures)).items(): group[f'obs/{k}'] = x
     for k,x in dict(actions=np.full((n, 7), .1)*t[:n], states=sim[:n], robot_states=robot, rewards=np.zeros(n, 'u1'),
                     dones=np.zeros(n, 'u1')).items(): group[k] = x
