@@ -28,8 +28,9 @@ def read_lists(
             stack[-1].append(closed)
         else: stack[-1].append(word)
     need(len(stack)==1, where, f"{len(stack)-1} ')' missing", 'nested parentheses')
-    need(len(stack[0])==1 and isinstance(stack[0][0], list), where, f'{len(stack[0])} expressions', 'one, in parentheses')
-    return stack[0][0]
+    found = stack[0]
+    need(len(found)==1 and isinstance(found[0], list), where, f'{len(found)} expressions', 'one, in parentheses')
+    return found[0]
 
 # %% ../../nbs/13_subjects.bddl.ipynb #f34e8a7c
 @dataclass(frozen=True)

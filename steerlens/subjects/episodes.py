@@ -5,13 +5,14 @@
 # %% ../../nbs/15_subjects.episodes.ipynb #53e6a92e
 from __future__ import annotations
 from pathlib import Path
+import numpy as np, pandas as pd
 from ..core import need
 from .demos import Demo, checked
 from .lerobot import lerobot_demos
 from .libero import libero_demos
 
 # %% auto #0
-__all__ = ['MAGIC', 'is_hdf5', 'format_of', 'hdf5_files', 'episodes']
+__all__ = ['MAGIC', 'is_hdf5', 'format_of', 'hdf5_files', 'episodes', 'batch_of', 'steps_of']
 
 # %% ../../nbs/15_subjects.episodes.ipynb #3504d094
 MAGIC = b'\x89HDF\r\n\x1a\n' # The first bytes of an HDF5 file
@@ -35,10 +36,13 @@ def format_of(
 
 def hdf5_files(
     path:Path # A file or folder
-)->list[Path]: # Sorted by name
+)->list[Path]: # Sorted by name; raises `SteerlensError` where one is only named so
     "The HDF5 files in it, at any depth"
-    files = [path] if path.is_file() else [f for f in path.rglob('*') if f.is_file()]
-    return sorted(f for f in files if is_hdf5(f))
+    files = [path] if path.is_file() else sorted(f for f in path.rglob('*') if f.is_file())
+    for f in files:
+        named = f.suffix in ('.hdf5', '.h5')
+        need(not named or is_hdf5(f), f, 'no HDF5 file, though it is named so', do='download it again')
+    return [f for f in files if is_hdf5(f)]
 
 # %% ../../nbs/15_subjects.episodes.ipynb #3d9f78ff
 def episodes(
@@ -47,9 +51,32 @@ def episodes(
     skip:tuple=(),          # Demonstrations to leave out, such as `X_demo.hdf5/demo_7`
 )->list[Demo]: # Raises `SteerlensError` where one of them has a fault
     "The demonstrations in a file or folder, checked"
-    path = Path(path)
     if format_of(path)=='lerobot': return checked(lerobot_demos(path, cameras), skip)
-    for file in [path] if path.is_file() else sorted(path.rglob('*')):
-        named = file.suffix in ('.hdf5', '.h5')
-        need(not named or is_hdf5(file), file, 'no HDF5 file, though it is named so', do='download it again')
-    return checked([demo for file in hdf5_files(path) for demo in libero_demos(file, cameras)], skip)
+    return checked([demo for file in hdf5_files(Path(path)) for demo in libero_demos(file, cameras)], skip)
+
+# %% ../../nbs/15_subjects.episodes.ipynb #5a4463ad
+def batch_of(
+    seen:list,        # `Obs` of any demonstrations of one robot
+    cameras:tuple=('agentview', 'wrist'), # In the policy's order
+    n:int=3           # Cameras of the policy
+)->tuple: # images [B, n, H, W, 3] uint8, states [B, S], instructions [B], there [B, n]
+    "What a policy is shown, stacked"
+    need(seen, 'observations', 'none', 'one or more')
+    for o in seen: need(set(cameras) <= set(o.images), 'cameras', ', '.join(o.images), ', '.join(cameras))
+    shapes = {o.images[c].shape for o in seen for c in cameras}
+    need(len(shapes)==1, 'pictures', f'of {len(shapes)} sizes: {sorted(shapes)}', 'one')
+    images = np.zeros((len(seen), n, *shapes.pop()), np.uint8)
+    for b,o in enumerate(seen):
+        for k,c in enumerate(cameras): images[b,k] = o.images[c]
+    there = np.tile(np.arange(n) < len(cameras), (len(seen), 1))
+    return images, np.stack([o.state for o in seen]), [o.language for o in seen], there
+
+# %% ../../nbs/15_subjects.episodes.ipynb #cf8adb2c
+def steps_of(
+    demos:list # Demonstrations
+)->pd.DataFrame: # episode, step, task, instruction, file, demo, state [S]
+    "A line for each step"
+    parts = [dict(episode=e, step=range(d.steps), task=d.task, instruction=d.language, file=str(d.file), demo=d.name,
+                  state=list(d.states)) for e,d in enumerate(demos)]
+    need(parts, 'demonstrations', 'none', 'one or more')
+    return pd.concat(map(pd.DataFrame, parts), ignore_index=True)

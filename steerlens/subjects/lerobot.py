@@ -33,7 +33,12 @@ def whole_table(
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #8d3750ad
 @lru_cache(maxsize=2)
-def _steps(file, columns): return whole_table(file, list(columns)).combine_chunks()
+def _steps(file, columns, written): return whole_table(file, list(columns)).combine_chunks()
+
+def _written(file):
+    "When a file was written; tells it from the one that it replaced"
+    need(file.is_file(), file, 'no such file', do='download the dataset again')
+    return file.stat().st_mtime_ns
 
 def _rows(table, episode):
     "The lines of an episode"
@@ -45,12 +50,14 @@ def _array(column):
     return np.stack(x) if len(x) and isinstance(x[0], np.ndarray) else x
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #0297f217
-@lru_cache(maxsize=256)
 def film_of(
     file:Path # An mp4
 )->tuple[int,float]: # (frames, frames a second); raises `SteerlensError` where it isn't a film
     "How many frames a film has, and how fast"
-    need(file.is_file(), file, 'no such file', do='download the dataset again')
+    return _film(file, _written(file))
+
+@lru_cache(maxsize=1024)
+def _film(file, written):
     ffmpeg = _ffmpeg(file)
     try:
         reader = ffmpeg.read_frames(str(file))
@@ -69,14 +76,17 @@ def _ffmpeg(file):
 def _last(e): return (str(e).strip().splitlines() or [type(e).__name__])[-1].strip()[:80]
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #6e6ff57f
-@lru_cache(maxsize=4)
 def film_frames(
     file:Path,  # An mp4
     first:int,  # Frame
     n:int,      # How many
     fps:float   # Frames a second
 )->np.ndarray: # [n, H, W, 3] uint8; raises `SteerlensError` where there are fewer
-    "Some consecutive frames"
+    "Some consecutive frames; the last three answers are remembered"
+    return _frames(file, first, n, fps, _written(file))
+
+@lru_cache(maxsize=3)
+def _frames(file, first, n, fps, written):
     start = max(0, (first-.5)/fps)
     reader = _ffmpeg(file).read_frames(str(file), input_params=['-ss', f'{start:.6f}'],
                                        output_params=['-fps_mode', 'passthrough', '-frames:v', str(n)])
@@ -92,6 +102,7 @@ class LeRobotDemo(Demo):
     episode:int = 0                          # Its number
     info:dict = field(default_factory=dict)  # meta/info.json
     place:dict = field(default_factory=dict) # Its line in the table of episodes
+    tasks:dict = field(default_factory=dict) # Number -> instruction
 
     @property
     def action(self): return _named(self, 'action', 'actions')
@@ -101,7 +112,7 @@ class LeRobotDemo(Demo):
     def table(self, *columns):
         "Its lines, these columns"
         file = self.file/_path(self.info['data_path'], self.place, 'data')
-        return _rows(_steps(file, columns), self.episode)
+        return _rows(_steps(file, columns, _written(file)), self.episode)
 
 def _named(demo, *names):
     "The name that a feature has in this dataset"
@@ -142,10 +153,13 @@ def frames(self:LeRobotDemo,
 @patch
 def _filmed(self:LeRobotDemo, key):
     begin = round(self.place[f'videos/{key}/from_timestamp']*self.hz)
-    return film_frames(self._film(key), begin, self.steps, self.hz)
+    return film_frames(self.film(key), begin, self.steps, self.hz)
 
 @patch
-def _film(self:LeRobotDemo, key):
+def film(self:LeRobotDemo,
+    key:str # A feature that is filmed
+)->Path:
+    "The film that the episode is in"
     return self.file/_path(self.info['video_path'], self.place, f'videos/{key}', video_key=key)
 
 def _picture(data, where):
@@ -164,6 +178,8 @@ def check(self:LeRobotDemo):
     apart = np.abs(self.array('timestamp') - np.arange(self.steps)/self.hz).max()
     need(apart < .25/self.hz, self, f'timestamps are up to {apart:.3g} s off {self.hz:g} frames a second',
          'fps of info.json to be that of the table')
+    said = {self.tasks.get(int(t)) for t in np.unique(self.array('task_index'))}
+    need(said=={self.language}, self, f'its steps say {said}', f"'{self.language}', as the table of episodes says")
     for key in self.cameras.values():
         if self.info['features'][key]['dtype']=='video': self._check_film(key)
 
@@ -175,7 +191,7 @@ def _check_width(self:LeRobotDemo, key):
 
 @patch
 def _check_film(self:LeRobotDemo, key):
-    file = self._film(key)
+    file = self.film(key)
     n,rate = film_of(file)
     need(abs(rate-self.hz) < .01*self.hz, file, f'{rate:g} frames a second', f'{self.hz:g}, as info.json says')
     begin,end = (round(self.place[f'videos/{key}/{x}_timestamp']*self.hz) for x in ('from', 'to'))
@@ -196,14 +212,21 @@ def lerobot_demos(
     there = [k for k,f in info['features'].items() if f['dtype'] in PICTURES]
     cameras = pick_cameras(there, cameras, USUAL, folder)
     films = [k for k in cameras.values() if info['features'][k]['dtype']=='video']
-    return [_demo(folder, info, cameras, place) for place in _places(folder, films)]
+    words = _tasks(folder/'meta/tasks.parquet')
+    return [_demo(folder, info, cameras, place, words) for place in _places(folder, films)]
 
-def _demo(folder, info, cameras, place):
+def _tasks(file):
+    "Number -> instruction"
+    table = whole_table(file).to_pandas()
+    need('task_index' in table, file, 'no task_index', 'a line for each instruction, and its number')
+    return dict(zip(table.task_index.astype(int), table.get('task', table.index)))
+
+def _demo(folder, info, cameras, place, words):
     tasks = list(place['tasks'])
     e = int(place['episode_index'])
     need(len(tasks)==1, folder, f'episode {e} has {len(tasks)} tasks', 'one')
     return LeRobotDemo(folder, f'episode_{e}', tasks[0], tasks[0], int(place['length']), float(info['fps']), cameras,
-                       e, info, place)
+                       e, info, place, words)
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #b7552a59
 def read_info(

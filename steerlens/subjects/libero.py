@@ -175,7 +175,7 @@ def _json(file, attrs, key):
 
 # %% ../../nbs/14_subjects.libero.ipynb #2ddc8d9c
 TOY_MODEL = '<mujoco><worldbody>' + ''.join(f'<body><joint name="robot0_joint{i}"/>' for i in range(1, 8)) + \
-    '<body><joint name="gripper0_left" type="slide"/></body><body><joint name="gripper0_right" type="slide"/></body>' + \
+    ''.join(f'<body><joint name="gripper0_{side}" type="slide"/></body>' for side in ('left', 'right')) + \
     '</body>'*7 + '<body><joint name="wooden_cabinet_1_top_level" type="slide"/></body></worldbody></mujoco>'
 
 def toy_libero(

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/16_subjects.libero_live.ipynb #faf63ff0
 from __future__ import annotations
+from importlib import import_module
 from pathlib import Path
 import numpy as np
 from ..core import SteerlensError, need
@@ -29,10 +30,12 @@ def seen(
     language:str, # The instruction
 )->Obs:
     "A simulator's observation as a policy is shown it"
-    missing = [k for k in (*CAMERAS.values(), 'robot0_eef_pos', 'robot0_eef_quat', 'robot0_gripper_qpos') if k not in raw]
+    hand = 'robot0_eef_pos', 'robot0_eef_quat', 'robot0_gripper_qpos'
+    missing = [k for k in (*CAMERAS.values(), *hand) if k not in raw]
     need(not missing, 'LIBERO', f'no {", ".join(missing)} among {", ".join(sorted(raw))[:120]}')
     images = {ours: as_trained(raw[theirs], 'opengl') for ours,theirs in CAMERAS.items()}
-    parts = raw['robot0_eef_pos'], axis_angle(raw['robot0_eef_quat']), raw['robot0_gripper_qpos']
+    place,quat,fingers = (raw[k] for k in hand)
+    parts = place, axis_angle(quat), fingers
     return Obs(images, np.concatenate(parts).astype('f4'), language)
 
 # %% ../../nbs/16_subjects.libero_live.ipynb #7c100012
@@ -66,8 +69,7 @@ class Live:
 # %% ../../nbs/16_subjects.libero_live.ipynb #59f5297c
 def _simulator():
     "LIBERO's environment; raises `SteerlensError` where it can't be had"
-    try: from libero.libero.envs import OffScreenRenderEnv
+    try: return import_module('libero.libero.envs').OffScreenRenderEnv
     except ImportError as e:
-        raise SteerlensError('LIBERO', f'{e.name} is missing', 'the simulator and its assets',
-                             'pip install hf-libero, in an environment of its own; demonstrations need no simulator') from None
-    return OffScreenRenderEnv
+        do = 'pip install hf-libero, in an environment of its own; demonstrations need no simulator'
+        raise SteerlensError('LIBERO', f'{e.name} is missing', 'the simulator and its assets', do) from None

@@ -91,7 +91,9 @@ def events(
     there = (holds(m, rules) | presses(m, rules)) & (np.abs(v) >= rules.straight*np.linalg.norm(v_T3, axis=1))
     found = [('pull', *w) for w in windows(there & (v > rules.speed), m.hz, rules)]
     found += [('push', *w) for w in windows(there & (v < -rules.speed), m.hz, rules)]
-    return pd.DataFrame(found + _switches(m, rules), columns=['event', 'start', 'end']).sort_values('start', ignore_index=True)
+    return _table(found + _switches(m, rules))
+
+def _table(found): return pd.DataFrame(found, columns=['event', 'start', 'end']).sort_values('start', ignore_index=True)
 
 def _switches(m, rules):
     "Where the fingers begin to close or open"
@@ -182,7 +184,8 @@ def score_events(
             on['shifted'] = np.roll(on['found'], by)
             rows += [dict(event=event, way=way) | agreement(x, truth==event) for way,x in on.items()]
     total = pd.DataFrame(rows).groupby(['event', 'way'], sort=False).sum()
-    return total.assign(precision=total.right/total.found.replace(0, np.nan), recall=total.right/total.true).reset_index()
+    precision = total.right/total.found.replace(0, np.nan)
+    return total.assign(precision=precision, recall=total.right/total.true).reset_index()
 
 # %% ../../nbs/15_subjects.motion.ipynb #3881f171
 SIZES = dict(free=(7, 6), ball=(4, 3), hinge=(1, 1), slide=(1, 1)) # Positions and velocities of a joint
@@ -216,7 +219,8 @@ def drawers(
     demo:Demo # With `states` and `model`: one of LIBERO's files
 )->dict[str,np.ndarray]: # Joint -> how far it is open, m, [T]; those of step i are from before action i
     "How far each drawer of a scene is open"
-    need('states' in demo.keys() and getattr(demo, 'model', ''), demo, 'no states and model_file', "both, as in LIBERO's files")
+    whole = 'states' in demo.keys() and getattr(demo, 'model', '')
+    need(whole, demo, 'no states and model_file', "both, as in LIBERO's files")
     states = demo.array('states')
     columns = joint_columns(demo.model, states.shape[1], f'{demo}: model_file')
     return {name: -states[:,c] for name,c in columns.items() if name.endswith('_level')}
@@ -229,7 +233,7 @@ def drawer_events(
     "When a drawer is moved"
     v = _smooth(_moved(opening_T))*hz
     found = [(event, *w) for event,way in (('open', 1), ('close', -1)) for w in windows(way*v > rules.speed, hz, rules)]
-    return pd.DataFrame(found, columns=['event', 'start', 'end']).sort_values('start', ignore_index=True)
+    return _table(found)
 
 # %% ../../nbs/15_subjects.motion.ipynb #f52161db
 def drawer_truth(
