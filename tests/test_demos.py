@@ -1,11 +1,12 @@
 "Demonstrations from files: another codec, a writer that died, a file that was replaced, the way to segments"
+from pathlib import Path
 import subprocess, sys
 import numpy as np, pytest
 from steerlens.core import SteerlensError
 from steerlens.steer.segments import axis_of, read_manifest, segments_of, write_manifest
 from steerlens.subjects.demos import toy_step
 from steerlens.subjects.episodes import episodes, steps_of
-from steerlens.subjects.lerobot import lerobot_demos, toy_lerobot
+from steerlens.subjects.lerobot import lerobot_demos, read_stats, toy_lerobot
 from steerlens.subjects.libero import toy_libero
 
 CAMERA = 'videos/observation.images.image/chunk-000/file-000.mp4'
@@ -69,3 +70,14 @@ def test_segments_of_demonstrations(tmp_path):
     again,axis = read_manifest(tmp_path/'manifest.json')
     assert again==segments and len(segments)==4 and set(axis.mean_delta_per_task)=={s.task for s in segments}
     assert [(s.demo, s.episode_index) for s in again]==[('demo_0', 0), ('demo_1', 1), ('demo_0', 2), ('demo_1', 3)]
+
+
+def test_a_dataset_by_lerobot_itself():
+    "Written by lerobot 0.6.1, see parity/lerobot_v3.py: AV1, three episodes in a film"
+    demos = episodes(Path(__file__).parent/'parity/lerobot_v3')
+    assert [(d.steps, d.language, d.hz) for d in demos]==[(3, 'task 0', 10), (11, 'task 1', 10), (6, 'task 0', 10)]
+    for e,d in enumerate(demos):
+        shown = [{toy_step(x) for x in d.obs(i).images.values()} for i in range(d.steps)]
+        assert shown==[{(e, i)} for i in range(d.steps)]
+        assert (d.states==e).all() and np.allclose(d.following(1, 9)[:,0], np.arange(1, d.steps)[:9]/10)
+    assert {'q01', 'q99', 'mean', 'std'} <= set(read_stats(demos[0].file)['action'])
