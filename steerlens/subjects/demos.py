@@ -23,7 +23,7 @@ class Obs:
     language:str     # The instruction
 
 # %% ../../nbs/13_subjects.demos.ipynb #8d36193a
-@dataclass
+@dataclass(eq=False)
 class Demo:
     "A recorded episode; arrays and pictures are read when they are asked for"
     file:Path     # The file or folder that it is in

@@ -27,9 +27,13 @@ def whole_table(
 )->pa.Table: # Raises `SteerlensError` where it can't be read
     "A table that is there, and whole"
     need(file.is_file(), file, 'no such file', do='download the dataset again')
-    try: return pq.read_table(file, columns=columns)
+    try:
+        missing = sorted(set(columns or ())-set(pq.read_schema(file).names))
+        found = None if missing else pq.read_table(file, columns=columns)
     except Exception as e:
         raise SteerlensError(file, f'no whole parquet file ({str(e).splitlines()[0][:80]})') from None
+    need(not missing, file, f'no column {", ".join(missing)}', 'those of version 3')
+    return found
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #8d3750ad
 @lru_cache(maxsize=2)
@@ -96,7 +100,7 @@ def _frames(file, first, n, fps, written):
     return found
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #b72d2ca9
-@dataclass
+@dataclass(eq=False)
 class LeRobotDemo(Demo):
     "An episode of a LeRobot dataset"
     episode:int = 0                          # Its number
@@ -121,9 +125,13 @@ def _named(demo, *names):
     raise SteerlensError(demo, f"no '{names[0]}'", have(demo.keys()))
 
 def _path(template, place, of, **more):
-    "A file's path, as info.json spells it"
+    "A file's path inside the dataset, as info.json spells it"
     chunk,number = (int(place[f'{of}/{what}_index']) for what in ('chunk', 'file'))
-    return template.format(chunk_index=chunk, file_index=number, **more)
+    try: path = Path(template.format(chunk_index=chunk, file_index=number, **more))
+    except (LookupError, ValueError, AttributeError): path = Path('/')
+    need(not path.is_absolute() and '..' not in path.parts, 'meta/info.json', f"path '{template}'",
+         'one inside the dataset, with {chunk_index} and {file_index}')
+    return path
 
 # %% ../../nbs/14_subjects.lerobot.ipynb #5495181d
 PICTURES = ('image', 'video')
@@ -240,6 +248,8 @@ def read_info(
     need(version.startswith('v3'), file, f'version {version}', 'v3.0',
          'convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30')
     for key in ('features', 'fps', 'data_path'): need(info.get(key), file, f"no '{key}'")
+    described = isinstance(info['features'], dict) and all('dtype' in f for f in info['features'].values())
+    need(described, file, 'features without a dtype', 'an object for each, with dtype and shape')
     need(isinstance(info['fps'], (int, float)) and info['fps'] > 0, file, f"fps is {info['fps']}", 'more than 0')
     return info
 
@@ -249,9 +259,6 @@ def _places(folder, films):
     need(files, folder/'meta/episodes', 'no table of episodes', 'chunk-000/file-000.parquet')
     names = [f'videos/{k}/{x}' for k in films for x in ('chunk_index', 'file_index', 'from_timestamp', 'to_timestamp')]
     columns = ['episode_index', 'tasks', 'length', 'data/chunk_index', 'data/file_index', *names]
-    for file in files:
-        missing = sorted(set(columns)-set(pq.read_schema(file).names))
-        need(not missing, file, f'no {", ".join(missing)}', 'the columns of version 3')
     found = pd.concat([whole_table(file, columns).to_pandas() for file in files])
     return found.sort_values('episode_index').to_dict('records')
 

@@ -55,7 +55,7 @@ def _reason(e):
     return (inner[1] if inner else str(e)).splitlines()[0].split(',')[0][:80]
 
 # %% ../../nbs/14_subjects.libero.ipynb #fc742bc2
-@dataclass
+@dataclass(eq=False)
 class LiberoDemo(Demo):
     "A demonstration in one of LIBERO's files"
     bddl:str = ''              # The task's definition

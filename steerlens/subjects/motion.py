@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 import numpy as np, pandas as pd
 from ..core import SteerlensError, need, rng
+from ..stats import cluster_means
 from .demos import Demo
 
 # %% auto #0
@@ -172,7 +173,7 @@ def score_events(
     cases:list,          # (Motion, truth [T]) of each episode
     axis,                # Which way the drawer opens
     rules:Rules=Rules()  # Thresholds
-)->pd.DataFrame: # A line for pull and push of each: as found, shuffled, shifted; precision, recall, steps
+)->pd.DataFrame: # A line for pull and push, each as found, shuffled, shifted: precision, recall, their 95% intervals
     "How far found events can be believed"
     rows = []
     for seed,(m,truth) in enumerate(cases):
@@ -183,9 +184,18 @@ def score_events(
             on = {way: marked(found, event, n) for way,found in by_way.items()}
             on['shifted'] = np.roll(on['found'], by)
             rows += [dict(event=event, way=way) | agreement(x, truth==event) for way,x in on.items()]
-    total = pd.DataFrame(rows).groupby(['event', 'way'], sort=False).sum()
-    precision = total.right/total.found.replace(0, np.nan)
-    return total.assign(precision=precision, recall=total.right/total.true).reset_index()
+    by = pd.DataFrame(rows).groupby(['event', 'way'], sort=False)
+    return pd.DataFrame([dict(event=event, way=way) | _shares(g) for (event,way),g in by])
+
+def _shares(g):
+    "Precision and recall, with intervals over episodes where most have something to count"
+    said = dict(episodes=len(g))
+    for name,of in (('precision', 'found'), ('recall', 'true')):
+        sums = g[['right', of]].rename(columns={of: 'n'}).reset_index(drop=True)
+        enough = (sums.n > 0).mean() > .5
+        mean,lo,hi = cluster_means(sums)['right'] if enough else (sums.right.sum()/max(sums.n.sum(), 1), None, None)
+        said |= {name: mean, f'{name}_lo': lo, f'{name}_hi': hi}
+    return said
 
 # %% ../../nbs/15_subjects.motion.ipynb #3881f171
 SIZES = dict(free=(7, 6), ball=(4, 3), hinge=(1, 1), slide=(1, 1)) # Positions and velocities of a joint

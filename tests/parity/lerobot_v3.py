@@ -1,6 +1,10 @@
 """A small dataset by LeRobot's own writer, beside this file: what `steerlens.subjects.lerobot` has to read.
 
-Made by lerobot 0.6.1 (Python 3.12) in an environment of its own: `pip install 'lerobot[dataset]'`, then `python tests/parity/lerobot_v3.py`."""
+Made by lerobot 0.6.1 in an environment of its own, with Python 3.12:
+
+    pip install "lerobot[dataset]==0.6.1"
+    python tests/parity/lerobot_v3.py
+"""
 from pathlib import Path
 import shutil
 import numpy as np
