@@ -12,7 +12,7 @@ from ..core import need
 
 # %% auto #0
 __all__ = ['NAMES', 'VERBS', 'TASKS', 'OPPOSITES', 'BDDL_WORDS', 'Task', 'parts_of', 'verbs_of', 'opposite', 'minimal_pairs',
-           'task_of']
+           'contrasts', 'task_of']
 
 # %% ../../nbs/13_subjects.libero_90.ipynb #abe34005
 NAMES = '''
@@ -198,6 +198,18 @@ def _apart(a, b):
     while a and b and a[0]==b[0]: a,b = a[1:],b[1:]
     while a and b and a[-1]==b[-1]: a,b = a[:-1],b[:-1]
     return a, b
+
+# %% ../../nbs/13_subjects.libero_90.ipynb #9e5c893e
+def contrasts(
+    tasks=TASKS # Those to choose from
+)->dict[str,list]: # Such as `open->close` -> [(task, task), ...], by their names; every contrast is there both ways
+    "Opposite verbs, and what else one scene's tasks differ in"
+    found = {}
+    pairs = [(s, t, a, b) for a,b in OPPOSITES for s,t in opposite(a, tasks)]
+    for s,t,a,b in pairs + minimal_pairs(tasks):
+        found.setdefault(f'{a}->{b}', []).append((s.name, t.name))
+        found.setdefault(f'{b}->{a}', []).append((t.name, s.name))
+    return found
 
 # %% ../../nbs/13_subjects.libero_90.ipynb #eec2408c
 BDDL_WORDS = { # Task -> what its BDDL file says, where that isn't its name
