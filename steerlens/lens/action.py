@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from .. import plot
-from ..core import generator, need, rng
+from ..core import generator, need, rng, seed_of
 from ..stats import chance_p, cluster_means, fdr, spearman
 from ..acts.store import Acts
 from ..subjects.acting import Acting
@@ -91,7 +91,7 @@ def _slopes(subject, acting, batch, site, stream):
     on_T = Intervention(site, stream, None).tokens(subject.token_types(site))
     push = _Push(len(batch.rows), on_T)
     with edit(subject, site, push): y = acting.read(subject.run(*batch.args, **batch.kwargs, grad=True))
-    need(y.requires_grad, f"subject {subject}", 'no gradient passes its run', do='compute actions with torch, outside no_grad')
+    need(y.requires_grad, str(subject), 'no gradient passes its run', do='compute actions by torch, outside no_grad')
     def slope(y_B):
         g, = torch.autograd.grad(y_B.sum(), push.u_BD, retain_graph=True, allow_unused=True)
         return torch.zeros_like(push.u_BD) if g is None else g # this site reaches no action
@@ -326,7 +326,7 @@ def beside_rollouts(
     trials:pd.DataFrame, # From `steer.effects.sweep`: a, b, site, stream, alpha, method, placebo, outcome
     directions:dict,     # (a, b, site, stream, method) -> Direction
     found:dict           # From `jacobians`
-)->pd.DataFrame: # a, b, site, stream, alpha, method, lens, length, flip, n; a row per setting of a direction that is added
+)->pd.DataFrame: # A row per setting: a, b, site, stream, alpha, method, flip, n, lens, length
     "Flip rates, and what was to be expected of the action"
     setting = ['a', 'b', 'site', 'stream', 'alpha', 'method']
     real = trials[~trials.placebo.astype(bool)].assign(flip=trials.outcome=='flip')
@@ -356,15 +356,15 @@ def show_agreement(
     whole = agrees[agrees.alpha=='all'].set_index('by')
     lens,length = whole.loc['lens'], whole.loc['length']
     ends = '' if pd.isna(lens.lo) else f' ({lens.lo:.2f} to {lens.hi:.2f})'
-    title = (f'Over {lens.n:,} settings, flips in rollouts go with what the lens expects: Spearman {lens.rho:.2f}{ends}; '
-             f'with the length of the push alone {length.rho:.2f}')
+    title = (f'Over {lens.n:,} settings, flips in rollouts go with what the lens expects: Spearman {lens.rho:.2f}'
+             f'{ends}; with the length of the push alone {length.rho:.2f}')
     each = agrees[agrees.alpha!='all'].astype(dict(alpha=float))
     each = each.assign(by=each.by.map(dict(lens='action lens', length='length alone')))
     return plot.curves(each, 'alpha', 'rho', 'by', title, 'strength alpha, in lengths of the direction',
                        "Spearman's correlation with the flip rate")
 
 # %% ../../nbs/66_lens.action.ipynb #4f837272
-LARGER = 4 # Times that arrows are longer than the way
+LARGER = 3 # Times that arrows are longer than the way
 
 def changes(
     subject:Subject,     # The policy
@@ -375,19 +375,19 @@ def changes(
     n_random:int=12,     # Random directions of the same length
     seed:int=0           # Which
 )->dict: # What -> ways in metres, [B, 3]; of the random ones [n_random, B, 3]
-    "What moves how far: without a push, and what a push adds, by its slope, really, and at random"
+    "What moves how far: without a push, and what a push adds, really, by its slope, and at random"
     a,b,site,stream = place_of(d)
     found,v = jacobian(subject, acting, states, site, stream, a, b), Intervention(site, stream, Add(d.residual, alpha))
-    with alone(subject): really = torch.cat([pushed(subject, acting, x, v) for x in acting.asked(states, a)])-found.y_BA
-    r = torch.randn(n_random, len(d.residual), generator=generator('arrows', seed))
-    r = r/r.norm(dim=1, keepdim=True)*d.residual.norm()
-    actions = dict(unedited=found.y_BA, slope=alpha*found.effects(d.residual[None])[0], really=really,
-                   random=alpha*found.effects(r))
+    batches = acting.asked(states, a)
+    def added(v): return torch.cat([pushed(subject, acting, batch, v) for batch in batches])-found.y_BA
+    placebos = [v.placebo(seed_of('arrows', seed, i)) for i in range(n_random)]
+    with alone(subject): really,random = added(v), torch.stack([added(p) for p in placebos])
+    actions = dict(unedited=found.y_BA, slope=alpha*found.effects(d.residual[None])[0], really=really, random=random)
     return {what: (y@acting.moves).numpy() for what,y in actions.items()}
 
 # %% ../../nbs/66_lens.action.ipynb #15556886
-ARROWS = dict(random=('#ffffff', .004, 'random directions, by slope'), unedited=('#222222', .012, 'without a push'),
-              really=(plot.HUES['orange'], .012, 'added, really'), slope=(plot.HUES['sky'], .012, 'added, by slope'))
+ARROWS = dict(random=('#ffffff', .006, 'random directions add'), unedited=('#222222', .014, 'without a push'),
+              really=(plot.HUES['orange'], .014, 'the push adds'), slope=(plot.HUES['sky'], .014, 'by its slope'))
 
 def show_arrows(
     subject:Subject,     # The policy
@@ -398,26 +398,30 @@ def show_arrows(
     **kw                 # For `changes`
 )->plot.Plot: # Raises `SteerlensError` where nothing can be seen
     "Ways over the camera's picture"
-    need(acting.seen and acting.moves is not None, 'arrows', 'this policy has no camera', 'one whose actions move something')
+    able = acting.seen and acting.moves is not None
+    need(able, 'arrows', 'this policy has no camera', 'one whose actions move something')
     need(not (why := acting.unseen()), 'arrows', why)
     ways = changes(subject, acting, states, d, alpha, **kw)
-    cm = {what: 100*np.linalg.norm(w, axis=-1).mean() for what,w in ways.items()}
-    title = (f"{plot.LABELS.get(d.method, d.method)}, {d.contrast.replace('->', ' to ')}, alpha {alpha:g}: adds "
-             f"{cm['slope']:.1f} cm to {cm['unedited']:.1f} cm of way by its slope, really {cm['really']:.1f} cm; "
-             f"random directions {cm['random']:.1f} cm")
+    cm = {what: f'{100*np.linalg.norm(w, axis=-1).mean():.1f}\u00a0cm' for what,w in ways.items()}
+    contrast = d.contrast.replace('->', ' to ').replace('_', ' ')
+    title = (f"{plot.LABELS.get(d.method, d.method)}, {contrast}, alpha {alpha:g}: adds {cm['really']} to "
+             f"{cm['unedited']} of way in {len(states)} states ({cm['slope']} by its slope); "
+             f"random directions add {cm['random']}")
     fig,axs = plot.sheet(title, 2.9, 1, len(states))
     for i,(ax,state) in enumerate(zip(axs, states.itertuples())):
         _picture(ax, acting.seen(subject, state), {what: w[...,i,:] for what,w in ways.items()})
-    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower left', ncols=4, frameon=False, fontsize=8.5)
+        ax.set_title(f'{acting.group} {getattr(state, acting.group)}, step {state.step}', fontsize=9.5)
+    fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower left', ncols=4, frameon=False, fontsize=9,
+               title=f'{LARGER} times as long as the way of one decision:', title_fontsize=9, alignment='left')
     return fig
 
-def _picture(ax, shot, ways, half=(80, 60)):
+def _picture(ax, shot, ways, half=(60, 45)):
     "One panel: the picture around what moves, and its arrows"
     ax.imshow(shot.picture)
     x,y = shot.pixels(shot.at[None])[0]
     for what,(colour,width,label) in ARROWS.items():
-        ends = shot.pixels(shot.at+LARGER*np.atleast_2d(ways[what]))
-        ax.quiver(x, y, *(ends-[x, y]).T, angles='xy', scale_units='xy', scale=1, color=colour, width=width, label=label)
+        u,v = (shot.pixels(shot.at+LARGER*np.atleast_2d(ways[what]))-[x, y]).T
+        ax.quiver(np.full(len(u), x), np.full(len(u), y), u, v, angles='xy', scale_units='xy', scale=1, color=colour,
+                  width=width, label=label, edgecolor='#777', linewidth=.5)
     ax.set(xlim=(x-half[0], x+half[0]), ylim=(y+half[1], y-half[1]), xticks=[], yticks=[])
     ax.grid(False)
-    ax.set_title(f'arrows {LARGER} times as long', fontsize=8.5)

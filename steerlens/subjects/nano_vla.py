@@ -433,7 +433,7 @@ def seen(
     found = []
     def watch(i, scene, world):
         if world.steps!=state.step or np.abs(scene.observe(world)-state.obs).max()>.01 or found: return
-        with Camera(scene) as cam: found.append(Seen(cam.shoot(world).copy(), state.obs[:3], partial(_pixels, cam)))
+        with Camera(scene) as cam: found.append(Seen(cam.shoot(world).copy(), state.obs[:3], cam.pixels))
     if not state.step: watch(0, scene := Scene(scene_of(state.task)), scene.reset(state.seed))
     for says in range(3):
         if not found: rollout(subject, [Trial(state.task, says, state.seed)], max(1, state.step), watch=watch)
