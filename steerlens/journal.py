@@ -37,7 +37,8 @@ def write_entry(
     "Add an entry to today's journal"
     text = text.strip().replace('\r\n', '\n')
     need(text, 'journal', 'an empty text', 'what was found, in a sentence or more')
-    need(not HEAD.search(text), 'journal', 'a line of the text looks like the head of an entry', do='write it differently')
+    need(not HEAD.search(text), 'journal', 'a line of the text looks like the head of an entry',
+         do='write it differently')
     files = dict.fromkeys(manifest_of(name) for name in (*about, *RUN.findall(text)))
     links = [f'- [{f.parent.as_posix()}](../../{f.as_posix()}), sha256 `{sha256(root()/f)}`' for f in files]
     body = _utf8('\n'.join([text, *['']*bool(links), *links, '']))
@@ -55,7 +56,8 @@ def _utf8(text):
 
 def _read(file):
     try: return file.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as e: raise SteerlensError(file, f'could not be read ({e})', do='look at it') from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise SteerlensError(file, f'could not be read ({e})', do='look at it') from None
 
 # %% ../nbs/96_journal.ipynb #b40d0b0b
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from ..core import SteerlensError, need, root
 from .shared import show_table
 
 # %% ../../nbs/98_commands.journal.ipynb #4fb44c40
-Text = Annotated[str|None, typer.Argument(help='What was found, in Markdown; - reads it from standard input. Without it '
-                                               'the entries are listed.')]
-About = Annotated[list[str]|None, typer.Option(help='A run that it speaks of, such as reports/2_sae/nano_lm; may be given '
-                                                    'again.')]
+Text = Annotated[str|None, typer.Argument(help='What was found, in Markdown; - reads it from standard input. Without '
+                                               'it the entries are listed.')]
+About = Annotated[list[str]|None, typer.Option(help='A run that it speaks of, such as reports/2_sae/nano_lm; may be '
+                                                    'given again.')]
 
 def journal(
     text:Text=None,   # In Markdown

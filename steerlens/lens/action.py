@@ -22,9 +22,10 @@ from ..steer.directions import Direction
 from ..steer.edits import Add, Intervention, intervened
 
 # %% auto #0
-__all__ = ['STEPS', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Jacobian', 'jacobian', 'jvp', 'spreads', 'action_table',
-           'place_of', 'jacobians', 'read_directions', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'toward',
-           'beside_rollouts', 'agreement', 'show_agreement', 'changes', 'show_arrows']
+__all__ = ['STEPS', 'GUESSES', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Jacobian', 'jacobian', 'jvp', 'spreads',
+           'action_table', 'place_of', 'jacobians', 'read_directions', 'pushed', 'secant', 'in_double', 'reach',
+           'show_reach', 'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes',
+           'show_arrows']
 
 # %% ../../nbs/66_lens.action.ipynb #0b16f1d1
 def acting_of(
@@ -314,12 +315,16 @@ def toward(
     v_ND:Tensor     # Directions
 )->Tensor: # [N]; raises `SteerlensError` where the opposite can't be asked for
     "The share of the other condition's action that one length of a direction does"
+    return _share(found, found.effects(v_ND))
+
+def _share(found, change_NBA):
+    "How far changes go to the other condition's actions, axes in standard deviations, [N]"
     sd = spreads(found)
     wanted_BA = (found.other_BA-found.y_BA)/sd
     scale = wanted_BA.pow(2).sum()
     need(scale > 0, f"action lens at '{found.site}'", 'the other condition changes no action',
          'a policy that can be asked for it')
-    return (found.effects(v_ND)/sd*wanted_BA).sum((1, 2))/scale
+    return (change_NBA/sd*wanted_BA).sum((1, 2))/scale
 
 # %% ../../nbs/66_lens.action.ipynb #e5e8037c
 def beside_rollouts(
@@ -336,16 +341,40 @@ def beside_rollouts(
     return table.assign(lens=table.alpha*[per_length[id(d)] for d in own],
                         length=table.alpha*[float(d.residual.norm()) for d in own])
 
-def agreement(
+def at_strength(
+    subject:Subject,       # The policy
+    acting:Acting,         # What its actions mean
+    acts:Acts,             # Harvested from it
     settings:pd.DataFrame, # From `beside_rollouts`
+    directions:dict,       # (a, b, site, stream, method) -> Direction
+    n:int=16,              # States of each contrast, at most
+    seed:int=0             # Which
+)->pd.DataFrame: # `settings` with `decision`: as `lens`, but by single decisions at the strength itself
+    "What each push really does to decisions, without slopes"
+    found = {}
+    for (a,b),cell in settings.groupby(['a', 'b'], sort=False):
+        states = observed(acting, acts, (a,b), n, seed)
+        bare = jacobian(subject, acting, states, cell.site.iloc[0], cell.stream.iloc[0], a, b)
+        batches = acting.asked(states, a)
+        for s in cell.itertuples():
+            v = Intervention(s.site, s.stream, Add(directions[s.a, s.b, s.site, s.stream, s.method].residual, s.alpha))
+            with alone(subject): y = torch.cat([pushed(subject, acting, batch, v) for batch in batches])
+            found[s.Index] = float(_share(bare, (y-bare.y_BA)[None]))
+    return settings.assign(decision=pd.Series(found))
+
+GUESSES = dict(lens='action lens', decision='decisions, really pushed', length='length alone') # Column -> in figures
+
+def agreement(
+    settings:pd.DataFrame, # From `beside_rollouts`, perhaps `at_strength`
     seed:int=0             # Of the intervals
-)->pd.DataFrame: # alpha (`all`, and each), by (`lens` or `length`), rho, lo, hi, n, clusters
+)->pd.DataFrame: # alpha (`all`, and each), by (a column of `GUESSES`), rho, lo, hi, n, clusters
     "Spearman's correlation of flip rates with what was to be expected, and with the length of the push alone"
     rows,parts = [], [('all', settings), *settings.groupby('alpha')]
     for alpha,g in parts:
         pair = [' '.join(sorted(p)) for p in zip(g.a, g.b)]
         direction = pd.Series(pair, g.index)+' '+g.site+' '+g.stream+' '+g.method
-        for by in ('lens', 'length'): rows.append(dict(alpha=alpha, by=by) | spearman(g[by], g.flip, direction, seed))
+        for by in (c for c in GUESSES if c in g):
+            rows.append(dict(alpha=alpha, by=by) | spearman(g[by], g.flip, direction, seed))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/66_lens.action.ipynb #fa42eafd
@@ -356,10 +385,10 @@ def show_agreement(
     whole = agrees[agrees.alpha=='all'].set_index('by')
     lens,length = whole.loc['lens'], whole.loc['length']
     ends = '' if pd.isna(lens.lo) else f' ({lens.lo:.2f} to {lens.hi:.2f})'
-    title = (f'Over {lens.n:,} settings, flips in rollouts go with what the lens expects: Spearman {lens.rho:.2f}'
-             f'{ends}; with the length of the push alone {length.rho:.2f}')
+    title = (f'Flips of {lens.n:,} settings in rollouts and what the lens expects: Spearman {lens.rho:.2f}{ends}; '
+             f'the length of the push alone: {length.rho:.2f}')
     each = agrees[agrees.alpha!='all'].astype(dict(alpha=float))
-    each = each.assign(by=each.by.map(dict(lens='action lens', length='length alone')))
+    each = each.assign(by=each.by.map(GUESSES))
     return plot.curves(each, 'alpha', 'rho', 'by', title, 'strength alpha, in lengths of the direction',
                        "Spearman's correlation with the flip rate")
 

@@ -27,7 +27,7 @@ class Seen:
 class Acting:
     "What a policy's actions mean, and how they come about"
     axes:dict        # Name of each number of an action -> its unit
-    states:Callable  # (acts, conditions) -> recorded states of held-out episodes where these can be asked for; all for ()
+    states:Callable  # (acts, conditions) -> recorded held-out states where these can be asked for; all for ()
     asked:Callable   # (states, condition) -> batches that run the policy there; as it was asked for None
     executed:int = 1 # Actions of a chunk that are carried out
     group:str = 'episode' # Column of `states`: rows of one group aren't independent

@@ -198,7 +198,8 @@ def denoise(self:Pi,
 )->Tensor: # Actions in the model's units, [B, chunk, action_dim]
     "Integrate the flow from t=1 to t=0, or until some steps are taken"
     x = noise_BCA
-    for i in range(steps if taken is None else taken): x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
+    for i in range(steps if taken is None else taken):
+        x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
     return x
 
 # %% ../../nbs/11_subjects.pi.ipynb #d77e1018
