@@ -23,9 +23,9 @@ from ..steer.edits import Add, Intervention, intervened
 
 # %% auto #0
 __all__ = ['STEPS', 'GUESSES', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Jacobian', 'jacobian', 'jvp', 'spreads',
-           'action_table', 'place_of', 'jacobians', 'read_directions', 'pushed', 'secant', 'in_double', 'reach',
-           'show_reach', 'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes',
-           'show_arrows']
+           'action_table', 'place_of', 'jacobians', 'read_directions', 'by_moment', 'show_moments', 'pushed', 'secant',
+           'in_double', 'reach', 'show_reach', 'toward', 'beside_rollouts', 'at_strength', 'agreement',
+           'show_agreement', 'changes', 'show_arrows']
 
 # %% ../../nbs/66_lens.action.ipynb #0b16f1d1
 def acting_of(
@@ -225,8 +225,44 @@ def read_directions(
         t = t.rename(columns=dict(direction='method'))
         rows.append(t.assign(contrast=d.contrast, site=d.site, stream=d.stream))
     table = pd.concat(rows, ignore_index=True)
-    for _,i in table.groupby(table.axis=='all').groups.items(): table.loc[i, 'q'] = fdr(table.p[i])
-    return table[['contrast', 'method', 'site', 'stream', 'axis', 'unit', 'effect', 'lo', 'hi', 'random', 'p', 'q']]
+    told = ['axis', 'unit', 'effect', 'lo', 'hi', 'random', 'p', 'q']
+    return _corrected(table)[['contrast', 'method', 'site', 'stream', *told]]
+
+def _corrected(table):
+    "With q: the rows of all axes together are one family of tests, those of single axes another"
+    for i in table.groupby(table.axis=='all').groups.values(): table.loc[i, 'q'] = fdr(table.p[i])
+    return table
+
+# %% ../../nbs/66_lens.action.ipynb #34f44410
+def by_moment(
+    subject:Subject,  # The policy
+    acting:Acting,    # What its actions mean
+    acts:Acts,        # Harvested from it
+    d:Direction,      # One that is added
+    n:int=64,         # States at most
+    n_random:int=500, # Random directions
+    seed:int=0        # Which
+)->pd.DataFrame: # As from `read_directions`, with `moment`
+    "What a direction does at each moment"
+    rows = []
+    for moment in acting.moments:
+        found = jacobians(subject, acting, acts, [d], moment, n, seed)
+        rows.append(read_directions(found, [d], n_random, seed).assign(moment=moment))
+    return _corrected(pd.concat(rows, ignore_index=True))
+
+def show_moments(
+    table:pd.DataFrame # From `by_moment`
+)->plot.Plot:
+    "Moments down, axes across"
+    times = (table.effect/table.random.where(table.random > 0)).fillna(0.)
+    grid = table.assign(times=times).pivot(index='moment', columns='axis', values='times')
+    grid = grid.loc[list(dict.fromkeys(table.moment)), list(dict.fromkeys(table.axis))]
+    every = grid['all']
+    told = f'{every.iloc[0]:.1f} times what one in twenty random directions exceeds'
+    most = f', its velocity most at {every.iloc[1:].idxmax().split(" at ")[-1]}' if len(every) > 1 else ''
+    top = table.iloc[0]
+    title = f'{plot.LABELS.get(top.method, top.method)} at {top.site}: moves the {every.index[0]} by {told}{most}'
+    return plot.heatmap(grid, title, '.1f')
 
 # %% ../../nbs/66_lens.action.ipynb #a5be26d7
 def pushed(
@@ -390,7 +426,7 @@ def show_agreement(
     each = agrees[agrees.alpha!='all'].astype(dict(alpha=float))
     each = each.assign(by=each.by.map(GUESSES))
     return plot.curves(each, 'alpha', 'rho', 'by', title, 'strength alpha, in lengths of the direction',
-                       "Spearman's correlation with the flip rate")
+                       "Spearman's correlation with the flip rate", xticks=sorted(set(each.alpha)))
 
 # %% ../../nbs/66_lens.action.ipynb #4f837272
 LARGER = 3 # Times that arrows are longer than the way
