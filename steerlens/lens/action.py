@@ -22,10 +22,10 @@ from ..steer.directions import Direction
 from ..steer.edits import Add, Intervention, intervened
 
 # %% auto #0
-__all__ = ['STEPS', 'GUESSES', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Jacobian', 'jacobian', 'jvp', 'spreads',
-           'action_table', 'place_of', 'jacobians', 'read_directions', 'by_moment', 'show_moments', 'pushed', 'secant',
-           'in_double', 'reach', 'show_reach', 'toward', 'beside_rollouts', 'at_strength', 'agreement',
-           'show_agreement', 'changes', 'show_arrows']
+__all__ = ['STEPS', 'GUESSES', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Unpushed', 'Jacobian', 'unpushed', 'jacobian', 'jvp',
+           'spreads', 'action_table', 'readable', 'place_of', 'jacobians', 'read_directions', 'show_effects',
+           'by_moment', 'show_moments', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'added', 'read_pushes',
+           'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes', 'show_arrows']
 
 # %% ../../nbs/66_lens.action.ipynb #0b16f1d1
 def acting_of(
@@ -55,16 +55,19 @@ def observed(
 
 # %% ../../nbs/66_lens.action.ipynb #8b18d5d5
 @dataclass
-class Jacobian:
+class Unpushed:
+    "What a policy does by itself in some states"
+    axes:dict          # Name -> unit
+    groups:np.ndarray  # Episode of each state, [B]
+    y_BA:Tensor        # Actions
+    other_BA:Tensor    # In the same states, with the opposite asked for; the same where nothing can be
+
+@dataclass
+class Jacobian(Unpushed):
     "How actions answer to a small push at one place"
     site:str           # Where
     stream:str         # At which tokens
-    moment:str         # What is asked of the policy: `action`, or its velocity at a flow time
-    axes:dict          # Name -> unit
     J_BAD:Tensor       # Slope of each number of the action along each coordinate of the push, [B, A, D]
-    y_BA:Tensor        # Actions without a push
-    other_BA:Tensor    # In the same states, with the opposite asked for; the same where nothing can be
-    groups:np.ndarray  # Episode of each state, [B]
 
     def effects(self,
         v_ND:Tensor # Directions of this place
@@ -88,7 +91,7 @@ class _Push:
         return x + self.on_T.to(x)[:,None]*self.u_BD[:,None]
 
 def _slopes(subject, acting, batch, site, stream):
-    "Jacobian and actions of one batch"
+    "Jacobian of one batch"
     on_T = Intervention(site, stream, None).tokens(subject.token_types(site))
     push = _Push(len(batch.rows), on_T)
     with edit(subject, site, push): y = acting.read(subject.run(*batch.args, **batch.kwargs, grad=True))
@@ -96,9 +99,25 @@ def _slopes(subject, acting, batch, site, stream):
     def slope(y_B):
         g, = torch.autograd.grad(y_B.sum(), push.u_BD, retain_graph=True, allow_unused=True)
         return torch.zeros_like(push.u_BD) if g is None else g # this site reaches no action
-    return torch.stack([slope(y_B) for y_B in y.T], 1).detach(), y.detach()
+    return torch.stack([slope(y_B) for y_B in y.T], 1).detach()
 
 # %% ../../nbs/66_lens.action.ipynb #79614070
+def unpushed(
+    subject:Subject,      # The policy
+    acting:Acting,        # What its actions mean
+    states:pd.DataFrame,  # From `observed`
+    asked:str|None=None,  # The condition that is asked for; as it was by default
+    other:str|None=None,  # And the opposite
+    moment:str='action'   # One of `acting.moments`
+)->Unpushed: # Raises `SteerlensError` for an unknown moment
+    "Actions, or velocities, without a push"
+    need(moment in acting.moments, 'moment', repr(moment), f'one of {", ".join(acting.moments)}')
+    def outputs(condition):
+        prepared = [_prepared(subject, acting, b, moment) for b in acting.asked(states, condition)]
+        return torch.cat([acting.read(s.run(*b.args, **b.kwargs)) for s,_,b in prepared]).cpu()
+    groups = [g for b in acting.asked(states, asked) for g in b.rows[acting.group]]
+    with alone(subject): return Unpushed(acting.axes, np.array(groups), outputs(asked), outputs(other or asked))
+
 def jacobian(
     subject:Subject,      # The policy
     acting:Acting,        # What its actions mean
@@ -109,17 +128,12 @@ def jacobian(
     other:str|None=None,  # And the opposite
     moment:str='action'   # One of `acting.moments`
 )->Jacobian: # Raises `SteerlensError` where slopes aren't finite
-    "Slopes of the action in every state"
-    need(moment in acting.moments, 'moment', repr(moment), f'one of {", ".join(acting.moments)}')
-    parts,others = [], []
-    for batch,opposite in zip(acting.asked(states, asked), acting.asked(states, other or asked)):
-        with alone(subject):
-            parts.append(_slopes(*_prepared(subject, acting, batch, moment), site, stream))
-            s,_,b = _prepared(subject, acting, opposite, moment)
-            others.append(acting.read(s.run(*b.args, **b.kwargs)).detach())
-    J,y = (torch.cat(p) for p in zip(*parts))
-    need(J.isfinite().all(), f"action lens at '{site}'", 'NaN or infinite slopes', 'finite ones', 'try float32')
-    return Jacobian(site, stream, moment, acting.axes, J, y, torch.cat(others), states[acting.group].to_numpy())
+    "Slopes of the action, or of a velocity, in every state"
+    bare = unpushed(subject, acting, states, asked, other, moment)
+    prepared = [_prepared(subject, acting, b, moment) for b in acting.asked(states, asked)]
+    with alone(subject): J_BAD = torch.cat([_slopes(*p, site, stream) for p in prepared]).cpu()
+    need(J_BAD.isfinite().all(), f"action lens at '{site}'", 'NaN or infinite slopes', 'finite ones', 'try float32')
+    return Jacobian(**vars(bare), site=site, stream=stream, J_BAD=J_BAD)
 
 def _prepared(subject, acting, batch, moment):
     s,b = acting.moments[moment](subject, batch)
@@ -146,7 +160,7 @@ def jvp(
 def _mean_effects(found, v_ND): return torch.einsum('ad,nd->na', found.J_BAD.mean(0), v_ND.to(found.J_BAD.dtype))
 
 def spreads(
-    found:Jacobian # Of any place
+    found:Unpushed # In any states
 )->Tensor: # Standard deviation of each axis over the unedited actions, [A]; infinite for one that never moves
     sd = found.y_BA.std(0)
     return sd.where(sd > 1e-3*sd.max(), torch.inf)
@@ -186,8 +200,14 @@ def _beside(own, chance):
     return dict(random=float(np.quantile(chance, .95)), p=chance_p(-abs(own), -chance))
 
 # %% ../../nbs/66_lens.action.ipynb #afdcefd0
+def readable(
+    d:Direction # Of any method
+)->bool:
+    "Is it one vector, and added?"
+    return d.edit=='add' and d.residual.ndim==1
+
 def place_of(
-    d:Direction # One that is added
+    d:Direction # A readable one
 )->tuple: # a, b, site, stream
     "What directions must have in common to share slopes"
     named = f"direction {d.contrast} by '{d.method}'"
@@ -219,14 +239,14 @@ def read_directions(
     seed:int=0         # Which
 )->pd.DataFrame: # contrast, method, site, stream, axis, unit, effect, lo, hi, random, p, q
     "What each direction does to the action, for one length of it"
+    need(len(directions), 'read_directions', 'no directions', '1 or more')
     rows = []
     for d in directions:
         t = action_table(found[place_of(d)], {d.method: d.residual}, n_random, seed)
         t = t.rename(columns=dict(direction='method'))
         rows.append(t.assign(contrast=d.contrast, site=d.site, stream=d.stream))
-    table = pd.concat(rows, ignore_index=True)
     told = ['axis', 'unit', 'effect', 'lo', 'hi', 'random', 'p', 'q']
-    return _corrected(table)[['contrast', 'method', 'site', 'stream', *told]]
+    return _corrected(pd.concat(rows, ignore_index=True))[['contrast', 'method', 'site', 'stream', *told]]
 
 def _corrected(table):
     "With q: the rows of all axes together are one family of tests, those of single axes another"
@@ -234,6 +254,28 @@ def _corrected(table):
     return table
 
 # %% ../../nbs/66_lens.action.ipynb #34f44410
+def _times(table, down):
+    "Effects as multiples of `random`, axes across"
+    times = (table.effect/table.random.where(table.random > 0)).fillna(0.)
+    grid = table.assign(times=times).pivot(index=down, columns='axis', values='times')
+    return grid.loc[list(dict.fromkeys(table[down])), list(dict.fromkeys(table.axis))]
+
+def show_effects(
+    table:pd.DataFrame, # From `read_directions`
+    method:str          # Whose directions
+)->plot.Plot:
+    "Directions down, axes across"
+    own = table[table.method==method]
+    need(len(own), 'show_effects', f"no direction of '{method}'", f'one of {", ".join(table.method.unique())}')
+    whole = own[own.axis=='all']
+    name = plot.LABELS.get(method, method)
+    times = plot.span(whole.effect/whole.random, '.1f')
+    title = (f'{name}: {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones of their '
+             f'length (q < .05), {times} times what one in twenty of those exceeds')
+    place = own.contrast.str.replace('->', ' to ').str.replace('_', ' ')+', '+own.site
+    return plot.heatmap(_times(own.assign(place=place), 'place'), title, '.1f')
+
+# %% ../../nbs/66_lens.action.ipynb #a4a54375
 def by_moment(
     subject:Subject,  # The policy
     acting:Acting,    # What its actions mean
@@ -254,14 +296,12 @@ def show_moments(
     table:pd.DataFrame # From `by_moment`
 )->plot.Plot:
     "Moments down, axes across"
-    times = (table.effect/table.random.where(table.random > 0)).fillna(0.)
-    grid = table.assign(times=times).pivot(index='moment', columns='axis', values='times')
-    grid = grid.loc[list(dict.fromkeys(table.moment)), list(dict.fromkeys(table.axis))]
-    every = grid['all']
-    told = f'{every.iloc[0]:.1f} times what one in twenty random directions exceeds'
+    grid = _times(table, 'moment')
+    every,top = grid['all'], table.iloc[0]
     most = f', its velocity most at {every.iloc[1:].idxmax().split(" at ")[-1]}' if len(every) > 1 else ''
-    top = table.iloc[0]
-    title = f'{plot.LABELS.get(top.method, top.method)} at {top.site}: moves the {every.index[0]} by {told}{most}'
+    name = f'{plot.LABELS.get(top.method, top.method)} at {top.site}'
+    title = (f'{name}: moves the {every.index[0]} by {every.iloc[0]:.1f} times what one in twenty random directions '
+             f'exceeds{most}')
     return plot.heatmap(grid, title, '.1f')
 
 # %% ../../nbs/66_lens.action.ipynb #a5be26d7
@@ -324,7 +364,7 @@ def reach(
 def _errors(subject, acting, batches, d, moment, steps, precision):
     prepared = [_prepared(subject, acting, b, moment) for b in batches]
     with alone(subject):
-        slopes = [_slopes(*p, d.site, d.stream)[0] for p in prepared]
+        slopes = [_slopes(*p, d.site, d.stream) for p in prepared]
         own = torch.cat([J.to(J)@d.residual.to(J) for J in slopes])
         need(own.norm() > 0, f"site '{d.site}'", 'a push there changes no action', do='choose a site further up')
         def error(step):
@@ -345,6 +385,44 @@ def show_reach(
     return plot.curves(errors, 'step', 'error', 'precision', title, 'step, in lengths of the direction',
                        'distance from the slope, as a share of it', xscale='log', yscale='log')
 
+# %% ../../nbs/66_lens.action.ipynb #0934e3ad
+def added(
+    subject:Subject,      # The policy
+    acting:Acting,        # What its actions mean
+    states:pd.DataFrame,  # From `observed`
+    bare:Unpushed,        # In these states
+    d:Direction,          # A readable one
+    alpha:float,          # Strength
+    n_random:int,         # Placebos
+    seed:int=0            # Which
+)->tuple[Tensor,Tensor]: # Changes of the action: of the direction [B, A], of the placebos [n_random, B, A]
+    "What a push really adds to decisions"
+    a,_,site,stream = place_of(d)
+    v,batches = Intervention(site, stream, Add(d.residual, alpha)), acting.asked(states, a)
+    def change(v): return torch.cat([pushed(subject, acting, batch, v) for batch in batches]).cpu()-bare.y_BA
+    placebos = [v.placebo(seed_of('action lens', seed, i)) for i in range(n_random)]
+    with alone(subject): return change(v), torch.stack([change(p) for p in placebos]) if placebos else bare.y_BA[:0]
+
+def read_pushes(
+    subject:Subject,   # The policy
+    acting:Acting,     # What its actions mean
+    acts:Acts,         # Harvested from it
+    pushes:Sequence[tuple], # (Direction, alpha)
+    n:int=16,          # States of each contrast, at most
+    n_random:int=99,   # Placebos of each
+    seed:int=0         # Which
+)->pd.DataFrame: # As from `read_directions`, with alpha; effects are those of the whole push
+    "What pushes at their full strength do to the action"
+    rows = []
+    for d,alpha in pushes:
+        a,b,site,stream = place_of(d)
+        states = observed(acting, acts, (a,b), n, seed)
+        bare = unpushed(subject, acting, states, a, b)
+        own_BA,random_NBA = added(subject, acting, states, bare, d, alpha, n_random, seed)
+        who = dict(contrast=d.contrast, site=site, stream=stream, alpha=alpha)
+        rows += [who | r for r in _direction_rows(d.method, own_BA, random_NBA.mean(1), bare, seed)]
+    return _corrected(pd.DataFrame(rows).rename(columns=dict(direction='method')))
+
 # %% ../../nbs/66_lens.action.ipynb #0f28bc9e
 def toward(
     found:Jacobian, # Of the directions' place
@@ -358,21 +436,24 @@ def _share(found, change_NBA):
     sd = spreads(found)
     wanted_BA = (found.other_BA-found.y_BA)/sd
     scale = wanted_BA.pow(2).sum()
-    need(scale > 0, f"action lens at '{found.site}'", 'the other condition changes no action',
+    need(scale > 0, 'action lens', 'the other condition changes no action',
          'a policy that can be asked for it')
     return (change_NBA/sd*wanted_BA).sum((1, 2))/scale
 
 # %% ../../nbs/66_lens.action.ipynb #e5e8037c
 def beside_rollouts(
     trials:pd.DataFrame, # From `steer.effects.sweep`: a, b, site, stream, alpha, method, placebo, outcome
-    directions:dict,     # (a, b, site, stream, method) -> Direction
-    found:dict           # From `jacobians`
+    directions:dict,     # (a, b, site, stream, method) -> Direction, readable; settings of others are left out
+    found:dict           # From `jacobians`, at their places
 )->pd.DataFrame: # A row per setting: a, b, site, stream, alpha, method, flip, n, lens, length
     "Flip rates, and what was to be expected of the action"
     setting = ['a', 'b', 'site', 'stream', 'alpha', 'method']
     real = trials[~trials.placebo.astype(bool)].assign(flip=trials.outcome=='flip')
     table = real.groupby(setting, sort=False).flip.agg(flip='mean', n='size').reset_index()
-    own = [directions[tuple(r)] for r in table[['a', 'b', 'site', 'stream', 'method']].itertuples(index=False)]
+    keys = list(table[['a', 'b', 'site', 'stream', 'method']].itertuples(index=False, name=None))
+    table = table[[k in directions for k in keys]].reset_index(drop=True)
+    need(len(table), 'beside_rollouts', 'no trial of these directions', 'trials and directions of one run')
+    own = [directions[k] for k in keys if k in directions]
     per_length = {id(d): float(toward(found[place_of(d)], d.residual[None])) for d in own}
     return table.assign(lens=table.alpha*[per_length[id(d)] for d in own],
                         length=table.alpha*[float(d.residual.norm()) for d in own])
@@ -390,12 +471,11 @@ def at_strength(
     found = {}
     for (a,b),cell in settings.groupby(['a', 'b'], sort=False):
         states = observed(acting, acts, (a,b), n, seed)
-        bare = jacobian(subject, acting, states, cell.site.iloc[0], cell.stream.iloc[0], a, b)
-        batches = acting.asked(states, a)
+        bare = unpushed(subject, acting, states, a, b)
         for s in cell.itertuples():
-            v = Intervention(s.site, s.stream, Add(directions[s.a, s.b, s.site, s.stream, s.method].residual, s.alpha))
-            with alone(subject): y = torch.cat([pushed(subject, acting, batch, v) for batch in batches])
-            found[s.Index] = float(_share(bare, (y-bare.y_BA)[None]))
+            d = directions[s.a, s.b, s.site, s.stream, s.method]
+            change_BA,_ = added(subject, acting, states, bare, d, s.alpha, 0)
+            found[s.Index] = float(_share(bare, change_BA[None]))
     return settings.assign(decision=pd.Series(found))
 
 GUESSES = dict(lens='action lens', decision='decisions, really pushed', length='length alone') # Column -> in figures
@@ -441,12 +521,9 @@ def changes(
     seed:int=0           # Which
 )->dict: # What -> ways in metres, [B, 3]; of the random ones [n_random, B, 3]
     "What moves how far: without a push, and what a push adds, really, by its slope, and at random"
-    a,b,site,stream = place_of(d)
-    found,v = jacobian(subject, acting, states, site, stream, a, b), Intervention(site, stream, Add(d.residual, alpha))
-    batches = acting.asked(states, a)
-    def added(v): return torch.cat([pushed(subject, acting, batch, v) for batch in batches])-found.y_BA
-    placebos = [v.placebo(seed_of('arrows', seed, i)) for i in range(n_random)]
-    with alone(subject): really,random = added(v), torch.stack([added(p) for p in placebos])
+    a,_,site,stream = place_of(d)
+    found = jacobian(subject, acting, states, site, stream, a)
+    really,random = added(subject, acting, states, found, d, alpha, n_random, seed)
     actions = dict(unedited=found.y_BA, slope=alpha*found.effects(d.residual[None])[0], really=really, random=random)
     return {what: (y@acting.moves).numpy() for what,y in actions.items()}
 

@@ -39,7 +39,7 @@ class Acting:
     def read(self,
         output:Tensor # Of a run, [B, A], or chunks [B, C, A]
     )->Tensor: # [B, A]
-        "Mean of the actions that are carried out"
+        "Mean of the actions that are carried out, as the policy puts them out: what the world clips isn't clipped here"
         y = output if output.ndim==2 else output[:,:self.executed].mean(1)
         need(y.ndim==2 and y.shape[1]==len(self.axes), 'actions', list(output.shape),
              f'{len(self.axes)} numbers an action: {", ".join(self.axes)}')
