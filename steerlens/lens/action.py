@@ -261,7 +261,7 @@ def _times(table, down):
     return grid.loc[list(dict.fromkeys(table[down])), list(dict.fromkeys(table.axis))]
 
 def show_effects(
-    table:pd.DataFrame, # From `read_directions`
+    table:pd.DataFrame, # From `read_directions` or `read_pushes`
     method:str          # Whose directions
 )->plot.Plot:
     "Directions down, axes across"
@@ -270,9 +270,11 @@ def show_effects(
     whole = own[own.axis=='all']
     name = plot.LABELS.get(method, method)
     times = plot.span(whole.effect/whole.random, '.1f')
-    title = (f'{name}: {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones of their '
-             f'length (q < .05), {times} times what one in twenty of those exceeds')
-    place = own.contrast.str.replace('->', ' to ').str.replace('_', ' ')+', '+own.site
+    how = 'at their strength' if 'alpha' in own else 'by their slopes'
+    title = (f'{name}: {how}, {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones as '
+             f'long do (q < .05), {times} times what one in twenty of those exceeds')
+    place = own.contrast.str.replace('->', ' to ').str.replace('_', ' ')+'\n'+own.site+', '+own.stream
+    if 'alpha' in own: place += own.alpha.map(', alpha {:g}'.format)
     return plot.heatmap(_times(own.assign(place=place), 'place'), title, '.1f')
 
 # %% ../../nbs/66_lens.action.ipynb #a4a54375
@@ -483,9 +485,9 @@ GUESSES = dict(lens='action lens', decision='decisions, really pushed', length='
 def agreement(
     settings:pd.DataFrame, # From `beside_rollouts`, perhaps `at_strength`
     seed:int=0             # Of the intervals
-)->pd.DataFrame: # alpha (`all`, and each), by (a column of `GUESSES`), rho, lo, hi, n, clusters
+)->pd.DataFrame: # alpha (`all`, and each, as text), by (a column of `GUESSES`), rho, lo, hi, n, clusters
     "Spearman's correlation of flip rates with what was to be expected, and with the length of the push alone"
-    rows,parts = [], [('all', settings), *settings.groupby('alpha')]
+    rows,parts = [], [('all', settings), *((f'{alpha:g}', g) for alpha,g in settings.groupby('alpha'))]
     for alpha,g in parts:
         pair = [' '.join(sorted(p)) for p in zip(g.a, g.b)]
         direction = pd.Series(pair, g.index)+' '+g.site+' '+g.stream+' '+g.method
