@@ -110,6 +110,7 @@ def spearman(
     x:Sequence,        # A number per row
     y:Sequence,        # Another
     clusters:Sequence, # What each row belongs to; rows of one cluster aren't independent
+    strata:Sequence|None=None, # What rows are ranked within; all together by default
     seed:int=0,        # Of the resampling
     draws:int=1000,    # Resamplings
 )->dict: # rho with its 95% interval (None below `CLUSTERS` clusters), n, clusters; rho is 0 where one never varies
@@ -118,20 +119,26 @@ def spearman(
     need(len(x)==len(y)==len(clusters) and len(x)>2, 'spearman', f'{len(x)}, {len(y)} and {len(clusters)} rows',
          'as many of each, 3 or more')
     need(np.isfinite([x, y]).all(), 'spearman', 'NaN or infinite numbers', 'finite ones')
-    rho = _correlation(_moments(x, y, clusters).sum(0))
+    sums = _moments(x, y, clusters, np.zeros(len(x)) if strata is None else np.asarray(strata))
+    rho = _correlation(sums.sum(0))
     found = dict(rho=float(rho), lo=None, hi=None, n=len(x), clusters=len({*clusters}))
     if found['clusters'] < CLUSTERS: return found
     g,E = rng('spearman', seed), found['clusters']
-    drawn = g.multinomial(E, [1/E]*E, draws) @ _moments(x, y, clusters)
-    lo,hi = np.quantile(_correlation(drawn), [.025,.975])
+    lo,hi = np.quantile(_correlation(g.multinomial(E, [1/E]*E, draws) @ sums), [.025,.975])
     return found | dict(lo=float(lo), hi=float(hi))
 
-def _moments(x, y, clusters):
+def _moments(x, y, clusters, strata):
     "Sums by cluster of what a correlation of ranks is made of, [clusters, 6]"
-    from scipy.stats import rankdata
-    a,b = (rankdata(v)-(len(v)+1)/2 for v in (x, y))
+    a,b = (_ranks(v, strata) for v in (x, y))
     parts = pd.DataFrame(np.stack([np.ones(len(a)), a, b, a*a, b*b, a*b], 1))
     return parts.groupby(np.asarray(clusters)).sum().to_numpy()
+
+def _ranks(v, strata):
+    "Ranks within strata, of mean 0 and standard deviation 1 in each; 0 where nothing varies"
+    ranks = pd.Series(v).groupby(strata).rank()
+    by = ranks.groupby(strata)
+    sd = by.transform('std', ddof=0)
+    return ((ranks-by.transform('mean'))/sd.where(sd > 0, np.inf)).to_numpy()
 
 def _correlation(sums):
     "From such sums; 0 where one never varies"

@@ -22,10 +22,11 @@ from ..steer.directions import Direction
 from ..steer.edits import Add, Intervention, intervened
 
 # %% auto #0
-__all__ = ['STEPS', 'GUESSES', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Unpushed', 'Jacobian', 'unpushed', 'jacobian', 'jvp',
-           'spreads', 'action_table', 'readable', 'place_of', 'jacobians', 'read_directions', 'show_effects',
-           'by_moment', 'show_moments', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'added', 'read_pushes',
-           'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes', 'show_arrows']
+__all__ = ['STEPS', 'GUESSES', 'WITHIN', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Unpushed', 'Jacobian', 'unpushed',
+           'jacobian', 'jvp', 'spreads', 'action_table', 'readable', 'place_of', 'jacobians', 'read_directions',
+           'show_effects', 'by_moment', 'show_moments', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'added',
+           'read_pushes', 'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes',
+           'show_arrows']
 
 # %% ../../nbs/66_lens.action.ipynb #0b16f1d1
 def acting_of(
@@ -271,8 +272,8 @@ def show_effects(
     name = plot.LABELS.get(method, method)
     times = plot.span(whole.effect/whole.random, '.1f')
     how = 'at their strength' if 'alpha' in own else 'by their slopes'
-    title = (f'{name}: {how}, {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones as '
-             f'long do (q < .05), {times} times what one in twenty of those exceeds')
+    title = (f'{name}: {how}, {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones '
+             f'as long do (q < .05), {times} times what one in twenty of those exceeds')
     place = own.contrast.str.replace('->', ' to ').str.replace('_', ' ')+'\n'+own.site+', '+own.stream
     if 'alpha' in own: place += own.alpha.map(', alpha {:g}'.format)
     return plot.heatmap(_times(own.assign(place=place), 'place'), title, '.1f')
@@ -480,35 +481,41 @@ def at_strength(
             found[s.Index] = float(_share(bare, change_BA[None]))
     return settings.assign(decision=pd.Series(found))
 
-GUESSES = dict(lens='action lens', decision='decisions, really pushed', length='length alone') # Column -> in figures
+GUESSES = dict(lens='slope', decision='pushed decisions', length='length alone') # Column -> in figures
 
 def agreement(
     settings:pd.DataFrame, # From `beside_rollouts`, perhaps `at_strength`
     seed:int=0             # Of the intervals
-)->pd.DataFrame: # alpha (`all`, and each, as text), by (a column of `GUESSES`), rho, lo, hi, n, clusters
-    "Spearman's correlation of flip rates with what was to be expected, and with the length of the push alone"
-    rows,parts = [], [('all', settings), *((f'{alpha:g}', g) for alpha,g in settings.groupby('alpha'))]
-    for alpha,g in parts:
-        pair = [' '.join(sorted(p)) for p in zip(g.a, g.b)]
-        direction = pd.Series(pair, g.index)+' '+g.site+' '+g.stream+' '+g.method
-        for by in (c for c in GUESSES if c in g):
-            rows.append(dict(alpha=alpha, by=by) | spearman(g[by], g.flip, direction, seed))
-    return pd.DataFrame(rows)
+)->pd.DataFrame: # of, by (a column of `GUESSES`), rho, lo, hi, n, clusters
+    "Spearman's correlation of flip rates with what was to be expected: of all settings, and of parts"
+    cell = settings.a+'->'+settings.b
+    pair = [' '.join(sorted(p)) for p in zip(settings.a, settings.b)]
+    direction = pd.Series(pair, settings.index)+' '+settings.site+' '+settings.stream+' '+settings.method
+    def agrees(rows, by, strata=None):
+        return spearman(settings[by][rows], settings.flip[rows], direction[rows], strata, seed)
+    every = settings.index
+    parts = {'all': (every, None), WITHIN: (every, cell)} | {c: (every[cell==c], None) for c in cell.unique()}
+    for alpha,g in settings.groupby('alpha'): parts[f'alpha {alpha:g}'] = g.index, cell[g.index]
+    by = [c for c in GUESSES if c in settings]
+    return pd.DataFrame([dict(of=of, by=c) | agrees(rows, c, s) for of,(rows,s) in parts.items() for c in by])
+
+WITHIN = 'all, within contrasts'
 
 # %% ../../nbs/66_lens.action.ipynb #fa42eafd
 def show_agreement(
     agrees:pd.DataFrame # From `agreement`
 )->plot.Plot:
-    "The correlations at each strength"
-    whole = agrees[agrees.alpha=='all'].set_index('by')
-    lens,length = whole.loc['lens'], whole.loc['length']
-    ends = '' if pd.isna(lens.lo) else f' ({lens.lo:.2f} to {lens.hi:.2f})'
-    title = (f'Flips of {lens.n:,} settings in rollouts and what the lens expects: Spearman {lens.rho:.2f}{ends}; '
-             f'the length of the push alone: {length.rho:.2f}')
-    each = agrees[agrees.alpha!='all'].astype(dict(alpha=float))
-    each = each.assign(by=each.by.map(GUESSES))
-    return plot.curves(each, 'alpha', 'rho', 'by', title, 'strength alpha, in lengths of the direction',
-                       "Spearman's correlation with the flip rate", xticks=sorted(set(each.alpha)))
+    "The correlations, of all settings and of parts of them"
+    whole = agrees[agrees.of==WITHIN].set_index('by')
+    def told(by):
+        r = whole.loc[by]
+        ends = '' if pd.isna(r.lo) else f' ({r.lo:.2f} to {r.hi:.2f})'
+        return f'{GUESSES[by]} {r.rho:.2f}{ends}'
+    title = (f"Within contrasts, flip rates of {whole.n.iloc[0]:,} settings have a Spearman's correlation with "
+             f'{", ".join(map(told, whole.index))}')
+    grid = agrees.assign(by=agrees.by.map(GUESSES)).pivot(index='of', columns='by', values='rho')
+    grid = grid.loc[list(dict.fromkeys(agrees.of)), [GUESSES[c] for c in whole.index]]
+    return plot.heatmap(grid.rename(index=lambda of: of.replace('->', ' to ').replace('_', ' ')), title)
 
 # %% ../../nbs/66_lens.action.ipynb #4f837272
 LARGER = 3 # Times that arrows are longer than the way
