@@ -22,11 +22,10 @@ from ..steer.directions import Direction
 from ..steer.edits import Add, Intervention, intervened
 
 # %% auto #0
-__all__ = ['STEPS', 'GUESSES', 'WITHIN', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Unpushed', 'Jacobian', 'unpushed',
-           'jacobian', 'jvp', 'spreads', 'action_table', 'readable', 'place_of', 'jacobians', 'read_directions',
-           'show_effects', 'by_moment', 'show_moments', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'added',
-           'read_pushes', 'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes',
-           'show_arrows']
+__all__ = ['STEPS', 'GUESSES', 'WITHIN', 'LARGER', 'ARROWS', 'acting_of', 'observed', 'Unpushed', 'Jacobian', 'unpushed', 'usual',
+           'jacobian', 'jvp', 'action_table', 'readable', 'place_of', 'jacobians', 'read_directions', 'show_effects',
+           'by_moment', 'show_moments', 'pushed', 'secant', 'in_double', 'reach', 'show_reach', 'added', 'read_pushes',
+           'toward', 'beside_rollouts', 'at_strength', 'agreement', 'show_agreement', 'changes', 'show_arrows']
 
 # %% ../../nbs/66_lens.action.ipynb #0b16f1d1
 def acting_of(
@@ -62,6 +61,7 @@ class Unpushed:
     groups:np.ndarray  # Episode of each state, [B]
     y_BA:Tensor        # Actions
     other_BA:Tensor    # In the same states, with the opposite asked for; the same where nothing can be
+    sd_A:Tensor        # Standard deviation of each axis; infinite for one that never moves
 
 @dataclass
 class Jacobian(Unpushed):
@@ -117,7 +117,20 @@ def unpushed(
         prepared = [_prepared(subject, acting, b, moment) for b in acting.asked(states, condition)]
         return torch.cat([acting.read(s.run(*b.args, **b.kwargs)) for s,_,b in prepared]).cpu()
     groups = [g for b in acting.asked(states, asked) for g in b.rows[acting.group]]
-    with alone(subject): return Unpushed(acting.axes, np.array(groups), outputs(asked), outputs(other or asked))
+    with alone(subject): y_BA,other_BA = outputs(asked), outputs(other or asked)
+    sd_A = y_BA.std(0)
+    return Unpushed(acting.axes, np.array(groups), y_BA, other_BA, sd_A.where(sd_A > 1e-3*sd_A.max(), torch.inf))
+
+def usual(
+    subject:Subject,  # The policy
+    acting:Acting,    # What its actions mean
+    acts:Acts,        # Harvested from it
+    moment:str='action', # One of `acting.moments`
+    n:int=256,        # States at most
+    seed:int=0        # Which
+)->Tensor: # [A]
+    "Standard deviation of each axis over held-out states of all kinds, since within one contrast an axis may lie still"
+    return unpushed(subject, acting, observed(acting, acts, (), n, seed), moment=moment).sd_A
 
 def jacobian(
     subject:Subject,      # The policy
@@ -160,12 +173,6 @@ def jvp(
 # %% ../../nbs/66_lens.action.ipynb #28ec097a
 def _mean_effects(found, v_ND): return torch.einsum('ad,nd->na', found.J_BAD.mean(0), v_ND.to(found.J_BAD.dtype))
 
-def spreads(
-    found:Unpushed # In any states
-)->Tensor: # Standard deviation of each axis over the unedited actions, [A]; infinite for one that never moves
-    sd = found.y_BA.std(0)
-    return sd.where(sd > 1e-3*sd.max(), torch.inf)
-
 def _random(found, n, seed):
     "Mean effects of random directions of length 1, [n, A]"
     r = torch.randn(n, found.J_BAD.shape[-1], generator=generator('action lens', seed))
@@ -186,7 +193,7 @@ def action_table(
 
 def _direction_rows(name, own_BA, chance_KA, found, seed):
     "One direction: all axes together, then each"
-    sd = spreads(found)
+    sd = found.sd_A
     size = (own_BA.mean(0)/sd).norm().item()
     rows = [dict(direction=name, axis='all', unit='SD', effect=size) | _beside(size, (chance_KA/sd).norm(dim=1))]
     sums = pd.DataFrame(own_BA.double().numpy(), columns=list(found.axes)).assign(n=1.).groupby(found.groups).sum()
@@ -226,11 +233,11 @@ def jacobians(
     seed:int=0        # Which
 )->dict: # Place (a, b, site, stream) -> Jacobian
     "The slopes at every place of some directions"
-    found = {}
+    found,sd_A = {}, usual(subject, acting, acts, moment, 4*n, seed)
     for place in dict.fromkeys(map(place_of, directions)):
         a,b,site,stream = place
         states = observed(acting, acts, (a,b), n, seed)
-        found[place] = jacobian(subject, acting, states, site, stream, a, b, moment)
+        found[place] = replace(jacobian(subject, acting, states, site, stream, a, b, moment), sd_A=sd_A)
     return found
 
 def read_directions(
@@ -273,7 +280,7 @@ def show_effects(
     times = plot.span(whole.effect/whole.random, '.1f')
     how = 'at their strength' if 'alpha' in own else 'by their slopes'
     title = (f'{name}: {how}, {(whole.q<.05).sum()} of {len(whole)} directions move the action more than random ones '
-             f'as long do (q < .05), {times} times what one in twenty of those exceeds')
+             f'as long do (q\u00a0<\u00a0.05), {times} times what one in twenty of those exceeds')
     place = own.contrast.str.replace('->', ' to ').str.replace('_', ' ')+'\n'+own.site+', '+own.stream
     if 'alpha' in own: place += own.alpha.map(', alpha {:g}'.format)
     return plot.heatmap(_times(own.assign(place=place), 'place'), title, '.1f')
@@ -416,11 +423,11 @@ def read_pushes(
     seed:int=0         # Which
 )->pd.DataFrame: # As from `read_directions`, with alpha; effects are those of the whole push
     "What pushes at their full strength do to the action"
-    rows = []
+    rows,sd_A = [], usual(subject, acting, acts, n=4*n, seed=seed)
     for d,alpha in pushes:
         a,b,site,stream = place_of(d)
         states = observed(acting, acts, (a,b), n, seed)
-        bare = unpushed(subject, acting, states, a, b)
+        bare = replace(unpushed(subject, acting, states, a, b), sd_A=sd_A)
         own_BA,random_NBA = added(subject, acting, states, bare, d, alpha, n_random, seed)
         who = dict(contrast=d.contrast, site=site, stream=stream, alpha=alpha)
         rows += [who | r for r in _direction_rows(d.method, own_BA, random_NBA.mean(1), bare, seed)]
@@ -436,7 +443,7 @@ def toward(
 
 def _share(found, change_NBA):
     "How far changes go to the other condition's actions, axes in standard deviations, [N]"
-    sd = spreads(found)
+    sd = found.sd_A
     wanted_BA = (found.other_BA-found.y_BA)/sd
     scale = wanted_BA.pow(2).sum()
     need(scale > 0, 'action lens', 'the other condition changes no action',
@@ -471,10 +478,10 @@ def at_strength(
     seed:int=0             # Which
 )->pd.DataFrame: # `settings` with `decision`: as `lens`, but by single decisions at the strength itself
     "What each push really does to decisions, without slopes"
-    found = {}
+    found,sd_A = {}, usual(subject, acting, acts, n=4*n, seed=seed)
     for (a,b),cell in settings.groupby(['a', 'b'], sort=False):
         states = observed(acting, acts, (a,b), n, seed)
-        bare = unpushed(subject, acting, states, a, b)
+        bare = replace(unpushed(subject, acting, states, a, b), sd_A=sd_A)
         for s in cell.itertuples():
             d = directions[s.a, s.b, s.site, s.stream, s.method]
             change_BA,_ = added(subject, acting, states, bare, d, s.alpha, 0)
