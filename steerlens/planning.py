@@ -17,7 +17,7 @@ from .core import SteerlensError, lock, need, read_json, root
 from .params import executed, phases, read_file, resolve
 
 # %% ../nbs/06_planning.ipynb #e803984d
-MINUTE = 'params/minute.yaml'
+MINUTE = 'params/plans/minute.yaml'
 
 def pairs(
     phase:str,   # A phase's name

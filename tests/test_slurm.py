@@ -91,7 +91,8 @@ def test_phases_run_as_jobs_and_a_requeued_one_goes_on(slurm, tmp_path):
             (job, rule), = jobs()
             assert rule.startswith('rule_phase_2_sae')
             assert sh('scontrol', 'requeue', job).rc==0
-            sh('scontrol', 'update', f'JobId={job}', 'StartTime=now') # not after the two minutes that Slurm waits
+            time.sleep(10) # until it has ended; then now, and not after the two minutes that Slurm waits
+            sh('scontrol', 'update', f'JobId={job}', 'StartTime=now')
             assert p.wait(900)==0, (tmp_path/'log').read_text()
         finally: p.kill()
     cells = read_json(out/'reports/2_sae/nano_vla.ipynb')['cells']
