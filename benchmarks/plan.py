@@ -3,7 +3,7 @@
 The forecast and the run are made one after the other on the same machine, into the same disk. A number is met where the
 forecast is within a quarter of what was measured.
 """
-import shutil, sys, tempfile
+import os, shutil, sys, tempfile
 from pathlib import Path
 from steerlens.planning import plan, watched
 from table import args, finish
@@ -39,11 +39,12 @@ def compared(out, files):
 
 def main():
     a = args(__doc__)
+    before = os.getloadavg()[0] # of other work: what it slows differs between the forecast and the run
     out = Path(tempfile.mkdtemp(prefix='.bench-', dir='.')).resolve()
     try: rows = compared(out, ['params/smoke.yaml'] if a.quick else [])
     finally: shutil.rmtree(out)
     print(f'{sum(r["met"] for r in rows)} of {len(rows)} forecasts within {BAR:.0%}')
-    finish(rows, a, title='Plans of phases', about=' '.join(__doc__.split()))
+    finish(rows, a, title='Plans of phases', about=' '.join(__doc__.split()), load=[before, os.getloadavg()[1]])
 
 
 if __name__=='__main__': main()
