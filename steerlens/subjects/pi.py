@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['PI05', 'PiConfig', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi']
+__all__ = ['PI05', 'PiConfig', 'rms_normed', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi']
 
 # %% ../../nbs/11_subjects.pi.ipynb #8cde4d45
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ PI05 = PiConfig(vocab=257_152, depth=18, width=2048, mlp=16_384, expert_width=10
                 head_dim=256, chunk=50, action_dim=32)
 
 # %% ../../nbs/11_subjects.pi.ipynb #bfddc73f
+def rms_normed(
+    x:Tensor # [..., width]
+)->Tensor: # Of root mean square 1, in float32 at least
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
 class RMSNorm(nn.Module):
     "Gemma's RMSNorm, or AdaRMS where `cond` gives the width of a condition"
     def __init__(self, width:int, cond:int|None=None):
@@ -47,10 +53,10 @@ class RMSNorm(nn.Module):
         x:Tensor,          # [B, T, width]
         cond:Tensor|None=None # [B or 1, cond]
     )->tuple[Tensor,Tensor|None]: # Normalised x, and the gate [B or 1, 1, width] of AdaRMS
-        n = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-        if cond is None: return n*(1+self.weight), None
+        n = rms_normed(x)
+        if cond is None: return (n*(1+self.weight)).type_as(x), None
         scale,shift,gate = self.dense(cond)[:,None].chunk(3, -1)
-        return n*(1+scale) + shift, gate
+        return (n*(1+scale) + shift).type_as(x), gate.type_as(x)
 
 # %% ../../nbs/11_subjects.pi.ipynb #ac51f761
 def rope(
@@ -69,7 +75,7 @@ def rotate(
 )->Tensor: # The same, rotated
     a,b = x.chunk(2, -1)
     c,s = cs
-    return torch.cat([a*c-b*s, b*c+a*s], -1)
+    return torch.cat([a*c-b*s, b*c+a*s], -1).type_as(x)
 
 # %% ../../nbs/11_subjects.pi.ipynb #03129b4f
 class Attention(nn.Module):
