@@ -5,7 +5,7 @@
 An environment of its own: lerobot from 0.5 on needs Python 3.12. Nothing of steerlens is imported. Weights are not stored:
 both sides draw each tensor from a generator that its name seeds (`drawn`).
 """
-import json, sys, tempfile, zlib
+import hashlib, json, sys, tempfile, zlib
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -123,6 +123,13 @@ def filed(p):
             return {k: f.get_slice(k).get_shape() for k in f.keys()}, json.loads((Path(folder)/'config.json').read_text())
 
 
+def full(cls, Config):
+    "How many tensors the full policy has in bfloat16, and the hash of their names, shapes and types"
+    with torch.device('meta'): state = cls(Config(device='cpu', dtype='bfloat16')).state_dict()
+    lines = sorted(f'{k} {list(v.shape)} {v.dtype}' for k,v in state.items())
+    return dict(n=len(lines), sha256=hashlib.sha256('\n'.join(lines).encode()).hexdigest())
+
+
 def scaled():
     "States and actions through its normaliser, and a prompt"
     r = np.random.RandomState(1)
@@ -145,6 +152,7 @@ def scaled():
 
 
 def main():
+    whole = dict(full5=full(modeling_pi05.PI05Pytorch, PI05Config), full0=full(modeling_pi0.PI0Pytorch, PI0Config))
     p5 = policy(modeling_pi05, modeling_pi05.PI05Policy, PI05Config)
     p0 = policy(modeling_pi0, modeling_pi0.PI0Policy, PI0Config)
     images,tokens,mask,noise,state = batch()
@@ -154,7 +162,7 @@ def main():
     tensors |= {'in.images': torch.stack([*images.values()]), 'in.tokens': tokens, 'in.mask': mask, 'in.noise': noise,
                 'in.state': state}
     (names5,config5),(names0,config0) = filed(p5), filed(p0)
-    says = dict(sizes=SIZES, prompts=prompts, names5=names5, names0=names0, config5=config5, config0=config0,
+    says = dict(sizes=SIZES, prompts=prompts, names5=names5, names0=names0, config5=config5, config0=config0, **whole,
                 made_by={k: version(k) for k in ('lerobot', 'transformers', 'torch')})
     out = Path(sys.argv[1] if len(sys.argv)>1 else Path(__file__).with_suffix('.safetensors'))
     save_file({k: v.contiguous() for k,v in tensors.items()}, out, {k: json.dumps(v) for k,v in says.items()})
