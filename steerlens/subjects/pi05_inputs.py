@@ -114,6 +114,9 @@ class Scale:
     def undo(self, y:Tensor)->Tensor: # The model's units [..., S] to the robot's
         return ((y+1)/2 if self.ranged else y)*self.back + self.shift
 
+    def first(self, n:int)->Scale: # Of the first `n` numbers
+        return Scale(self.shift[:n], self.spread[:n], self.back[:n], self.ranged)
+
 # %% ../../nbs/12_subjects.pi05_inputs.ipynb #20b5e001
 def scale_of(
     mode:str,      # A key of `NEEDS`, as in a lerobot config

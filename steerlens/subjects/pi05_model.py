@@ -154,12 +154,12 @@ def sample_actions(self:Pi05,
     *, attention_mask:Tensor # True where the prefix has a token, [B, N*patches + W]
 )->Tensor: # Normalised actions, [B, chunk, action_dim]
     "What the policy would do, from noise"
-    embs = self.embed(pixels_BNCHW, tokens_BW)
-    want = list(embs.shape[:2])
-    need(list(attention_mask.shape)==want, 'attention_mask', list(attention_mask.shape), f'{want}: one per token')
-    pad,x = attention_mask.bool(), noise_BCA
+    where = self.action_in_proj.weight.device
+    pad,x,state = attention_mask.to(where, bool), noise_BCA.to(where), None if state_BS is None else state_BS.to(where)
+    embs = self.embed(pixels_BNCHW.to(where), tokens_BW.to(where))
+    need(pad.shape==embs.shape[:2], 'attention_mask', list(pad.shape), f'{list(embs.shape[:2])}: one per token')
     cache,_ = self.prefix(embs, pad)
     for i in range(self.cfg.steps):
         t = x.new_tensor([1-i/self.cfg.steps])
-        x = x - self.velocity(x, t, cache, pad, state_BS)/self.cfg.steps
+        x = x - self.velocity(x, t, cache, pad, state)/self.cfg.steps
     return x

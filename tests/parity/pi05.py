@@ -1,9 +1,11 @@
 """Record what lerobot's own pi0.5 and pi0 do at toy size: `pi05.safetensors` beside this file, which the tests read
 
-    python3.12 -m venv ENV; ENV/bin/pip install 'lerobot[pi]==0.6.1' 'transformers==5.5.4'; ENV/bin/python tests/parity/pi05.py
+    python3.12 -m venv ENV
+    ENV/bin/pip install 'lerobot[pi]==0.6.1' 'transformers==5.5.4'
+    ENV/bin/python tests/parity/pi05.py [FILE]
 
-An environment of its own: lerobot from 0.5 on needs Python 3.12. Nothing of steerlens is imported. Weights are not stored:
-both sides draw each tensor from a generator that its name seeds (`drawn`).
+An environment of its own: lerobot from 0.5 on needs Python 3.12. Nothing of steerlens is imported. Weights are not
+stored: both sides draw each tensor from a generator that its name seeds (`drawn`).
 """
 import hashlib, json, sys, tempfile, zlib
 from importlib.metadata import version
@@ -51,7 +53,8 @@ def small(module):
     S = SIZES
     def sizes(name):
         w,m = (S['width'], S['mlp']) if name=='gemma_2b' else (S['expert_width'], S['expert_mlp'])
-        return module.GemmaConfig(width=w, depth=S['depth'], mlp_dim=m, num_heads=8, num_kv_heads=1, head_dim=S['head_dim'])
+        heads = dict(num_heads=8, num_kv_heads=1, head_dim=S['head_dim'])
+        return module.GemmaConfig(width=w, depth=S['depth'], mlp_dim=m, **heads)
     module.get_gemma_config = sizes
     for name in ('PaliGemmaForConditionalGenerationWithPiGemma', 'PiGemmaForCausalLM'):
         def build(config, cls=getattr(module, name)): return cls(shrink(config))
@@ -119,8 +122,9 @@ def filed(p):
     "The names and shapes of the file that it saves"
     with tempfile.TemporaryDirectory() as folder:
         p.save_pretrained(folder)
+        config = json.loads((Path(folder)/'config.json').read_text())
         with safe_open(f'{folder}/model.safetensors', 'pt') as f:
-            return {k: f.get_slice(k).get_shape() for k in f.keys()}, json.loads((Path(folder)/'config.json').read_text())
+            return {k: f.get_slice(k).get_shape() for k in f.keys()}, config
 
 
 def full(cls, Config):
