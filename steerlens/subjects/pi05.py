@@ -91,7 +91,7 @@ def _check(self:Reading, images, states, tasks, noise):
     "Does all of it fit this checkpoint, and itself?"
     B,cfg = len(tasks), self.cfg
     do = f'one per instruction ({B}), for this checkpoint'
-    need(self.tokenizer is not None, 'tokenizer', 'none given', "a path, see `load_tokenizer`", 'load={tokenizer: PATH}')
+    need(self.tokenizer is not None, 'tokenizer', 'none given', "PaliGemma's", 'load={tokenizer: PATH}')
     need(images.shape[:2]==(B, cfg.cameras), 'images', list(images.shape), f'[{B}, {cfg.cameras}, H, W, 3]', do)
     need(np.ndim(states)==2 and len(states)==B, 'states', list(np.shape(states)), f'[{B}, S]', do)
     want = [B, cfg.chunk, cfg.action_dim]

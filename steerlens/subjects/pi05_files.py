@@ -41,8 +41,8 @@ def stored(
 def _files(folder):
     "The files of one checkpoint"
     one,index = folder/'model.safetensors', folder/'model.safetensors.index.json'
-    need(not (one.exists() and index.exists()), folder, 'model.safetensors and an index of several files', 'one of them',
-         'remove the one that is older')
+    two = one.exists() and index.exists()
+    need(not two, folder, 'model.safetensors and an index of several files', 'one of them', 'remove the older one')
     if one.exists(): return [one]
     need(index.exists(), folder, 'no weights', 'model.safetensors, or its index and the files it names',
          'openpi: examples/convert_jax_model_to_pytorch.py writes them')

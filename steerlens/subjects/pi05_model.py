@@ -120,7 +120,7 @@ def suffix(self:Pi05,
 )->tuple[Tensor,Tensor|None]: # Tokens [B, chunk (+1), expert_width], and the condition of the norms
     h = self.action_in_proj(x_BCA)
     if self.cfg.state!='suffix': return h, self.time_cond(t_B)
-    need(state_BS is not None, 'state', 'none', f'normalised, [B, {self.cfg.state_dim}]: a pi0 reads it in its suffix')
+    need(state_BS is not None, 'state', 'none', f'[B, {self.cfg.state_dim}], normalised: a pi0 reads it')
     h = torch.cat([h, self.sines(t_B)[:,None].expand(len(h), h.shape[1], -1)], 2)
     h = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(h)))
     return torch.cat([self.state_proj(state_BS)[:,None], h], 1), None
@@ -155,7 +155,8 @@ def sample_actions(self:Pi05,
 )->Tensor: # Normalised actions, [B, chunk, action_dim]
     "What the policy would do, from noise"
     where = self.action_in_proj.weight.device
-    pad,x,state = attention_mask.to(where, bool), noise_BCA.to(where), None if state_BS is None else state_BS.to(where)
+    pad,x = attention_mask.to(where, torch.bool), noise_BCA.to(where)
+    state = None if state_BS is None else state_BS.to(where)
     embs = self.embed(pixels_BNCHW.to(where), tokens_BW.to(where))
     need(pad.shape==embs.shape[:2], 'attention_mask', list(pad.shape), f'{list(embs.shape[:2])}: one per token')
     cache,_ = self.prefix(embs, pad)
