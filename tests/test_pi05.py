@@ -1,12 +1,17 @@
 "pi0.5's files as they come from elsewhere: whole, in parts, spoilt; and nothing of a fault is loaded"
 import json, shutil
+from dataclasses import replace
 from functools import cache
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from conftest import ROOT
+from steerlens.acts.harvest import gather
 from steerlens.core import SteerlensError, read_json, write_json
+from steerlens.subjects.base import Batch, tap
+from steerlens.subjects.pi05 import as_subject
 from steerlens.subjects.pi05_files import EMBED, HEAD, UNUSED, load, stored
 from steerlens.subjects.pi05_model import Pi05, Pi05Config, draw
 
@@ -171,3 +176,26 @@ def test_rows_don_t_disturb_each_other():
     with torch.inference_mode():
         alone = model.sample_actions(pixels.transpose(0,1)[:1], tokens[:1], noise[:1], attention_mask=real)
     assert (alone-x[:1]).abs().max() < 1e-6
+
+
+def test_prefix_expert_and_condition_are_rows_of_one_pass():
+    "What isn't there, an absent camera or padding, is no row"
+    cfg = replace(KINDS['pi05'], cameras=3)
+    who = as_subject(draw(Pi05(cfg)))
+    x = [RECORDED.get_tensor(k) for k in ('pi05.pixels', 'in.tokens', 'in.noise')]
+    there = torch.cat([torch.arange(12).expand(2, -1)<8, RECORDED.get_tensor('in.mask')], 1)
+    words = [[f'token {t}' for t in range(24)]]*2
+    rows = pd.DataFrame(dict(episode=[0, 1], step=[0, 5]))
+    batch = Batch((x[0].transpose(0, 1), *x[1:]), rows, dict(lm=words), dict(attention_mask=there))
+    sites = ['lm.1.out', 'lm.1.mlp.down_proj.out', 'expert.0.out', 'expert.2.out', 'adarms.in']
+    with tap(who, sites) as acts: who.run(*batch.args, **batch.kwargs)
+    found = gather(who, batch, acts)
+    assert {k: len(v[0]) for k,v in found.items()}==dict(image=16, instruction=19, decision=100, adarms=20)
+    told,vectors = found['instruction']
+    assert {*vectors}=={'lm.1.out', 'lm.1.mlp.down_proj.out'} and told.position.min()==12
+    own = RECORDED.get_tensor('pi05.lm.1')[0][there][8:15]
+    assert (vectors['lm.1.out'][:7]-own).abs().max() < 1e-5
+    told,vectors = found['decision']
+    assert told.denoise.nunique()==10 and {*vectors}=={'expert.0.out', 'expert.2.out'}
+    told,vectors = found['adarms']
+    assert (vectors['adarms.in']-RECORDED.get_tensor('pi05.adarms').flatten(0, 1)).abs().max() < 1e-5

@@ -33,7 +33,7 @@ def as_subject(
     if cfg.state!='suffix': aliases['adarms'] = f'{EXPERT}.norm.dense'
     own = ('state',)*(cfg.state=='suffix') + ('decision',)*cfg.chunk
     seen = ('image',)*(cfg.cameras*cfg.patches)
-    types = dict(lm=seen + ('instruction',)*cfg.tokens, expert=own, adarms=('flow',))
+    types = dict(lm=seen + ('instruction',)*cfg.tokens, expert=own)
     facts = dict(width=cfg.width, layers=cfg.depth, vocabulary=cfg.vocab)
     return Subject(model, model.sample_actions, aliases, {a: cfg.steps for a in aliases if a!='lm'}, types,
                    facts=facts, norm=f'{LM}.norm', head='paligemma_with_expert.paligemma.lm_head')
@@ -58,13 +58,14 @@ def inputs(self:Reading,
     noise_BCA:Tensor,       # Start of the denoising
     there_BN:Tensor|None=None # Which cameras are there; all by default
 )->tuple[tuple,dict]: # What `run` takes by position and by name; raises `SteerlensError` for what doesn't fit
+    images_BNHWC = torch.as_tensor(images_BNHWC)
     self._check(images_BNHWC, states_BS, tasks, noise_BCA)
     scaled = torch.as_tensor(np.asarray(states_BS), dtype=torch.float32)
     if self.state: scaled = self.state.first(scaled.shape[1])(scaled)
     says = [prompt(t, s if self.cfg.state=='prompt' else None, self.pad_to) for t,s in zip(tasks, scaled.numpy())]
     tokens,real = tokenize(self.tokenizer, says, self.cfg.tokens)
     own = (F.pad(scaled, (0, self.cfg.state_dim-scaled.shape[1])),) if self.cfg.state=='suffix' else ()
-    seen = torch.ones(images_BNHWC.shape[:2], dtype=bool) if there_BN is None else there_BN.bool()
+    seen = torch.ones(images_BNHWC.shape[:2], dtype=bool) if there_BN is None else torch.as_tensor(there_BN).bool()
     mask = torch.cat([seen.repeat_interleave(self.cfg.patches, 1), real], 1)
     return (pixels(images_BNHWC, self.cfg.image, self.smooth), tokens, noise_BCA, *own), dict(attention_mask=mask)
 
@@ -97,7 +98,7 @@ def _check(self:Reading, images, states, tasks, noise):
     want = [B, cfg.chunk, cfg.action_dim]
     need(list(noise.shape)==want, 'noise', list(noise.shape), want, do)
     S = np.shape(states)[1]
-    need(S <= cfg.state_dim, 'states', f'{S} numbers', f'at most {cfg.state_dim}')
+    if cfg.state=='suffix': need(S <= cfg.state_dim, 'states', f'{S} numbers', f'at most {cfg.state_dim}')
     known = S if self.state is None else len(self.state.shift)
     need(known in (S, cfg.action_dim), 'states', f'{S} numbers', f'{known}, as the statistics have', 'another robot?')
 
@@ -113,7 +114,7 @@ def subject(
 )->Subject: # Its `reading` prepares what it runs on; raises `SteerlensError` where anything doesn't fit
     "pi0.5 or pi0 from local files"
     need(model, 'pi05', 'no checkpoint', 'model=FOLDER', 'such as lerobot/pi05_libero_finetuned, downloaded')
-    need(dtype!='float16', 'dtype', dtype, 'bfloat16', "float16 ends where pi0.5's residual stream goes on")
+    need(dtype!='float16', 'dtype', dtype, 'bfloat16', "Gemma's activations leave the range of float16")
     device = device_named(device)
     cfg = read_config(model, stored(model), state, **sizes or {})
     reading = _reading(Path(model), cfg, tokenizer, pad_state)

@@ -115,13 +115,13 @@ def time_cond(self:Pi05,
 @patch
 def suffix(self:Pi05,
     x_BCA:Tensor, # Noisy actions, [B, chunk, action_dim]
-    t_B:Tensor,   # Flow time, [B] or [1]
+    t_B:Tensor,   # Flow time, [B]
     state_BS:Tensor|None=None # State of a pi0, [B, state_dim]
 )->tuple[Tensor,Tensor|None]: # Tokens [B, chunk (+1), expert_width], and the condition of the norms
     h = self.action_in_proj(x_BCA)
     if self.cfg.state!='suffix': return h, self.time_cond(t_B)
     need(state_BS is not None, 'state', 'none', f'[B, {self.cfg.state_dim}], normalised: a pi0 reads it')
-    h = torch.cat([h, self.sines(t_B)[:,None].expand(len(h), h.shape[1], -1)], 2)
+    h = torch.cat([h, self.sines(t_B)[:,None].expand(-1, h.shape[1], -1)], 2)
     h = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(h)))
     return torch.cat([self.state_proj(state_BS)[:,None], h], 1), None
 
@@ -129,7 +129,7 @@ def suffix(self:Pi05,
 @patch
 def velocity(self:Pi05,
     x_BCA:Tensor,  # Noisy actions, [B, chunk, action_dim]
-    t_B:Tensor,    # Flow time, [B] or [1] when all rows share it
+    t_B:Tensor,    # Flow time, [B]
     cache:list,    # From `prefix`
     pad_BT:Tensor, # As given to `prefix`
     state_BS:Tensor|None=None # State of a pi0
@@ -161,6 +161,6 @@ def sample_actions(self:Pi05,
     need(pad.shape==embs.shape[:2], 'attention_mask', list(pad.shape), f'{list(embs.shape[:2])}: one per token')
     cache,_ = self.prefix(embs, pad)
     for i in range(self.cfg.steps):
-        t = x.new_tensor([1-i/self.cfg.steps])
+        t = x.new_full((len(x),), 1-i/self.cfg.steps)
         x = x - self.velocity(x, t, cache, pad, state)/self.cfg.steps
     return x
