@@ -23,7 +23,7 @@ CFG = replace(FULL, depth=3, vision_layers=3, vocab=4096) if QUICK else FULL
 SITES = ['lm.1.out', 'expert.1.out'] if QUICK else ['lm.14.out', 'expert.14.out']
 T = CFG.cameras*CFG.patches + CFG.tokens # Tokens of the prefix: 712
 HALF = torch.bfloat16
-REPEAT = 3
+REPEAT = 2
 
 
 def row(name, unit, ours, peer, peer_name, mb=0., bar=None, met=None):
