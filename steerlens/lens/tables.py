@@ -17,7 +17,8 @@ from ..subjects.base import Subject
 from ..subjects.hf import bf16_units
 
 # %% auto #0
-__all__ = ['Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'Tokens', 'latent_tokens']
+__all__ = ['Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'Tokens', 'latent_tokens',
+           'chance_tokens', 'token_table', 'in_words', 'value_centroids', 'overlap', 'jaccard']
 
 # %% ../../nbs/63_lens.tables.ipynb #aedaa203
 class Best:
@@ -211,3 +212,89 @@ def _look(half, sides, rows, part, w_TD, of_tile, first):
         if exact: values = z[r,c].cpu().numpy()
         else: products(half.h_ND[rows].numpy(), w_TD.numpy(), r, c, values := np.empty(len(r), 'f4'))
         best.add(r+rows.start, c+first, sign*values)
+
+# %% ../../nbs/63_lens.tables.ipynb #028f89da
+def chance_tokens(
+    subject:Subject, # With a norm and an unembedding
+    width:int,       # D
+    n:int=20,        # Tokens at either end
+    draws:int=1000,  # Random directions
+    seed:int=0,      # Which
+    **how            # As for `latent_tokens`
+)->Tokens:
+    "The lists of random directions"
+    return latent_tokens(subject, torch.randn(draws, width, generator=generator('lens tables', seed)), n, **how)
+
+def token_table(
+    found:Tokens,        # Lists
+    chance:Tokens,       # Of random directions, as long
+    words:Sequence[str], # What each token id says
+    names:Sequence|None=None, # Of the directions; numbers by default
+    n:int=8              # Words shown of each list
+)->pd.DataFrame: # direction, top, bottom, peak, chance, p, q
+    "Lists in words, each beside what random directions reach"
+    need(found.top.shape[1]==chance.top.shape[1], 'lists', f'{found.top.shape[1]} tokens, {chance.top.shape[1]} by chance',
+         'as many')
+    need(max(found.top.max(), found.bottom.max()) < len(words), 'words', f'{len(words)} of them', 'one for each token',
+         'pass the vocabulary of this subject')
+    p = [chance_p(-x, -chance.peak) for x in found.peak]
+    return pd.DataFrame(dict(direction=list(range(len(found)) if names is None else names),
+                             top=in_words(found.top[:,:n], words), bottom=in_words(found.bottom[:,:n], words),
+                             peak=found.peak, chance=np.median(chance.peak), p=p, q=fdr(p)))
+
+def in_words(
+    ids_NK:np.ndarray,   # Token ids
+    words:Sequence[str]  # What each says
+)->list[str]: # One a list
+    "Lists as text; what would not show is written as in Python"
+    def shown(w): return w.strip() if w.strip() and w.isprintable() else repr(w)
+    return [' '.join(shown(words[i]) for i in ids) for ids in ids_NK]
+
+# %% ../../nbs/63_lens.tables.ipynb #04d9661b
+def value_centroids(
+    subject:Subject, # With an MLP
+    site:str,        # The output of one of its layers
+    size:int=8,      # Neurons in a cluster, on average
+    seed:int=0       # Of the grouping
+)->tuple[Tensor,np.ndarray]: # Mean of each cluster, [C, D], and its number of neurons; raises where there is no MLP
+    "What the neurons of a layer add, by cluster"
+    from steerlens.steer.directions import value_groups
+    from steerlens.steer.methods import projection
+    found = projection(subject, site)
+    need(found, f"site '{site}'", 'no projection of an MLP found', "the output of a layer")
+    values_HD = found[1]
+    group = value_groups(values_HD, size, seed)
+    return torch.stack([values_HD[group==g].mean(0) for g in range(group.max()+1)]), np.bincount(group.numpy())
+
+# %% ../../nbs/63_lens.tables.ipynb #1e56a0ab
+def _common(a, b):
+    "Items in common among the first 1, 2, ... of two lists, [..., K]"
+    a,b = np.asarray(a), np.asarray(b)
+    K = a.shape[-1]
+    need(b.shape[-1]==K, 'lists', f'{K} and {b.shape[-1]} items', 'as many')
+    for x in (a, b):
+        twice = np.diff(np.sort(x), axis=-1)==0
+        need(not twice.any(), 'lists', 'an item that is there twice', 'each once')
+    last = np.maximum.outer(np.arange(K), np.arange(K)).ravel() # from which depth on a pair counts
+    same = (a[...,:,None]==b[...,None,:]).reshape(*np.broadcast_shapes(a.shape, b.shape)[:-1], K*K)
+    return (same.astype('f4')@np.eye(K, dtype='f4')[last]).cumsum(-1)
+
+def overlap(
+    a:np.ndarray, # Lists, the first item first, [..., K]
+    b:np.ndarray, # Others, of the same shape or one that broadcasts
+    p:float=.9    # Readers go on with this probability
+)->np.ndarray: # 0 for nothing in common, 1 for the same list, [...]
+    "Rank-biased overlap, extrapolated (Webber et al. 2010)"
+    need(0 < p < 1, 'overlap', f'p={p}', 'between 0 and 1')
+    X = _common(a, b)
+    depth = np.arange(1, X.shape[-1]+1)
+    share = X/depth
+    return share[...,-1]*p**len(depth) + (1-p)/p*(share*p**depth).sum(-1)
+
+def jaccard(
+    a:np.ndarray, # Lists, [..., K]
+    b:np.ndarray  # Others
+)->np.ndarray: # [...]
+    "Share of items that are in both lists"
+    both = _common(a, b)[...,-1]
+    return both/(2*np.shape(a)[-1]-both)
