@@ -11,14 +11,15 @@ from numba import njit
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import generator, need
+from ..core import generator, need, threads
 from ..stats import chance_p, fdr
 from ..subjects.base import Subject
 from ..subjects.hf import bf16_units
 
 # %% auto #0
-__all__ = ['Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'Tokens', 'latent_tokens',
-           'chance_tokens', 'token_table', 'in_words', 'value_centroids', 'overlap', 'jaccard']
+__all__ = ['BITS', 'Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'beyond', 'in_order', 'ends',
+           'Tokens', 'cuts', 'latent_tokens', 'chance_tokens', 'token_table', 'in_words', 'value_centroids', 'overlap',
+           'jaccard']
 
 # %% ../../nbs/63_lens.tables.ipynb #aedaa203
 class Best:
@@ -101,15 +102,19 @@ class Screen:
 
 def rounded(
     x_ND:Tensor, # float32
-    n:int=128    # Rows at a time, few enough to stay in the cache
+    n:int=64     # Rows at a time, few enough to stay in the cache
 )->Screen:
     "Rows in bfloat16"
-    parts = []
-    for x in x_ND.split(n):
-        b = x.bfloat16()
-        back = b.float()
-        parts.append((b, (x-back).norm(dim=1), back.norm(dim=1)))
-    return Screen(*map(torch.cat, zip(*parts)))
+    N,D = x_ND.shape
+    h,back = x_ND.new_empty(N, D, dtype=torch.bfloat16), x_ND.new_empty(n, D)
+    lost,long = x_ND.new_empty(N), x_ND.new_empty(N)
+    with threads(1): # small pieces gain nothing from more
+        for i in range(0, N, n):
+            part = slice(i, min(i+n, N))
+            own = back[:part.stop-i].copy_(h[part].copy_(x_ND[part]))
+            long[part] = own.norm(dim=1)
+            lost[part] = own.sub_(x_ND[part]).norm(dim=1)
+    return Screen(h, lost, long)
 
 def slack(
     a:Screen, # Rows on one side
@@ -137,23 +142,69 @@ def products(
         for j in range(len(x)): total += x[j]*y[j]
         out_M[i] = total
 
+# %% ../../nbs/63_lens.tables.ipynb #b75fbe48
+@njit(nogil=True, cache=_cached)
+def beyond(
+    bits_NT, # Numbers as integers of their width
+    high_N,  # What counts: these and above, in the order of the numbers
+    low_N,   # And these and below
+    rows_M,  # Filled: where it is
+    cols_M   # Filled
+): # How many there are; more than `M` if there was no room for all
+    "Numbers at either end of each row"
+    n,kind = 0, bits_NT.dtype.type
+    last,most = 8*bits_NT.itemsize-1, np.iinfo(bits_NT.dtype).max
+    for i in range(len(bits_NT)):
+        high,low = high_N[i], low_N[i]
+        for o in range(0, bits_NT.shape[1], 64):
+            part,some = bits_NT[i,o:o+64], kind(0)
+            for j in range(len(part)):
+                k = kind(part[j] ^ ((part[j]>>last) & most))
+                some = kind(some + kind((k >= high) | (k <= low)))
+            if not some: continue
+            for j in range(len(part)):
+                k = kind(part[j] ^ ((part[j]>>last) & most))
+                if k < high and k > low: continue
+                if n < len(rows_M): rows_M[n],cols_M[n] = i,o+j
+                n += 1
+    return n
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+
+def in_order(
+    x:Tensor # float32 or bfloat16
+)->np.ndarray: # Integers in the same order; -0 is below 0
+    "The order of some numbers"
+    bits = x.view(BITS[x.dtype])
+    return (bits ^ ((bits>>(8*bits.itemsize-1)) & torch.iinfo(bits.dtype).max)).numpy()
+
+def ends(
+    z_NT:Tensor,   # float32 or bfloat16, on the CPU
+    high_N:Tensor, # Of the same type
+    low_N:Tensor   # Of the same type
+)->tuple[np.ndarray,np.ndarray]: # Rows and columns of what is at least the one or at most the other
+    "Where the numbers at either end of each row are"
+    high,low = in_order(high_N.where(high_N!=0, -0.)), in_order(low_N.where(low_N!=0, 0.)) # both zeros count
+    bits,room = z_NT.contiguous().view(BITS[z_NT.dtype]).numpy(), 64*len(z_NT)
+    while True:
+        rows,cols = np.empty(room, 'i8'), np.empty(room, 'i8')
+        n = beyond(bits, high, low, rows, cols)
+        if n <= room: return rows[:n], cols[:n]
+        room = n
+
 # %% ../../nbs/63_lens.tables.ipynb #7b334a5c
 def _reach(
     best:Best,   # So far
     rows:slice,  # Directions
     z_NT:Tensor, # Their logits in this tile
     sign:int     # 1 for the largest, -1 for the smallest
-)->Tensor: # Times `sign`, [N]
+)->Tensor: # [N]
     "What a number has to reach"
     k = best.values.shape[1]
-    least = torch.from_numpy(best.values[rows,-1]).to(z_NT.device)
+    least = torch.from_numpy(sign*best.values[rows,-1])
     if best.ids[rows,-1].min() >= 0 or z_NT.shape[1] <= k: return least
-    return least.maximum(sign*z_NT.topk(k, largest=sign > 0).values[:,-1])
-
-def _reaching(z_NT, least_N, sign):
-    "Rows and columns of the logits that reach it"
-    found = z_NT >= least_N[:,None] if sign > 0 else z_NT <= -least_N[:,None]
-    return (i.cpu().numpy() for i in found.nonzero(as_tuple=True))
+    own = z_NT.topk(k, largest=sign > 0).values[:,-1]
+    return least.maximum(own) if sign > 0 else least.minimum(own)
 
 # %% ../../nbs/63_lens.tables.ipynb #5c94fef5
 @dataclass
@@ -170,6 +221,19 @@ class Tokens:
     @property
     def peak(self): return self.high.mean(1) # Mean logit at the top, [N]
 
+def cuts(
+    V:int,       # Tokens
+    first:int,   # In the first tile
+    tile:int     # In the largest
+)->list[tuple[int,int]]: # Where each begins and ends
+    "Tiles that double until they are large enough: bounds are tight before much is compared with them"
+    found,at,size = [], 0, min(first, tile)
+    while at < V:
+        found.append((at, min(at+size, V)))
+        at += size
+        size = min(at, tile)
+    return found
+
 @torch.no_grad()
 def latent_tokens(
     subject:Subject,  # With a norm and an unembedding
@@ -183,35 +247,35 @@ def latent_tokens(
     half = unembedding(subject, v_ND)
     V,h = len(half.w_VD), half.h_ND
     need(n > 0 and chunk > 0 and tile > 0, 'latent_tokens', f'n={n}, chunk={chunk}, tile={tile}', '1 or more of each')
-    if screen is None: screen = bf16_units() and V > tile
-    screen = screen and not half.finish and h.device.type=='cpu'
+    screen = (bf16_units() if screen is None else screen) and not half.finish and h.device.type=='cpu'
     chunks = [slice(i, min(i+chunk, len(h))) for i in range(0, len(h), chunk)]
-    sides = {1: Best(len(h), min(n, V)), -1: Best(len(h), min(n, V))}
-    coarse = [rounded(h[c]) for c in chunks] if screen else [None]*len(chunks)
-    starts = [0, *range(max(n, tile//8), V, tile)] if screen else [*range(0, V, tile)]
-    for first,end in zip(starts, [*starts[1:], V]):
+    sides = {sign: Best(len(h), min(n, V)) for sign in (1, -1)}
+    coarse = [rounded(h[c]) if screen else None for c in chunks]
+    for first,end in cuts(V, max(n, 2048) if screen else tile, tile):
         w = half.w_VD[first:end].float()
         of_tile = rounded(w) if screen and first else None
-        for c,part in zip(chunks, coarse): _look(half, sides, c, part, w, of_tile, first)
+        for rows,part in zip(chunks, coarse): _look(half, sides, rows, part, w, of_tile, first)
     high,low = sides[1], sides[-1]
     need(np.isfinite([high.values, low.values]).all(), 'logits', 'NaN or infinite', 'finite ones', 'are vectors too long?')
     return Tokens(high.ids, high.values, low.ids, -low.values)
 
-# %% ../../nbs/63_lens.tables.ipynb #4a1107e1
+# %% ../../nbs/63_lens.tables.ipynb #8229bcc1
 def _look(half, sides, rows, part, w_TD, of_tile, first):
     "Both ends of one tile for some directions"
     exact = of_tile is None
-    z = half.tile(rows, w_TD, slice(first, first+len(w_TD))) if exact else part.h_ND@of_tile.h_ND.T
+    z = half.tile(rows, w_TD, slice(first, first+len(w_TD))).cpu() if exact else part.h_ND@of_tile.h_ND.T
     whole = bool(z[0].isfinite().all()) # a number that is not finite shows in any row
     need(whole, 'unembedding', f'NaN or infinite logits at tokens {first} to {first+len(w_TD)}', 'finite ones')
-    for sign,best in sides.items():
-        least = _reach(best, rows, z, sign)
-        if not exact: least = (least-slack(part, of_tile)).bfloat16() # rounded as the logits were
-        r,c = _reaching(z, least, sign)
-        if not len(r): continue
-        if exact: values = z[r,c].cpu().numpy()
-        else: products(half.h_ND[rows].numpy(), w_TD.numpy(), r, c, values := np.empty(len(r), 'f4'))
-        best.add(r+rows.start, c+first, sign*values)
+    high,low = (_reach(best, rows, z, sign) for sign,best in sides.items())
+    if not exact: # rounded as the logits were
+        off = slack(part, of_tile)
+        high,low = (high-off).bfloat16(), (low+off).bfloat16()
+    r,c = ends(z, high, low)
+    values = rough = z[r,c].float().numpy()
+    if not exact: products(half.h_ND[rows].numpy(), w_TD.numpy(), r, c, values := np.empty(len(r), 'f4'))
+    for (sign,best),bound in zip(sides.items(), (high, low)):
+        on = sign*rough >= sign*bound.float().numpy()[r]
+        if on.any(): best.add(r[on]+rows.start, c[on]+first, sign*values[on])
 
 # %% ../../nbs/63_lens.tables.ipynb #028f89da
 def chance_tokens(

@@ -244,6 +244,7 @@ class Steering:
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None
     trivial:Callable|None = None  # (acts, rows) -> columns that might tell the sides of a contrast apart by themselves
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
+    meant:Callable|None = None    # condition -> ids of tokens any of which would do; that of `names` alone by default
     say:Callable|None = None      # token id -> what it says
     output:Callable|None = None   # episode -> a row per step of what came out: actions, or a token
     asked:Callable|None = None    # trial -> the words that it is asked in

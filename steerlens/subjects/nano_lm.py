@@ -19,7 +19,8 @@ from ..core import SteerlensError, atomic, generator, manifest, need, rng, root,
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
-from .lm import baselines, batches, bigram, inputs, looks, reading, showing, token_words, work
+from .lm import (baselines, batches, bigram, inputs, looks, next_words, reading, showing, token_words,
+                                   work)
 from .stdlib import modules
 from .tasks import PYTHON, Verifiable, cut
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes

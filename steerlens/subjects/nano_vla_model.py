@@ -18,8 +18,8 @@ from .pi import Pi, PiConfig
 from .scenes import TASKS, KINDS, Scene, expert, scene_of
 
 # %% auto #0
-__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'HEAD', 'tokenize', 'verb_of', 'NanoVLA',
-           'as_subject', 'subject', 'save', 'demo', 'demos', 'train']
+__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'WAYS', 'HEAD', 'tokenize', 'verb_of', 'meant',
+           'NanoVLA', 'as_subject', 'subject', 'save', 'demo', 'demos', 'train']
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #15ffb4a8
 PLAN_WORDS = ('move lower raise pull push slide grasp lift open drawer window puck gripper '
@@ -44,6 +44,15 @@ def verb_of(
 )->str: # A word
     "The word that tells a task from its opposite"
     return task.split('_')[1]
+
+WAYS = dict(drawer_push='forward', drawer_pull='back', puck_push='forward', puck_pull='back', puck_grasp='up',
+            puck_open='above', window_open='right', window_close='left') # As the plans of `scenes.expert` end
+
+def meant(
+    task:str # A key of `TASKS`
+)->list[int]: # Ids of its verb, and of where its plan moves the hand
+    "The words of a task that its opposite hasn't"
+    return [WORDS.index(verb_of(task)), WORDS.index(WAYS[task])]
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #f2ee4b11
 class NanoVLA(Pi):
