@@ -23,7 +23,8 @@ from .tables import in_words, jaccard, latent_tokens, overlap
 from .words import cosines
 
 # %% auto #0
-__all__ = ['spaces', 'alike', 'lists_alike', 'distinct', 'disentanglement', 'clustered', 'show_alike']
+__all__ = ['spaces', 'alike', 'lists_alike', 'distinct', 'disentanglement', 'clustered', 'show_alike', 'best_rank',
+           'out_of_a_hat', 'halved', 'intended', 'hits', 'shuffled_hits', 'naming']
 
 # %% ../../nbs/65_lens.compare.ipynb #41af5e3e
 @torch.no_grad()
@@ -166,3 +167,112 @@ def _strip(fig, ax, families, size):
     ax.set_xlim(-1.4*width, len(families))
     handles = [mpl.patches.Patch(color=hues[k], label=plot.LABELS.get(k, k)) for k in kinds]
     fig.legend(handles=handles, loc='outside lower left', ncols=min(4, len(kinds)), fontsize=9, frameon=False)
+
+# %% ../../nbs/65_lens.compare.ipynb #6d68ad5f
+def best_rank(
+    z_NV:Tensor,         # Logits of some directions
+    tokens:Sequence[int] # Ids any of which will do
+)->Tensor: # Of the one that ranks highest, 1 is the top, [N]
+    "Where the first of several words stands"
+    return (z_NV > z_NV[:,list(tokens)].amax(1, keepdim=True)).sum(1) + 1
+
+def out_of_a_hat(
+    V:int, # Tokens
+    m:int, # That would do
+    n:int  # Drawn
+)->float:
+    "Chance that one of `m` tokens is among `n` drawn from `V`"
+    return 1 - math.comb(V-m, n)/math.comb(V, n)
+
+# %% ../../nbs/65_lens.compare.ipynb #eb211e06
+def halved(
+    made:dict,   # From `contrasts`
+    acts:Acts,   # Whose rows they are
+    seed:int=0   # How episodes are dealt
+)->list[dict]: # The same contrasts on either half of the episodes, no episode in both
+    "Contrasts to choose with, and others to measure with"
+    episodes = np.unique(np.concatenate([acts.rows(s).episode.unique() for s in acts.streams if s in _streams(made)]))
+    one = set(episodes[rng('halved', seed).permutation(len(episodes))[::2]].tolist())
+    def cut(c, side):
+        rows = {}
+        for s,sides in c.rows.items():
+            t = acts.rows(s).set_index('row_id').episode
+            rows[s] = tuple(ids[t.loc[ids].isin(one).to_numpy()==side] for ids in sides)
+        return Contrast(c.name, c.kind, rows)
+    return [{cell: [cut(c, side) for c in of_cell] for cell,of_cell in made.items()} for side in (True, False)]
+
+def _streams(made): return {s for of_cell in made.values() for c in of_cell for s in c.rows}
+
+def intended(
+    steering:Steering, # Of a subject
+    condition:str      # One of its conditions
+)->list[int]: # Token ids
+    "The tokens by which a condition should be known"
+    return list(steering.meant(condition)) if steering.meant else [steering.names(condition)]
+
+def hits(
+    subject:Subject,   # With a norm and an unembedding
+    steering:Steering, # With `names`
+    directions:dict,   # (a, b, site, stream, method) -> Direction
+    n:int=3            # Tokens that count as the top
+)->pd.DataFrame: # a, b, site, stream, method, top, rank, hit
+    "Does each direction say its target?"
+    z = subject.lens(torch.stack([d.residual for d in directions.values()]))
+    rank = [int(best_rank(row[None], intended(steering, b))) for row,(_,b,*_) in zip(z, directions)]
+    top = in_words(z.topk(min(n, z.shape[1])).indices.numpy(), [steering.say(i) for i in range(z.shape[1])])
+    t = pd.DataFrame(list(directions), columns=['a', 'b', 'site', 'stream', 'method'])
+    return t.assign(top=top, rank=rank, hit=np.array(rank) <= n)
+
+# %% ../../nbs/65_lens.compare.ipynb #b917ff23
+def shuffled_hits(
+    subject:Subject,   # With a norm and an unembedding
+    steering:Steering, # With `names`
+    acts:Acts,         # Harvested
+    made:dict,         # From `contrasts`
+    site:str,          # Where
+    stream:str,        # A name in `steering.streams`
+    n:int=3,           # Tokens that count as the top
+    shuffles:int=200,  # Of each contrast
+    seed:int=0
+)->np.ndarray: # True where a direction hits, [cells, shuffles]
+    "Differences of means between rows dealt to the two sides at random"
+    g,found = generator('shuffled hits', seed), []
+    for (a,b),(c,*_) in made.items():
+        parts = [(acts.x(site, s), *c.rows[s]) for s in steering.streams[stream]]
+        x = torch.cat([x[torch.from_numpy(np.concatenate([p, q]))] for x,p,q in parts]).float()
+        share = sum(len(p) for _,p,_ in parts)/len(x)
+        sides = torch.rand(shuffles, len(x), generator=g).argsort(1) < round(share*len(x))
+        v = (sides.float()/sides.sum(1, keepdim=True) - (~sides).float()/(~sides).sum(1, keepdim=True))@x
+        for target,sign in ((b, 1), (a, -1)):
+            found.append((best_rank(subject.lens(sign*v), intended(steering, target)) <= n).numpy())
+    return np.stack(found)
+
+# %% ../../nbs/65_lens.compare.ipynb #dbb706e2
+def naming(
+    subject:Subject,   # With a norm and an unembedding
+    steering:Steering, # With `names`
+    acts:Acts,         # Harvested from it
+    saes:dict,         # Site -> SAE
+    methods:Sequence[str]=('sae_topk', 'sae', 'diffmean', 'sae_event'), # Readable ones
+    top_k:int=16,      # Latents that a masked method keeps
+    n:int=3,           # Tokens that count as the top
+    shuffles:int=200,  # Of each contrast
+    seed:int=0
+)->tuple[pd.DataFrame,dict]: # A row per direction (`half`: choose or measure); facts
+    "Do directions say their target at the layer chosen for it, and do shuffled ones?"
+    choose,measure = halved(contrasts(steering, acts), acts, seed)
+    tables = []
+    for half,made in dict(choose=choose, measure=measure).items():
+        directions = fit(subject, steering, acts, made, saes, top_k, methods)
+        tables.append(hits(subject, steering, directions, n).assign(half=half))
+    table = pd.concat(tables, ignore_index=True)
+    site,stream = table[table.half=='choose'].groupby(['site', 'stream'], sort=False).hit.mean().idxmax()
+    own = table[(table.half=='measure') & (table.site==site) & (table.stream==stream)]
+    shuffled = shuffled_hits(subject, steering, acts, measure, site, stream, n, shuffles, seed)
+    r = torch.randn(2000, len(acts.x(site, steering.streams[stream][0])[0]), generator=generator('naming', seed))
+    z,targets = subject.lens(r), [intended(steering, b) for *_,b in own[['a', 'b']].drop_duplicates().itertuples()]
+    facts = {f'hit_{k}': v for k,v in rate(own.hit).items()} | dict(site=site, stream=stream, n_tokens=n)
+    return table, facts | dict(
+        shuffled=float(shuffled.mean()), n_shuffled=shuffled.size,
+        random=float(np.mean([(best_rank(z, t) <= n).float().mean() for t in targets])),
+        chance=float(np.mean([out_of_a_hat(z.shape[1], len(t), n) for t in targets])))
