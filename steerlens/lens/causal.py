@@ -173,5 +173,6 @@ def show_agreement(
     f = both.facts
     title = (f'What {what} say and what they cause agrees beyond chance for {f["share"]:.0%} of {f["n"]} '
              f'(overlap {f["own"]:.2f}, random directions {f["random"]:.2f}, unrelated lists {f["unrelated"]:.2f})')
-    arrays = {what: both.own_N, 'random directions': both.random_R, 'unrelated lists': both.unrelated_NR}
+    arrays = {what: both.own_N, 'random': both.random_R, 'unrelated lists': both.unrelated_NR}
+    plot.COLORS.setdefault('unrelated lists', plot.COLORS['baseline'])
     return plot.hists(arrays, title, 'rank-biased overlap of the geometric and the causal list', bins)

@@ -134,20 +134,19 @@ def show_alike(
 )->plot.Plot:
     "A heatmap in which what is alike stands together"
     cos = clustered(cos)
-    n,few = len(cos), len(cos) <= 8
-    fig,(ax,) = plot.sheet(title, 1.3 + max(.36*n if few else .125*n, 1.2))
-    top = max(1., float(np.nanmax(np.abs(cos.to_numpy()))))
+    n,few,top = len(cos), len(cos) <= 8, max(1., float(np.nanmax(np.abs(cos.to_numpy()))))
+    below = .3*math.ceil(len({families[k] for k in cos.index})/4) if families else 0
+    fig,(ax,) = plot.sheet(title, .8 + below + max(.33*n if few else .125*n, 1.2))
     image = ax.pcolormesh(cos.to_numpy(), cmap='RdBu_r', vmin=-top, vmax=top, edgecolors='white', linewidth=1 if few else .2)
     ax.grid(False)
-    size = 9 if n <= 30 else 8
-    ax.set(ylim=(n, 0), yticks=np.arange(n)+.5, xticks=np.arange(n)+.5 if n <= 12 else [])
-    ax.set_yticklabels(cos.index, fontsize=size)
-    if n <= 12: ax.set_xticklabels(cos.columns, rotation=30, ha='right', rotation_mode='anchor', fontsize=size)
+    ax.set(ylim=(n, 0), yticks=np.arange(n)+.5, xticks=[])
+    ax.set_yticklabels(cos.index, fontsize=9 if n <= 30 else 8)
+    ax.set_xlabel('the same, in the same order', fontsize=9)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if few: _numbers(ax, cos.to_numpy(), top)
-    if families: _strip(fig, ax, [families[k] for k in cos.index], size)
-    bar = fig.colorbar(image, ax=ax, shrink=min(1, 1.2/(.125*n+.5)) if not few else .8, aspect=12, pad=.02)
+    if families: _strip(fig, ax, [families[k] for k in cos.index])
+    bar = fig.colorbar(image, ax=ax, shrink=min(1, 1.5/(.33*n if few else .125*n)), aspect=12, pad=.02)
     bar.set_label(scale, fontsize=9)
     bar.outline.set_visible(False)
     return fig
@@ -158,7 +157,7 @@ def _numbers(ax, x, top):
         color = 'white' if abs(v) > .65*top else '#222'
         ax.text(j+.5, i+.5, f'{v:.2f}'.replace('-', '−'), ha='center', va='center', fontsize=9, color=color)
 
-def _strip(fig, ax, families, size):
+def _strip(fig, ax, families):
     "Colours of families at the left of the rows, and what they mean"
     kinds = list(dict.fromkeys(families))
     hues = {k: plot.COLORS.get(k, list(HUES.values())[i%len(HUES)]) for i,k in enumerate(kinds)}

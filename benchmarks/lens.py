@@ -1,0 +1,88 @@
+"""The top tokens of all latents, in tiles of the vocabulary, beside the bare product and beside a whole table
+
+    python benchmarks/lens.py [--quick] [--json FILE] [--only float32,screened,dense]
+
+Random matrices of Gemma's size stand for decoder and unembedding. A part of the 16,384 latents is measured, over the
+whole vocabulary: the work is the same for each of them.
+"""
+import torch
+from steerlens.lens.tables import latent_tokens
+from steerlens.subjects.base import Subject
+from table import args, race, run
+
+ARGS = args(__doc__)
+D,V,N = 2048, 32_768 if ARGS.quick else 257_152, 20
+LATENTS,ALL = (256 if ARGS.quick else 1024), 16_384
+CHUNK,TILE = 512, 16_384 # as `latent_tokens` has them
+RATE,MEMORY = .7, 2000 # bars: share of the bare product's rate, MB beyond the two matrices
+
+
+def made(n_tokens):
+    "A subject whose lens is one matrix, and decoder rows"
+    torch.manual_seed(0)
+    head = torch.nn.Linear(D, n_tokens, bias=False)
+    head.weight.data.normal_()
+    return Subject(torch.nn.ModuleDict(dict(head=head)), head='head'), torch.randn(LATENTS, D)
+
+
+def bare(subject, v, dtype):
+    "The product in the same chunks, and nothing done with it"
+    w,h = subject.model['head'].weight.data, v.to(dtype)
+    for i in range(0, len(w), TILE):
+        tile = w[i:i+TILE].to(dtype)
+        for j in range(0, len(h), CHUNK): h[j:j+CHUNK]@tile.T
+
+
+def against(subject, v, screen, dtype, name, bar):
+    "Ours beside the bare product: rate and memory"
+    def ours(): return latent_tokens(subject, v, N, CHUNK, TILE, screen)
+    latent_tokens(subject, v[:2], N, screen=screen) # compiles
+    a,b,mb = race(len(v), ours, lambda: bare(subject, v, dtype), repeat=2)
+    what = f'top and bottom {N}, {len(v):,} of {ALL:,} latents, d {D:,}, V {V:,}: {name}'
+    bars = dict(bar=RATE, met=bool(a/b >= RATE)) if bar else {}
+    return dict(name=what, ours=a, peer=b, peer_name=f'bare product, {str(dtype)[6:]}', unit='latents/s',
+                memory_mb=mb, **bars)
+
+
+def float32(folder):
+    "As asked: rate beside the product, memory beside the whole table"
+    row = against(*made(V), False, torch.float32, 'float32', True)
+    whole = ALL*V*4/1e6
+    memory = dict(name='memory beyond the two matrices, float32', ours=row['memory_mb'], peer=whole, unit='MB',
+                  peer_name='the whole table, by its size', memory_mb=row['memory_mb'], bar=MEMORY,
+                  met=bool(row['memory_mb'] <= MEMORY))
+    return [row, memory]
+
+
+def screened(folder):
+    "Screened in bfloat16: beside both products, and whether the answer is the same"
+    subject,v = made(V)
+    rows = [against(subject, v, True, t, 'screened in bfloat16', False) for t in (torch.float32, torch.bfloat16)]
+    some = v[:128]
+    plain,quick = (latent_tokens(subject, some, N, screen=s) for s in (False, True))
+    w = subject.model['head'].weight.data
+    rough = torch.cat([some.bfloat16()@t.bfloat16().T for t in w.split(TILE)], 1).float().topk(N).indices.numpy()
+    def same(ids): return float((ids==plain.top).all(1).mean())
+    return rows + [dict(name=f'lists of {N} as in float32, 128 latents: screened in bfloat16', ours=same(quick.top),
+                        peer=max(same(rough), 1e-9), peer_name='bfloat16 alone', unit='share', memory_mb=0.)]
+
+
+def dense(folder):
+    "Where the whole table fits"
+    n_tokens = min(V, 32_768)
+    subject,v = made(n_tokens)
+    w = subject.model['head'].weight.data
+    rows = []
+    for screen,name in ((False, 'float32'), (True, 'screened in bfloat16')):
+        latent_tokens(subject, v[:2], N, screen=screen)
+        a,b,mb = race(len(v), lambda: latent_tokens(subject, v, N, CHUNK, TILE, screen), lambda: (v@w.T).topk(N), repeat=2)
+        rows.append(dict(name=f'top and bottom {N}, {len(v):,} latents, d {D:,}, V {n_tokens:,}: {name}', ours=a, peer=b,
+                         peer_name='(W_dec @ W_U).topk, the top alone', unit='latents/s', memory_mb=mb))
+    return rows
+
+
+if __name__=='__main__':
+    ABOUT = ('Random matrices of the size of Gemma\'s stand for decoder and unembedding; a part of the latents is '
+             'measured, over the whole vocabulary. *Screened* rules tokens out by a bfloat16 product with a bound on '
+             'its error and computes the others again in float32, so its lists are those of float32.')
+    run(dict(float32=float32, screened=screened, dense=dense), ARGS, title='Tokens of all latents', about=ABOUT)
