@@ -62,7 +62,8 @@ def cause(
     "What is said next with each direction, less what is said without"
     need(v_ND.ndim==2 and len(v_ND), 'directions', list(v_ND.shape), '[N, D]')
     bad = (~v_ND.isfinite().all(1) | ~v_ND.any(1)).nonzero()[:,0].tolist()
-    need(not bad, 'directions', f'{len(bad)} of {len(v_ND)} are zero, NaN or infinite (first: {bad[:1]})', 'finite ones')
+    told = f'{len(bad)} of {len(v_ND)} are zero, NaN or infinite (first: {bad[:1]})'
+    need(not bad, 'directions', told, 'finite ones')
     half = torch.from_numpy(spoken.halves(seed))
     def read():
         z = spoken.logits(subject)
@@ -71,7 +72,8 @@ def cause(
     with alone(subject):
         clean,found = read(), []
         for v in v_ND:
-            with intervened(subject, [Intervention(site, stream, Add(v, alpha, share=True))]): found.append(read()-clean)
+            added = Intervention(site, stream, Add(v, alpha, share=True))
+            with intervened(subject, [added]): found.append(read()-clean)
     return Caused(torch.stack(found))
 
 def chance_caused(
@@ -117,7 +119,7 @@ class Agreement:
     def p(self): return np.array([chance_p(-x, -u) for x,u in zip(self.own_N, self.unrelated_NR)])
 
     @property
-    def facts(self)->dict: # Medians; `share` of directions beyond chance with q below .05; `auc` against random directions' own
+    def facts(self)->dict: # Medians; `share` with q below .05; `auc` against random directions' own
         "In numbers"
         beyond = rate(fdr(self.p) < .05)
         return dict(own=float(np.median(self.own_N)), unrelated=float(np.median(self.unrelated_NR)),

@@ -98,7 +98,8 @@ def disentanglement(
 )->pd.DataFrame: # what, value, chance, lo, hi, p: of more disentangled ones by chance
     "How well concepts are kept apart, beside random directions (for purity, concepts dealt anew)"
     concepts = np.asarray(concepts).astype(str)
-    need(len(concepts)==len(directions) > 2, 'concepts', f'{len(concepts)} for {len(directions)} directions', 'one for each of 3 or more')
+    fits,told = len(concepts)==len(directions) > 2, f'{len(concepts)} for {len(directions)} directions'
+    need(fits, 'concepts', told, 'one for each of 3 or more')
     need(len(set(concepts)) > 1, 'concepts', f"all of them '{concepts[0]}'", '2 or more')
     v,g = torch.stack(list(directions.values())), rng('disentanglement', seed)
     x,noise = space(v), torch.randn(draws, *v.shape, generator=generator('disentanglement', seed))
@@ -137,7 +138,8 @@ def show_alike(
     n,few,top = len(cos), len(cos) <= 8, max(1., float(np.nanmax(np.abs(cos.to_numpy()))))
     below = .3*math.ceil(len({families[k] for k in cos.index})/4) if families else 0
     fig,(ax,) = plot.sheet(title, .8 + below + max(.33*n if few else .125*n, 1.2))
-    image = ax.pcolormesh(cos.to_numpy(), cmap='RdBu_r', vmin=-top, vmax=top, edgecolors='white', linewidth=1 if few else .2)
+    image = ax.pcolormesh(cos.to_numpy(), cmap='RdBu_r', vmin=-top, vmax=top, edgecolors='white',
+                          linewidth=1 if few else .2)
     ax.grid(False)
     ax.set(ylim=(n, 0), yticks=np.arange(n)+.5, xticks=[])
     ax.set_yticklabels(cos.index, fontsize=9 if n <= 30 else 8)
@@ -155,11 +157,11 @@ def _numbers(ax, x, top):
     "Each cell's number"
     for (i,j),v in np.ndenumerate(x):
         color = 'white' if abs(v) > .65*top else '#222'
-        ax.text(j+.5, i+.5, f'{v:.2f}'.replace('-', '−'), ha='center', va='center', fontsize=9, color=color)
+        ax.text(j+.5, i+.5, f'{round(v, 2)+0:.2f}'.replace('-', '−'), ha='center', va='center', fontsize=9, color=color)
 
 def _strip(fig, ax, families):
     "Colours of families at the left of the rows, and what they mean"
-    kinds = list(dict.fromkeys(families))
+    kinds = sorted(dict.fromkeys(families), key=lambda k: plot.LABELS.get(k, k))
     hues = {k: plot.COLORS.get(k, list(HUES.values())[i%len(HUES)]) for i,k in enumerate(kinds)}
     width = len(families)*.025
     for i,k in enumerate(families): ax.barh(i+.5, width, 1, left=-1.3*width, color=hues[k], lw=0, clip_on=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import generator, need, threads
 from ..stats import chance_p, fdr
 from ..subjects.base import Subject
-from ..subjects.hf import bf16_units
+from ..sae.step import bf16_units
 
 # %% auto #0
 __all__ = ['BITS', 'Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'beyond', 'in_order', 'ends',
@@ -70,7 +70,8 @@ def unembedding(
     need(v_ND.ndim==2 and v_ND.shape[1]==w.shape[1], 'directions', list(v_ND.shape), f'[N, {w.shape[1]}]',
          'take directions of this stream')
     bad = (~v_ND.isfinite().all(1)).nonzero()[:,0].tolist()
-    need(not bad, 'directions', f'{len(bad)} of {len(v_ND)} have NaN or infinite numbers (first: {bad[:1]})', 'finite ones')
+    told = f'{len(bad)} of {len(v_ND)} have NaN or infinite numbers (first: {bad[:1]})'
+    need(not bad, 'directions', told, 'finite ones')
     norm = subject.model.get_submodule(subject.norm) if subject.norm else torch.nn.Identity()
     def read(x): return _first(norm(x.to(w))).float()
     zero = read(torch.zeros_like(v_ND[0]))
@@ -256,7 +257,8 @@ def latent_tokens(
         of_tile = rounded(w) if screen and first else None
         for rows,part in zip(chunks, coarse): _look(half, sides, rows, part, w, of_tile, first)
     high,low = sides[1], sides[-1]
-    need(np.isfinite([high.values, low.values]).all(), 'logits', 'NaN or infinite', 'finite ones', 'are vectors too long?')
+    whole = np.isfinite([high.values, low.values]).all()
+    need(whole, 'logits', 'NaN or infinite', 'finite ones', 'are vectors too long?')
     return Tokens(high.ids, high.values, low.ids, -low.values)
 
 # %% ../../nbs/63_lens.tables.ipynb #8229bcc1
@@ -297,8 +299,8 @@ def token_table(
     n:int=8              # Words shown of each list
 )->pd.DataFrame: # direction, top, bottom, peak, chance, p, q
     "Lists in words, each beside what random directions reach"
-    need(found.top.shape[1]==chance.top.shape[1], 'lists', f'{found.top.shape[1]} tokens, {chance.top.shape[1]} by chance',
-         'as many')
+    long,by_chance = found.top.shape[1], chance.top.shape[1]
+    need(long==by_chance, 'lists', f'{long} tokens, {by_chance} by chance', 'as many')
     need(max(found.top.max(), found.bottom.max()) < len(words), 'words', f'{len(words)} of them', 'one for each token',
          'pass the vocabulary of this subject')
     p = [chance_p(-x, -chance.peak) for x in found.peak]
@@ -310,9 +312,11 @@ def in_words(
     ids_NK:np.ndarray,   # Token ids
     words:Sequence[str]  # What each says
 )->list[str]: # One a list
-    "Lists as text; what would not show is written as in Python"
-    def shown(w): return w.strip() if w.strip() and w.isprintable() else repr(w)
-    return [' '.join(shown(words[i]) for i in ids) for ids in ids_NK]
+    "Lists as text; what would not show is written as in Python, and parts of a character by their id"
+    def shown(i):
+        w = words[i]
+        return f'<{i}>' if '\ufffd' in w else w.strip() if w.strip() and w.isprintable() else repr(w)
+    return [' '.join(map(shown, ids)) for ids in ids_NK]
 
 # %% ../../nbs/63_lens.tables.ipynb #04d9661b
 def value_centroids(

@@ -37,5 +37,6 @@ class Spoken:
     )->np.ndarray: # True for one half, [P]; no group is in both
         "Two halves of the prompts"
         kinds,of = np.unique(np.asarray(self.groups).astype(str), return_inverse=True)
-        need(len(kinds) > 1, 'prompts', f'of {len(kinds)} group', '2 or more, to choose on one half and measure on the other')
+        need(len(kinds) > 1, 'prompts', f'of {len(kinds)} group', '2 or more',
+             'one half chooses and the other one measures')
         return rng('halves', seed).permutation(np.arange(len(kinds))%2==0)[of]
