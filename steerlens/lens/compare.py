@@ -192,15 +192,22 @@ def halved(
     seed:int=0   # How episodes are dealt
 )->list[dict]: # The same contrasts on either half of the episodes, no episode in both
     "Contrasts to choose with, and others to measure with"
-    episodes = np.unique(np.concatenate([acts.rows(s).episode.unique() for s in acts.streams if s in _streams(made)]))
-    one = set(episodes[rng('halved', seed).permutation(len(episodes))[::2]].tolist())
+    episode = {s: acts.rows(s).set_index('row_id').episode for s in sorted(_streams(made))}
+    g,one,dealt = rng('halved', seed), set(), set()
+    for leading,*_ in made.values(): # each contrast's episodes by halves
+        own = {e for s,sides in leading.rows.items() for ids in sides for e in episode[s].loc[ids]} - dealt
+        one |= {*g.permutation(sorted(own))[::2].tolist()}
+        dealt |= own
     def cut(c, side):
-        rows = {}
-        for s,sides in c.rows.items():
-            t = acts.rows(s).set_index('row_id').episode
-            rows[s] = tuple(ids[t.loc[ids].isin(one).to_numpy()==side] for ids in sides)
+        rows = {s: tuple(ids[episode[s].loc[ids].isin(one).to_numpy()==side] for ids in sides)
+                for s,sides in c.rows.items()}
         return Contrast(c.name, c.kind, rows)
-    return [{cell: [cut(c, side) for c in of_cell] for cell,of_cell in made.items()} for side in (True, False)]
+    found = [{cell: [cut(c, side) for c in of_cell] for cell,of_cell in made.items()} for side in (True, False)]
+    for leading in [of_cell[0] for half in found for of_cell in half.values()]:
+        few = [s for s,sides in leading.rows.items() if not min(map(len, sides))]
+        need(not few, f'contrast {leading.name}', f'half of the episodes have no rows of {", ".join(few)} on one side',
+             do='harvest more episodes')
+    return found
 
 def _streams(made): return {s for of_cell in made.values() for c in of_cell for s in c.rows}
 
@@ -218,6 +225,9 @@ def hits(
     n:int=3            # Tokens that count as the top
 )->pd.DataFrame: # a, b, site, stream, method, top, rank, hit
     "Does each direction say its target?"
+    for d in directions.values():
+        need(d.residual.isfinite().all(), f"direction {d.contrast} by '{d.method}'", 'NaN', 'finite numbers',
+             'were there rows on both sides?')
     z = subject.lens(torch.stack([d.residual for d in directions.values()]))
     rank = [int(best_rank(row[None], intended(steering, b))) for row,(_,b,*_) in zip(z, directions)]
     top = in_words(z.topk(min(n, z.shape[1])).indices.numpy(), [steering.say(i) for i in range(z.shape[1])])
