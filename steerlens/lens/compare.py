@@ -24,7 +24,7 @@ from .words import cosines
 
 # %% auto #0
 __all__ = ['spaces', 'alike', 'lists_alike', 'distinct', 'disentanglement', 'clustered', 'show_alike', 'best_rank',
-           'out_of_a_hat', 'halved', 'intended', 'hits', 'shuffled_hits', 'naming']
+           'out_of_a_hat', 'halved', 'intended', 'hits', 'dealt', 'shuffled_hits', 'naming']
 
 # %% ../../nbs/65_lens.compare.ipynb #41af5e3e
 @torch.no_grad()
@@ -235,6 +235,17 @@ def hits(
     return t.assign(top=top, rank=rank, hit=np.array(rank) <= n)
 
 # %% ../../nbs/65_lens.compare.ipynb #b917ff23
+def dealt(
+    kinds_N:Tensor, # Kind of each row, 0 and up
+    shuffles:int,   # Times
+    g:torch.Generator
+)->Tensor: # True for one side, [shuffles, N]; each side has as many of a kind as the other, give or take one
+    "Rows dealt to two sides at random"
+    order = (kinds_N + torch.rand(shuffles, len(kinds_N), generator=g, dtype=torch.float64)).argsort(1)
+    counts = torch.bincount(kinds_N)
+    place = torch.arange(len(kinds_N)) - (counts.cumsum(0)-counts).repeat_interleave(counts)
+    return torch.zeros(order.shape, dtype=torch.bool).scatter(1, order, (place%2==0).expand_as(order))
+
 def shuffled_hits(
     subject:Subject,   # With a norm and an unembedding
     steering:Steering, # With `names`
@@ -243,22 +254,24 @@ def shuffled_hits(
     site:str,          # Where
     stream:str,        # A name in `steering.streams`
     n:int=3,           # Tokens that count as the top
+    balanced:bool=False, # Deal the rows of each word evenly?
     shuffles:int=200,  # Of each contrast
     seed:int=0
 )->np.ndarray: # True where a direction hits, [cells, shuffles]
     "Differences of means between rows dealt to the two sides at random"
     g,found = generator('shuffled hits', seed), []
     for (a,b),(c,*_) in made.items():
-        parts = [(acts.x(site, s), *c.rows[s]) for s in steering.streams[stream]]
-        x = torch.cat([x[torch.from_numpy(np.concatenate([p, q]))] for x,p,q in parts]).float()
-        share = sum(len(p) for _,p,_ in parts)/len(x)
-        sides = torch.rand(shuffles, len(x), generator=g).argsort(1) < round(share*len(x))
-        v = (sides.float()/sides.sum(1, keepdim=True) - (~sides).float()/(~sides).sum(1, keepdim=True))@x
+        ids = {s: np.concatenate(c.rows[s]) for s in steering.streams[stream]}
+        x = torch.cat([acts.x(site, s)[torch.from_numpy(i)] for s,i in ids.items()]).float()
+        words = np.concatenate([acts.rows(s).set_index('row_id').token.loc[i].to_numpy(str) for s,i in ids.items()])
+        kinds = torch.from_numpy(np.unique(words, return_inverse=True)[1]) if balanced else torch.zeros(len(x)).long()
+        one = dealt(kinds, shuffles, g).float()
+        v = (one/one.sum(1, keepdim=True) - (1-one)/(1-one).sum(1, keepdim=True))@x
         for target,sign in ((b, 1), (a, -1)):
             found.append((best_rank(subject.lens(sign*v), intended(steering, target)) <= n).numpy())
     return np.stack(found)
 
-# %% ../../nbs/65_lens.compare.ipynb #dbb706e2
+# %% ../../nbs/65_lens.compare.ipynb #22b332cd
 def naming(
     subject:Subject,   # With a norm and an unembedding
     steering:Steering, # With `names`
@@ -279,11 +292,12 @@ def naming(
     table = pd.concat(tables, ignore_index=True)
     site,stream = table[table.half=='choose'].groupby(['site', 'stream'], sort=False).hit.mean().idxmax()
     own = table[(table.half=='measure') & (table.site==site) & (table.stream==stream)]
-    shuffled = shuffled_hits(subject, steering, acts, measure, site, stream, n, shuffles, seed)
+    plain,even = (shuffled_hits(subject, steering, acts, measure, site, stream, n, how, shuffles, seed)
+                  for how in (False, True))
     r = torch.randn(2000, len(acts.x(site, steering.streams[stream][0])[0]), generator=generator('naming', seed))
     z,targets = subject.lens(r), [intended(steering, b) for *_,b in own[['a', 'b']].drop_duplicates().itertuples()]
     facts = {f'hit_{k}': v for k,v in rate(own.hit).items()} | dict(site=site, stream=stream, n_tokens=n)
     return table, facts | dict(
-        shuffled=float(shuffled.mean()), n_shuffled=shuffled.size,
+        shuffled=float(plain.mean()), balanced=float(even.mean()), n_shuffled=plain.size,
         random=float(np.mean([(best_rank(z, t) <= n).float().mean() for t in targets])),
         chance=float(np.mean([out_of_a_hat(z.shape[1], len(t), n) for t in targets])))
