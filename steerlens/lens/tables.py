@@ -242,13 +242,14 @@ def latent_tokens(
     n:int=20,         # Tokens at either end
     chunk:int=512,    # Directions at a time
     tile:int=16384,   # Tokens at a time
-    screen:bool|None=None # Screen in bfloat16? Where the processor has units for it, by default
+    screen:bool|None=None # Screen in bfloat16? For 1,024 or more where the processor has units for it, by default
 )->Tokens: # As of `subject.lens`, in float32; equal logits by id. Raises `SteerlensError` for NaN
     "The ends of every direction's list of tokens"
     half = unembedding(subject, v_ND)
     V,h = len(half.w_VD), half.h_ND
     need(n > 0 and chunk > 0 and tile > 0, 'latent_tokens', f'n={n}, chunk={chunk}, tile={tile}', '1 or more of each')
-    screen = (bf16_units() if screen is None else screen) and not half.finish and h.device.type=='cpu'
+    if screen is None: screen = bf16_units() and len(h) >= 1024 # rounding the vocabulary has to pay
+    screen = screen and not half.finish and h.device.type=='cpu'
     chunks = [slice(i, min(i+chunk, len(h))) for i in range(0, len(h), chunk)]
     sides = {sign: Best(len(h), min(n, V)) for sign in (1, -1)}
     coarse = [rounded(h[c]) if screen else None for c in chunks]
