@@ -242,7 +242,7 @@ def latent_tokens(
     n:int=20,         # Tokens at either end
     chunk:int=512,    # Directions at a time
     tile:int=16384,   # Tokens at a time
-    screen:bool|None=None # Screen in bfloat16? For 1,024 or more where the processor has units for it, by default
+    screen:bool|None=None # Screen in bfloat16? By default for 1,024 or more, on processors with units for it
 )->Tokens: # As of `subject.lens`, in float32; equal logits by id. Raises `SteerlensError` for NaN
     "The ends of every direction's list of tokens"
     half = unembedding(subject, v_ND)
