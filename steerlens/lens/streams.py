@@ -11,12 +11,14 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
+from .. import plot
 from ..core import generator, need, rng
 from ..stats import check_finite, cluster_means
 from ..subjects.base import Readout, Site, Subject
 
 # %% auto #0
-__all__ = ['Lens', 'lens_of']
+__all__ = ['OF_A_ROW', 'RIDGES', 'Lens', 'lens_of', 'correlation', 'disagreement', 'show_disagreement', 'conditions', 'apart',
+           'Translator', 'translator']
 
 # %% ../../nbs/61_lens.streams.ipynb #ba6aca67
 @dataclass
@@ -88,3 +90,162 @@ def difference(self:Lens,
     fits = at.shape in (v.shape, v.shape[-1:])
     need(fits, f'{self.name}: at', list(at.shape), f'{[v.shape[-1]]} or {list(v.shape)}')
     return self._named(torch.func.jvp(self.readout.read, (self.check(at).expand_as(v),), (v,))[1])
+
+# %% ../../nbs/61_lens.streams.ipynb #f9fd03cb
+def correlation(
+    a_NV:Tensor, # Rows of numbers
+    b_NV:Tensor  # The same rows, read otherwise
+)->Tensor: # [N]; NaN where a row is constant
+    "Pearson's, row by row"
+    a,b = (x.double()-x.double().mean(-1, keepdim=True) for x in (a_NV, b_NV))
+    return (a*b).sum(-1)/(a.norm(dim=-1)*b.norm(dim=-1))
+
+def disagreement(
+    lens:Lens,       # Of the site
+    directions:dict, # Name -> difference [D]
+    at_MD:Tensor,    # Activations that they might be added to, held out
+    seed:int=0       # Of the random directions
+)->pd.DataFrame: # who, direction, and three correlations over words, each the mean over activations; length and n
+    "How well do the plain and the linearised form say what adding a direction does?"
+    noise = torch.randn(len(directions), at_MD.shape[-1], generator=generator('lens forms', seed))
+    placebo = {k: r*(v.norm()/r.norm()) for (k,v),r in zip(directions.items(), noise)}
+    rows = []
+    for who,vectors in dict(own=directions, random=placebo).items():
+        for name,v in vectors.items():
+            need(bool(v.norm()>0), f"direction '{name}'", 'zero, so it says nothing', 'a vector of some length')
+            rows.append(dict(who=who, direction=name) | _forms(lens, v, at_MD))
+    return pd.DataFrame(rows)
+
+def _forms(lens, v_D, at_MD):
+    "Both forms beside the change, over activations"
+    v = v_D.expand_as(at_MD)
+    plain,linearised = lens.difference(v), lens.difference(v, at_MD)
+    change = lens.logits(at_MD+v)-lens.logits(at_MD)
+    pairs = dict(plain=(plain, change), linearised=(linearised, change), forms=(plain, linearised))
+    return {k: correlation(*p).mean().item() for k,p in pairs.items()} | dict(
+        length=(v_D.norm()/at_MD.norm(dim=1).mean()).item(), n=len(at_MD))
+
+# %% ../../nbs/61_lens.streams.ipynb #024d7d21
+def show_disagreement(
+    table:pd.DataFrame # From `disagreement`
+)->plot.Plot:
+    "Each form's correlation with what adding the direction does, placebo below"
+    mean = table.groupby('who')[['plain','linearised']].mean()
+    own = mean.loc['own']
+    title = (f'What adding a direction does to the head: the linearised form says it with r = {own.linearised:.2f}, '
+             f'the plain one with {own.plain:.2f}; of random directions {mean.linearised["random"]:.2f} '
+             f'and {mean.plain["random"]:.2f}')
+    bars = {f'{r.direction}, {form}' + ' (placebo)'*(r.who=='random'): getattr(r, form)
+            for r in table.itertuples() for form in ('plain','linearised')}
+    looks = {k: 'random' if 'placebo' in k else 'baseline' if k.endswith('plain') else '' for k in bars}
+    return plot.bars(bars, title, f'correlation over words with the change, mean over {table.n[0]} activations', '.2f', looks)
+
+# %% ../../nbs/61_lens.streams.ipynb #042b95a3
+OF_A_ROW = 'row_id', 'position', 'token', 'token_type' # Columns that tell the rows of one run apart
+
+def conditions(
+    acts,             # Harvested `Acts`
+    site:str,         # Where the norm's condition was harvested
+    rows:pd.DataFrame # Of the stream that is read, from `acts.rows`
+)->Tensor: # [len(rows), width], in the order of `rows`; raises `SteerlensError` where one is missing
+    "The condition of the norm at each row"
+    own = acts.rows('adarms').drop(columns=[c for c in OF_A_ROW if c!='row_id'])
+    keys = [c for c in own if c in rows and c!='row_id']
+    need(not own.duplicated(keys).any(), 'adarms', 'several rows of one run and denoising step', 'one')
+    found = rows[keys].merge(own, on=keys, how='left').row_id
+    need(found.notna().all(), 'adarms', f'{found.isna().sum():,} of {len(found):,} rows have none in {acts.folder}',
+         do='harvest the condition at the same steps as the stream')
+    return acts.x(site, 'adarms')[found.astype('i8').tolist()]
+
+# %% ../../nbs/61_lens.streams.ipynb #0fd25f69
+def apart(
+    p_NV:Tensor,         # The teacher's logits
+    q_NV:Tensor,         # Another reading of the same rows
+    y_N:Tensor|None=None # The tokens that came, where they are known
+)->dict: # kl and agreement of each row, [N]; with `y_N` its ce and accuracy, too
+    "KL(p || q) in nats, and whether the best tokens are the same"
+    p,q = p_NV.log_softmax(-1), q_NV.log_softmax(-1)
+    best = q.argmax(-1)
+    found = dict(kl=(p.exp()*(p-q)).sum(-1), agreement=best==p.argmax(-1))
+    return found if y_N is None else found | dict(ce=-q.gather(1, y_N[:,None])[:,0], accuracy=best==y_N)
+
+# %% ../../nbs/61_lens.streams.ipynb #79587f71
+@dataclass
+class Translator:
+    "An affine map between streams that was fitted, and is no part of the model"
+    source:str       # Where it reads
+    target:str       # What it imitates
+    A_ED:Tensor      # The map
+    b_D:Tensor       # And its offset
+    ridge:float      # Its penalty, in mean variances of the source
+    errors:pd.DataFrame # who, fvu with its ends, n, episodes: of held-out rows
+
+    @property
+    def name(self): return f'translator ({self.source} to {self.target}, fitted by ridge, no part of the model)'
+    def __call__(self,
+        x_NE:Tensor # Activations of the source
+    )->Tensor: # [N, D]
+        return x_NE@self.A_ED + self.b_D
+    def difference(self,
+        v_NE:Tensor # Differences of its activations
+    )->Tensor: # [N, D]
+        return v_NE@self.A_ED
+
+RIDGES = tuple(10.**e for e in range(-5, 4)) # Penalties, in mean variances of the source
+
+def _ridge(x, y, penalties):
+    "(A, b) for each penalty"
+    mx,my = x.mean(0), y.mean(0)
+    xc,yc = x-mx, y-my
+    L,Q = torch.linalg.eigh(xc.T@xc)
+    xy = Q.T@(xc.T@yc)
+    for r in penalties:
+        A = Q@(xy/(L+r*L.mean())[:,None])
+        yield A, my-mx@A
+
+def _chosen(x, y, inner):
+    "The map whose penalty does best on rows that it wasn't fitted on, fitted again on all"
+    missed = [(y[~inner]-x[~inner]@A-b).pow(2).sum().item() for A,b in _ridge(x[inner], y[inner], RIDGES)]
+    best = RIDGES[int(np.argmin(missed))]
+    return *next(_ridge(x, y, [best])), best
+
+# %% ../../nbs/61_lens.streams.ipynb #ad363b21
+def translator(
+    x_NE:Tensor,         # Rows of the stream to translate from
+    y_ND:Tensor,         # Of the same runs, in the stream to translate into
+    episode:Sequence,    # Whose each row is
+    train:Sequence,      # Is it a row to fit on? Others are held out, by episodes
+    names:tuple=('source', 'target'), # Sites
+    seed:int=0           # Which episodes choose the penalty, and who is paired with whom in the placebo
+)->Translator: # Raises `SteerlensError` where an episode is on both sides, or rows don't pair
+    "Fit a translator, with its errors on held-out episodes"
+    who,train = np.asarray(episode), np.asarray(train, dtype=bool)
+    _check_pairs(x_NE, y_ND, who, train)
+    x,y = x_NE.double(), y_ND.double()
+    a,b = x[train],y[train]
+    own = np.unique(who[train])
+    g = rng('translator', seed)
+    inner = torch.from_numpy(np.isin(who[train], own[g.permutation(len(own))[len(own)//5:]]))
+    fits = dict(translator=_chosen(a, b, inner), shuffled=_chosen(a, b[g.permutation(len(b))], inner))
+    said = {k: x[~train]@A+c for k,(A,c,_) in fits.items()} | dict(mean=b.mean(0).expand_as(y[~train]))
+    A,c,best = fits['translator']
+    return Translator(*names, A.float(), c.float(), best, _errors(said, y[~train], b.mean(0), who[~train], seed))
+
+def _check_pairs(x, y, who, train):
+    "Refuse rows that don't pair, NaN, and episodes on both sides"
+    fits = len(x)==len(y)==len(who)==len(train)
+    need(fits, 'translator', f'{len(x)}, {len(y)}, {len(who)} and {len(train)} rows', 'as many of each')
+    need(bool(x.isfinite().all() and y.isfinite().all()), 'translator', 'NaN or infinite vectors', 'finite ones')
+    both = set(who[train]) & set(who[~train])
+    need(not both, 'translator', f'{len(both)} episodes are on both sides', 'episodes to fit on, and others')
+    need(len(set(who[train])) >= 5 and (~train).any(), 'translator', f'{len(set(who[train]))} episodes to fit on',
+         '5 or more, and some held out')
+
+def _errors(said, y, mean, episode, seed):
+    "Share of the variance that is missed, by episode"
+    rows,n = [], (y-mean).pow(2).sum(1).numpy()
+    for who,z in said.items():
+        sums = pd.DataFrame(dict(fvu=(y-z).pow(2).sum(1).numpy(), n=n)).groupby(episode).sum()
+        value,lo,hi = cluster_means(sums, seed)['fvu']
+        rows.append(dict(who=who, fvu=value, lo=lo, hi=hi, n=len(y), episodes=len(sums)))
+    return pd.DataFrame(rows)
