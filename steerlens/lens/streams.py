@@ -86,10 +86,11 @@ def difference(self:Lens,
 )->Tensor: # [N, V]
     "What differences of vectors say: `plain`, or `linearised` at activations"
     v = self.check(v_ND)
-    if at is None: return self._named(self.readout.read(v) - self.readout.read(torch.zeros_like(v)))
+    read,plain = self.readout.read, self.readout.plain
+    if at is None: return self._named(plain(v) if plain else read(v)-read(torch.zeros_like(v)))
     fits = at.shape in (v.shape, v.shape[-1:])
     need(fits, f'{self.name}: at', list(at.shape), f'{[v.shape[-1]]} or {list(v.shape)}')
-    return self._named(torch.func.jvp(self.readout.read, (self.check(at).expand_as(v),), (v,))[1])
+    return self._named(torch.func.jvp(read, (self.check(at).expand_as(v),), (v,))[1])
 
 # %% ../../nbs/61_lens.streams.ipynb #f9fd03cb
 def correlation(
@@ -191,7 +192,7 @@ class Translator:
     )->Tensor: # [N, D]
         return v_NE@self.A_ED
 
-RIDGES = tuple(10.**e for e in range(-5, 4)) # Penalties, in mean variances of the source
+RIDGES = tuple(10.**e for e in range(-8, 3)) # Penalties, in mean variances of the source
 
 def _ridge(x, y, penalties):
     "(A, b) for each penalty"

@@ -187,6 +187,7 @@ class Readout:
     words:Sequence|Callable|None=None # What each of the V is called, or what can be asked for it
     unit:str = 'logits'  # What the V numbers are
     written:bool = False # Are its vectors what a layer writes, and differences by nature?
+    plain:Callable|None = None # Differences -> what they say by themselves; less what nothing says by default
 
 def unembedding(
     subject:Subject, # With a head, and perhaps a norm
