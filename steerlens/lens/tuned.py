@@ -4,7 +4,8 @@
 
 # %% ../../nbs/62_lens.tuned.ipynb #0e61d70d
 from __future__ import annotations
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,8 @@ from ..sae.loop import Run, go_on
 from ..subjects.base import Batch, Readout, Subject, alone, tap, weights_sha256
 
 # %% auto #0
-__all__ = ['rows_at', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning', 'cross_entropy', 'tune', 'check_belongs']
+__all__ = ['MEASURED', 'rows_at', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning', 'cross_entropy', 'tune',
+           'check_belongs', 'save_tuned', 'load_tuned', 'show_by_layer', 'by_token', 'show_by_token']
 
 # %% ../../nbs/62_lens.tuned.ipynb #b86f925e
 def rows_at(
@@ -75,8 +77,8 @@ def belongs_to(
     widths = {lens_of(subject, s).readout.width for s in sites}
     need(len(widths)==1 and None not in widths, 'sites', f'widths {", ".join(map(str, widths))}', 'one stream')
     width = widths.pop()
-    zero = torch.zeros(1, width)
-    return dict(model=weights_sha256(subject), width=width, vocabulary=lens_of(subject, sites[-1]).logits(zero).shape[-1],
+    n = lens_of(subject, sites[-1]).logits(torch.zeros(1, width)).shape[-1]
+    return dict(model=weights_sha256(subject), width=width, vocabulary=n,
                 sites=list(map(str, sites)), stream=stream)
 
 # %% ../../nbs/62_lens.tuned.ipynb #6732b1ea
@@ -119,7 +121,8 @@ def by_layer(
 def _summed(told, rows):
     "Sums by document"
     table = pd.DataFrame({k: v.double().cpu().numpy() for k,v in told.items()}).assign(n=1.)
-    return check_finite(table, 'what a lens says').groupby(rows['document' if 'document' in rows else 'episode'].to_numpy()).sum()
+    who = rows['document' if 'document' in rows else 'episode'].to_numpy()
+    return check_finite(table, 'what a lens says').groupby(who).sum()
 
 def _means(parts, seed):
     "Means with their ends"
@@ -133,7 +136,7 @@ def _means(parts, seed):
 class Tuning:
     "How a tuned lens is trained"
     epochs:int = 4         # Passes over the training batches
-    lr:float = 1e-3        # Peak learning rate of Adam; falls along a cosine to a twentieth
+    lr:float = 3e-3        # Peak learning rate of Adam; falls along a cosine to a twentieth
     warmup:float = .05     # Share of the updates over which it rises from zero
     clip:float = 1.        # Largest norm of a map's gradient
     checkpoint:int = 200   # Updates between checkpoints
@@ -266,13 +269,22 @@ def tune(
 )->pd.DataFrame: # The log, a row per measurement; raises `SteerlensError` where model, batches or settings don't fit
     "Train a tuned lens, from the start or from the latest checkpoint"
     _check(t)
-    need(len(train) and len(choice), 'tune', f'{len(train)} and {len(choice)} batches', 'some to learn from and to choose by')
+    need(len(train) and len(choice), 'tune', f'{len(train)} and {len(choice)} batches', 'some of each')
     check_belongs(lens.of, subject, 'tune')
-    for p in subject.model.parameters(): p.requires_grad_(False)
-    run = _Tuning(lens, subject, train, choice, t)
-    go_on(run, folder, callbacks)
+    with _frozen(subject.model):
+        run = _Tuning(lens, subject, train, choice, t)
+        go_on(run, folder, callbacks)
     check_belongs(lens.of, subject, 'tune: changed while training')
     return pd.DataFrame(run.log)
+
+@contextmanager
+def _frozen(model):
+    "Without gradients of the model's own weights"
+    learn = [p for p in model.parameters() if p.requires_grad]
+    for p in learn: p.requires_grad_(False)
+    try: yield
+    finally:
+        for p in learn: p.requires_grad_(True)
 
 def check_belongs(
     of:dict,         # From `belongs_to`
@@ -284,3 +296,129 @@ def check_belongs(
     for name in ('width', 'vocabulary', 'model'):
         need(of[name]==now[name], where, f'{name} {of[name]}', f'{now[name]}, as given here',
              'use the model that it was trained on')
+
+# %% ../../nbs/62_lens.tuned.ipynb #e3c03c7f
+def save_tuned(
+    lens:TunedLens,  # Trained
+    folder:str|Path, # Where
+    params:dict={},  # What made it
+    inputs=(),       # Files and folders it was made from
+    **facts          # More for the manifest
+):
+    "Write lens.safetensors and, when it is there, manifest.json"
+    folder = Path(folder)
+    (folder/'manifest.json').unlink(missing_ok=True)
+    with atomic(folder/'lens.safetensors') as tmp:
+        save_file({n: p.detach().contiguous().clone() for n,p in lens.state_dict().items()}, tmp)
+    manifest(folder, 'tuned_lens', params, inputs=inputs, weights=sha256(folder/'lens.safetensors'), of=lens.of, **facts)
+
+def load_tuned(
+    folder:str|Path, # From `save_tuned`
+    subject:Subject  # The model that it belongs to
+)->TunedLens: # Raises `SteerlensError` where the model is another one, or a file is damaged
+    "Open a tuned lens"
+    folder = Path(folder)
+    m = read_manifest(folder, 'tuned_lens')
+    check_belongs(m['of'], subject, folder)
+    whole = sha256(folder/'lens.safetensors')==m['weights']
+    need(whole, folder, 'lens.safetensors is not what was written', do='train it again')
+    lens = TunedLens(subject, m['of']['sites'], m['of']['stream'])
+    lens.load_state_dict(load_file(folder/'lens.safetensors'))
+    return lens
+
+# %% ../../nbs/62_lens.tuned.ipynb #2e2f0677
+plot.COLORS |= {'logit lens': plot.HUES['orange'], 'tuned lens': plot.HUES['blue'], 'shuffled': '#bbbbbb'}
+plot.LABELS |= {'shuffled': 'shuffled (placebo)'}
+MEASURED = dict(kl='KL(what the model says in the end || lens), nats/token',
+                agreement='share of tokens whose best word is that of the end')
+
+def show_by_layer(
+    table:pd.DataFrame, # From `by_layer`, with `tuned lens` among those who read
+    what:str='kl'       # Or `agreement`
+)->plot.Plot:
+    "How far each layer is from the end, by lens"
+    need(what in MEASURED, 'show_by_layer', what, f'one of {", ".join(MEASURED)}')
+    last = table.layer.max()
+    ends = table[table.layer==last]
+    every = pd.concat([table, *(ends.assign(who=w) for w in table.who.unique() if w!='logit lens')])
+    every = every.assign(lo=every[f'{what}_lo'].astype(float), hi=every[f'{what}_hi'].astype(float))
+    beside = f'layer, of {last+1}, read at its output; n = {table.n[0]:,} tokens of {table.documents[0]} documents'
+    return plot.curves(every, 'layer', what, 'who', _answer(table, what), beside, MEASURED[what],
+                       xticks=range(0, last+1, 1+last//16), ylim=(0, None if what=='kl' else 1.02))
+
+def _answer(table, what):
+    "How much of the way the tuned lens takes"
+    at = table.pivot(index='layer', columns='who', values=what)
+    plain,tuned = (at[w].iloc[:-1].mean() for w in ('logit lens', 'tuned lens'))
+    before = 'Over the layers before the last, the tuned lens'
+    if what=='kl': return f'{before} is {tuned:.2f} nats from what the model says in the end, the logit lens {plain:.2f}'
+    return f'{before} names the word of the end {tuned:.0%} of the time, the logit lens {plain:.0%}'
+
+# %% ../../nbs/62_lens.tuned.ipynb #c15f8dae
+def by_token(
+    subject:Subject,      # A model
+    batch:Batch,          # One run
+    sites:list,           # In the order of the layers
+    words:Sequence,       # What each of the head's numbers is called
+    tuned:dict|None=None, # Name -> `TunedLens`
+    stream:str='all',     # Whose tokens
+    first:int=0,          # The first row that is shown
+    n:int=10              # How many
+)->pd.DataFrame: # who, layer, row, token, says, p, end: is it the word of the end?
+    "What each layer says at each of some tokens"
+    rows,x = rows_at(subject, batch, sites, stream)
+    need(0 <= first < len(rows), 'by_token', f'first={first}', f'0 to {len(rows)-1}')
+    some = slice(first, first+n)
+    def read(lens, site): return lens.logits(x[site][some]).softmax(-1).max(-1)
+    _,end = read(lens_of(subject, sites[-1], words), sites[-1])
+    who = {'logit lens': lambda s: lens_of(subject, s, words)} | {
+        k: lambda s, t=t: t.at(subject, s) for k,t in (tuned or {}).items()}
+    found = []
+    for name,of in who.items():
+        for i,s in enumerate(sites):
+            p,best = read(of(s), s)
+            found.append(pd.DataFrame(dict(who=name, layer=i, row=range(len(best)), token=rows.token[some].to_numpy(),
+                says=[str(words[j]) for j in best.tolist()], p=p.cpu().numpy(), end=(best==end).cpu().numpy())))
+    return pd.concat(found, ignore_index=True)
+
+def _visible(word, most=7):
+    "A token in a cell: its spaces and line ends can be seen"
+    shown = str(word).replace('\n', '↵').replace('\t', '→').replace(' ', '·')
+    return shown if len(shown) <= most else shown[:most-1]+'…'
+
+# %% ../../nbs/62_lens.tuned.ipynb #a4138313
+def show_by_token(
+    table:pd.DataFrame # From `by_token`
+)->plot.Plot:
+    "Layers up, tokens across; darker where the lens is surer, bold where its word is that of the end"
+    groups = list(table.groupby('who', sort=False))
+    layers,n = table.layer.nunique(), table.row.nunique()
+    fig,axs = plot.sheet(_soonest(table), .6+len(groups)*(.55+.24*layers), len(groups), sharex=True)
+    for ax,(who,g) in zip(axs, groups):
+        _cells(ax, g, layers, n)
+        ax.set_title(f'{plot.LABELS.get(who, who)}: best word at each layer')
+    tokens = groups[0][1].drop_duplicates('row').token
+    axs[-1].set_xticks(np.arange(n)+.5)
+    axs[-1].set_xticklabels([_visible(w) for w in tokens], parse_math=False, fontsize=8)
+    axs[-1].set_xlabel('token that was read')
+    return fig
+
+def _cells(ax, g, layers, n):
+    "One lens"
+    p = g.pivot(index='layer', columns='row', values='p').to_numpy()
+    ax.pcolormesh(p, cmap='Blues', vmin=0, vmax=1.15, edgecolors='white', linewidth=1)
+    for r in g.itertuples():
+        ax.text(r.row+.5, r.layer+.5, _visible(r.says), ha='center', va='center', fontsize=7.5, parse_math=False,
+                weight='bold' if r.end else 'normal', color='white' if r.p>.6 else '#222')
+    every = 1+layers//16
+    ax.set(yticks=np.arange(0, layers, every)+.5, yticklabels=range(0, layers, every), ylabel='layer')
+    ax.grid(False)
+    ax.spines['bottom'].set_visible(False)
+    ax.tick_params(length=0)
+
+def _soonest(table):
+    "How soon the word of the end is there"
+    before = table[table.layer<table.layer.max()]
+    share = before.groupby('who', sort=False).end.mean()
+    said = ', '.join(f'{v:.0%} through the {plot.LABELS.get(k, k)}' for k,v in share.items())
+    return f'The word of the end (bold) is the best one in {said} of the cells before the last layer'
