@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from fastcore.basics import patch
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, matplotlib as mpl
 import torch
 from torch import Tensor
 from .. import plot
@@ -127,6 +127,7 @@ def _forms(lens, v_D, at_MD):
         length=(v_D.norm()/at_MD.norm(dim=1).mean()).item(), n=len(at_MD))
 
 # %% ../../nbs/61_lens.streams.ipynb #024d7d21
+@mpl.rc_context(plot.STYLE)
 def show_disagreement(
     table:pd.DataFrame # From `disagreement`
 )->plot.Plot:
@@ -136,10 +137,20 @@ def show_disagreement(
     title = (f'What adding a direction does to the head: the linearised form says it with r = {own.linearised:.2f}, '
              f'the plain one with {own.plain:.2f}; of random directions {mean.linearised["random"]:.2f} '
              f'and {mean.plain["random"]:.2f}')
-    bars = {f'{r.direction}, {form}' + ' (placebo)'*(r.who=='random'): getattr(r, form)
-            for r in table.itertuples() for form in ('plain','linearised')}
-    looks = {k: 'random' if 'placebo' in k else 'baseline' if k.endswith('plain') else '' for k in bars}
-    return plot.bars(bars, title, f'correlation over words with the change, mean over {table.n[0]} activations', '.2f', looks)
+    own,fig,ax = table[table.who=='own'], *_rows_of(title, table[table.who=='own'])
+    for form,color in dict(plain=plot.COLORS['baseline'], linearised=plot.HUES['blue']).items():
+        ax.plot(own[form], range(len(own)), 'o', color=color, label=form)
+        ax.axvline(mean[form]['random'], color=color, ls='--', lw=1, label=f'{form}, random directions')
+    fig.legend(loc='outside lower center', ncols=4, frameon=False, fontsize=8.5)
+    return fig
+
+def _rows_of(title, own):
+    "A figure with a row for each direction"
+    fig,(ax,) = plot.sheet(title, 1.6+.25*len(own))
+    ax.set(yticks=range(len(own)), yticklabels=own.direction, ylim=(len(own)-.4, -.6),
+           xlim=(min(0, own.plain.min()), 1.02))
+    ax.set_xlabel(f'correlation with the change, mean over {own.n.iloc[0]} activations')
+    return fig, ax
 
 # %% ../../nbs/61_lens.streams.ipynb #042b95a3
 OF_A_ROW = 'row_id', 'position', 'token', 'token_type' # Columns that tell the rows of one run apart

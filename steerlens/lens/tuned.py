@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import math
 from fastcore.basics import patch
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, matplotlib as mpl
 import torch, xxhash
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -310,7 +310,8 @@ def save_tuned(
     (folder/'manifest.json').unlink(missing_ok=True)
     with atomic(folder/'lens.safetensors') as tmp:
         save_file({n: p.detach().contiguous().clone() for n,p in lens.state_dict().items()}, tmp)
-    manifest(folder, 'tuned_lens', params, inputs=inputs, weights=sha256(folder/'lens.safetensors'), of=lens.of, **facts)
+    weights = sha256(folder/'lens.safetensors')
+    manifest(folder, 'tuned_lens', params, inputs=inputs, weights=weights, of=lens.of, **facts)
 
 def load_tuned(
     folder:str|Path, # From `save_tuned`
@@ -351,8 +352,8 @@ def _answer(table, what):
     at = table.pivot(index='layer', columns='who', values=what)
     plain,tuned = (at[w].iloc[:-1].mean() for w in ('logit lens', 'tuned lens'))
     before = 'Over the layers before the last, the tuned lens'
-    if what=='kl': return f'{before} is {tuned:.2f} nats from what the model says in the end, the logit lens {plain:.2f}'
-    return f'{before} names the word of the end {tuned:.0%} of the time, the logit lens {plain:.0%}'
+    if what=='kl': return f'{before} is {tuned:.2f} nats from what the model says in the end, a logit lens {plain:.2f}'
+    return f'{before} names the word of the end {tuned:.0%} of the time; the logit lens {plain:.0%}'
 
 # %% ../../nbs/62_lens.tuned.ipynb #c15f8dae
 def by_token(
@@ -387,6 +388,7 @@ def _visible(word, most=7):
     return shown if len(shown) <= most else shown[:most-1]+'…'
 
 # %% ../../nbs/62_lens.tuned.ipynb #a4138313
+@mpl.rc_context(plot.STYLE)
 def show_by_token(
     table:pd.DataFrame # From `by_token`
 )->plot.Plot:
@@ -409,7 +411,7 @@ def _cells(ax, g, layers, n):
     ax.pcolormesh(p, cmap='Blues', vmin=0, vmax=1.15, edgecolors='white', linewidth=1)
     for r in g.itertuples():
         ax.text(r.row+.5, r.layer+.5, _visible(r.says), ha='center', va='center', fontsize=7.5, parse_math=False,
-                weight='bold' if r.end else 'normal', color='white' if r.p>.6 else '#222')
+                weight='bold' if r.end else 'normal', color='white' if r.p>.65 else '#222')
     every = 1+layers//16
     ax.set(yticks=np.arange(0, layers, every)+.5, yticklabels=range(0, layers, every), ylabel='layer')
     ax.grid(False)
