@@ -14,7 +14,6 @@ import math
 from fastcore.basics import patch
 import numpy as np, pandas as pd, matplotlib as mpl
 import torch, xxhash
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from .. import plot
@@ -23,11 +22,12 @@ from ..stats import check_finite, cluster_means
 from ..acts.harvest import gather
 from .streams import Lens, apart, lens_of
 from ..sae.loop import Run, go_on
+from ..sae.step import bf16_units
 from ..subjects.base import Batch, Readout, Subject, alone, tap, weights_sha256
 
 # %% auto #0
-__all__ = ['MEASURED', 'rows_at', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning', 'cross_entropy', 'tune',
-           'check_belongs', 'save_tuned', 'load_tuned', 'show_by_layer', 'by_token', 'show_by_token']
+__all__ = ['AT_ONCE', 'MEASURED', 'rows_at', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning', 'tune', 'check_belongs',
+           'save_tuned', 'load_tuned', 'show_by_layer', 'by_token', 'show_by_token']
 
 # %% ../../nbs/62_lens.tuned.ipynb #b86f925e
 def rows_at(
@@ -67,6 +67,7 @@ class TunedLens(nn.Module):
         self.sites,self.stream = list(map(str, sites)), stream
         self.of = belongs_to(subject, self.sites, stream)
         self.maps = nn.ModuleList(Affine(self.of['width']) for _ in self.sites[:-1])
+        self.to(next(subject.model.parameters()).device)
 
 def belongs_to(
     subject:Subject, # A model
@@ -92,8 +93,8 @@ def at(self:TunedLens,
     own,i = subject.readout(site), self.sites.index(site)
     if i==len(self.maps): return Lens(subject, site, own)
     affine,w = self.maps[i], next(subject.model.parameters())
-    def read(x): return own.read(affine(x.float()).to(w))
-    def plain(v): return own.read((v.float()@affine.M).to(w))-own.read(torch.zeros_like(v))
+    def read(x): return own.read(affine(x.float()).to(w.dtype))
+    def plain(v): return own.read((v.float()@affine.M).to(w.dtype))-own.read(torch.zeros_like(v))
     return Lens(subject, site, replace(own, name=f'tuned map, then {own.name}', read=read, plain=plain))
 
 # %% ../../nbs/62_lens.tuned.ipynb #41fd6c53
@@ -165,7 +166,9 @@ class _Tuning(Run):
         self.reads = [lens.at(subject, s).readout.read for s in lens.sites[:-1]]
         self.names = dict(lens.named_parameters())
         self.opt = torch.optim.Adam(lens.parameters(), t.lr, betas=(.9,.99), fused=True)
-        self.kind = f'tuned lens of {len(lens.maps)} layers' + ', targets shuffled'*t.shuffled
+        dtype = next(subject.model.parameters()).dtype
+        self.fast = dtype==torch.float32 and bf16_units()
+        self.kind = f'tuned lens of {len(lens.maps)} layers' + ', targets shuffled'*t.shuffled + ', bfloat16 products'*self.fast
         self.key = self._key()
 
     def _key(self):
@@ -190,11 +193,10 @@ def batches(self:_Tuning):
         for j in rng('tuned lens order', self.how.seed, epoch).permutation(self.n)[i:]: yield self.train[int(j)]
 
 @patch
-def _targets(self:_Tuning, x_ND):
-    "What the model says at each row in the end; in the placebo, at another one"
-    p = self.last.logits(x_ND).softmax(-1)
-    if not self.how.shuffled: return p
-    return p[torch.randperm(len(p), generator=generator('tuned lens placebo', self.how.seed, self.done))]
+def _ends(self:_Tuning, x_ND):
+    "The last layer at each row; in the placebo, at another one"
+    if not self.how.shuffled: return x_ND
+    return x_ND[torch.randperm(len(x_ND), generator=generator('tuned lens placebo', self.how.seed, self.done))]
 
 @patch
 def _rate(self:_Tuning):
@@ -202,34 +204,48 @@ def _rate(self:_Tuning):
     falls = .525 + .475*math.cos(math.pi*self.done/self.t.steps)
     return self.how.lr*falls*min(1, (self.done+1)/max(1, self.how.warmup*self.t.steps))
 
-# %% ../../nbs/62_lens.tuned.ipynb #892113cf
-def cross_entropy(
-    z_NV:Tensor, # Logits
-    p_NV:Tensor  # Probabilities of a teacher
-)->Tensor: # [N], nats: the teacher's entropy and KL(p || z)
-    return z_NV.logsumexp(-1) - (z_NV*p_NV).sum(-1)
+# %% ../../nbs/62_lens.tuned.ipynb #3eb73333
+AT_ONCE = 2**20 # Logits
+
+def _toward(z_NV, p_NV, n):
+    "The gradient of the mean cross-entropy over `n` rows with respect to these rows' logits, and their sum of it"
+    q = z_NV.float()
+    top = q.logsumexp(-1, keepdim=True)
+    total = (top[:,0]-(q*p_NV).sum(-1)).sum().item()
+    return (q-top).exp_().sub_(p_NV).div_(n), total
 
 @patch
 def update(self:_Tuning, batch):
     _,x = rows_at(self.subject, batch, self.lens.sites, self.lens.stream)
-    p = self._targets(x[self.lens.sites[-1]])
-    floor = -torch.special.xlogy(p, p).sum(-1).mean().item()
+    end = self._ends(x[self.lens.sites[-1]])
     self.opt.zero_grad()
-    losses = [self._backward(read, affine, x[s], p) for read,affine,s in zip(self.reads, self.lens.maps, x)]
+    losses = [self._gradients(x, end, rows) for rows in _slices(len(end), max(1, AT_ONCE//self.lens.of['vocabulary']))]
+    for affine in self.lens.maps: self._clip(affine)
     self.opt.param_groups[0]['lr'] = self._rate()
     self.opt.step()
     self.done += 1
-    return dict(loss=sum(losses)/len(losses)-floor), len(p)
+    return dict(loss=sum(losses)/len(end)), len(end)
+
+def _slices(n, size): return [slice(i, i+size) for i in range(0, n, size)]
 
 @patch
-def _backward(self:_Tuning, read, affine, x_ND, p_NV):
-    "A map's loss, and its gradient"
-    loss = cross_entropy(read(x_ND.to(p_NV.device)).float(), p_NV).mean()
-    loss.backward()
+def _gradients(self:_Tuning, x, end, rows):
+    "Add those of some rows; the sum of their KL, the mean over maps"
+    z = self.last.logits(end[rows])
+    p = z.softmax(-1)
+    floor,total = (z.logsumexp(-1)-(z*p).sum(-1)).sum().item(), 0.
+    for s,read in zip(self.lens.sites, self.reads):
+        with torch.autocast(p.device.type, torch.bfloat16, self.fast): own = read(x[s][rows].to(p.device))
+        with torch.no_grad(): g,loss = _toward(own, p, len(end))
+        own.backward(g.to(own.dtype))
+        total += loss-floor
+    return total/len(self.reads)
+
+@patch
+def _clip(self:_Tuning, affine):
     norm = float(nn.utils.clip_grad_norm_(affine.parameters(), self.how.clip))
     need(math.isfinite(norm), f'tune: update {self.done:,}', 'the gradient is NaN or infinite',
          do='lower lr; earlier checkpoints are kept')
-    return loss.item()
 
 # %% ../../nbs/62_lens.tuned.ipynb #e8595294
 @patch
