@@ -53,7 +53,7 @@ def killed(text, folder, after):
 def test_killed_anywhere_and_the_same_bytes(text, tmp_path):
     trained(text, tmp_path/'whole')
     want = (tmp_path/'whole'/'lens.safetensors').read_bytes()
-    for after in (2, 5, 9):
+    for after in (2, 6):
         folder = tmp_path/str(after)
         assert killed(text, folder, after)==-signal.SIGKILL
         trained(text, folder)
@@ -65,7 +65,7 @@ def test_others_are_refused(text, tmp_path):
     save_tuned(TunedLens(subject, SITES), tmp_path)
     load_tuned(tmp_path, subject)
     with pytest.raises(SteerlensError, match='vocabulary 2048; expected 1000'): load_tuned(tmp_path, model(vocab=1000))
-    with pytest.raises(SteerlensError, match='use the model that it was trained on'): load_tuned(tmp_path, model(seed=1))
+    with pytest.raises(SteerlensError, match='use the model that it was'): load_tuned(tmp_path, model(seed=1))
     file = tmp_path/'lens.safetensors'
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(SteerlensError, match='lens.safetensors is not what was written'): load_tuned(tmp_path, subject)

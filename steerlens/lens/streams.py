@@ -18,7 +18,7 @@ from ..subjects.base import Readout, Site, Subject
 
 # %% auto #0
 __all__ = ['OF_A_ROW', 'RIDGES', 'Lens', 'lens_of', 'correlation', 'disagreement', 'show_disagreement', 'conditions', 'apart',
-           'Translator', 'translator']
+           'paired', 'Translator', 'translator']
 
 # %% ../../nbs/61_lens.streams.ipynb #ba6aca67
 @dataclass
@@ -180,6 +180,29 @@ def apart(
     best = q.argmax(-1)
     found = dict(kl=(p.exp()*(p-q)).sum(-1), agreement=best==p.argmax(-1))
     return found if y_N is None else found | dict(ce=-q.gather(1, y_N[:,None])[:,0], accuracy=best==y_N)
+
+# %% ../../nbs/61_lens.streams.ipynb #8f8e19ae
+def paired(
+    acts,        # Harvested `Acts`
+    source:dict, # `site` and `stream`, and the columns that pick one row a run, such as `denoise=9, position=0`
+    target:dict  # Likewise
+)->tuple[Tensor,Tensor,pd.DataFrame]: # x [N, E], y [N, D], and the runs; in the order of the source
+    "Rows of two streams that belong to the same run"
+    (x,a),(y,b) = _picked(acts, **source), _picked(acts, **target)
+    keys = [c for c in a if c in b and c not in ('row_id', 'denoise', *OF_A_ROW)]
+    for rows,which in ((a, source), (b, target)):
+        need(len(rows) and not rows.duplicated(keys).any(), 'paired', f'{which} picks {len(rows):,} rows, '
+             f'{rows.duplicated(keys).sum():,} of runs that have one already', 'one row of each run')
+    both = a.assign(i=range(len(a))).merge(b[keys].assign(j=range(len(b))), on=keys)
+    need(len(both), 'paired', 'no run has both rows', 'streams that were harvested together')
+    return x[both.i.tolist()], y[both.j.tolist()], both[keys]
+
+def _picked(acts, site, stream, **where):
+    "Vectors and rows of a stream where its columns have these values"
+    rows = acts.rows(stream)
+    for c in where: need(c in rows, f"column '{c}'", f"not in stream '{stream}'", ', '.join(rows))
+    keep = np.logical_and.reduce([rows[c]==v for c,v in where.items()]) if where else np.ones(len(rows), bool)
+    return acts.x(site, stream)[keep.nonzero()[0].tolist()], rows[keep].reset_index(drop=True)
 
 # %% ../../nbs/61_lens.streams.ipynb #79587f71
 @dataclass

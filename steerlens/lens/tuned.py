@@ -168,7 +168,8 @@ class _Tuning(Run):
         self.opt = torch.optim.Adam(lens.parameters(), t.lr, betas=(.9,.99), fused=True)
         dtype = next(subject.model.parameters()).dtype
         self.fast = dtype==torch.float32 and bf16_units()
-        self.kind = f'tuned lens of {len(lens.maps)} layers' + ', targets shuffled'*t.shuffled + ', bfloat16 products'*self.fast
+        how = ', targets shuffled'*t.shuffled + ', bfloat16 products'*self.fast
+        self.kind = f'tuned lens of {len(lens.maps)} layers{how}'
         self.key = self._key()
 
     def _key(self):
