@@ -10,24 +10,25 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-import math
+import math, re
 from fastcore.basics import patch
 import numpy as np, pandas as pd, matplotlib as mpl
 import torch, xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from .. import plot
-from ..core import atomic, generator, manifest, need, read_manifest, rng, sha256
+from ..core import SteerlensError, atomic, generator, manifest, need, read_manifest, rng, sha256
 from ..stats import check_finite, cluster_means
 from ..acts.harvest import gather
+from ..acts.store import layer_of
 from .streams import Lens, apart, lens_of
 from ..sae.loop import Run, go_on
 from ..sae.step import bf16_units
 from ..subjects.base import Batch, Readout, Subject, alone, tap, weights_sha256
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'MEASURED', 'rows_at', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning', 'tune', 'check_belongs',
-           'save_tuned', 'load_tuned', 'show_by_layer', 'by_token', 'show_by_token']
+__all__ = ['AT_ONCE', 'MEASURED', 'rows_at', 'layers_of', 'some_aside', 'Affine', 'TunedLens', 'belongs_to', 'by_layer', 'Tuning',
+           'tune', 'check_belongs', 'save_tuned', 'load_tuned', 'show_by_layer', 'by_token', 'show_by_token']
 
 # %% ../../nbs/62_lens.tuned.ipynb #b86f925e
 def rows_at(
@@ -41,6 +42,34 @@ def rows_at(
     found = gather(subject, batch, acts)
     need(stream in found, f"stream '{stream}'", f'no such tokens at {sites[0]}', f'one of {", ".join(found)}')
     return found[stream]
+
+# %% ../../nbs/62_lens.tuned.ipynb #f140f9b3
+def layers_of(
+    subject:Subject, # A model
+    site:str         # At any of its layers, such as `lm.0.out`
+)->list[str]: # The same site at each; raises `SteerlensError` where nothing reads it
+    "A stream from the first layer to the last"
+    subject.readout(site)
+    need(layer_of(site) is not None, f"site '{site}'", 'names no layer', 'such as lm.0.out')
+    found = []
+    while True:
+        at = re.sub(r'(?<=\.)\d+(?=\.)', str(len(found)), site, count=1)
+        try: subject.module(at)
+        except SteerlensError: return found
+        found.append(at)
+
+def some_aside(
+    inputs,    # Of a subject: with `table` and `batches`
+    seed:int=0 # Which groups
+)->tuple[list,list]: # Batches to learn from; of other groups, one in eight, to choose by
+    "Training inputs in two parts, in no order"
+    groups = inputs.table.group
+    names = rng('tuned lens choice', seed).permutation(groups.unique())
+    aside = groups.isin(names[:max(1, len(names)//8)])
+    need(aside.any() and not aside.all(), 'inputs', f'{len(names)} groups', 'two or more')
+    mixed = rng('tuned lens lines', seed).permutation(len(groups))
+    def of(keep): return inputs.table.iloc[mixed[keep[mixed]]].reset_index(drop=True)
+    return list(inputs.batches(of(~aside.to_numpy()))), list(inputs.batches(of(aside.to_numpy())))
 
 # %% ../../nbs/62_lens.tuned.ipynb #dc315016
 class Affine(nn.Module):
