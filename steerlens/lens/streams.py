@@ -213,7 +213,7 @@ class Translator:
     A_ED:Tensor      # The map
     b_D:Tensor       # And its offset
     ridge:float      # Its penalty, in mean variances of the source
-    errors:pd.DataFrame # who, fvu with its ends, n, episodes: of held-out rows
+    errors:pd.DataFrame # of, who, fvu with its ends, n, episodes: of held-out rows
 
     @property
     def name(self): return f'translator ({self.source} to {self.target}, fitted by ridge, no part of the model)'
@@ -251,6 +251,7 @@ def translator(
     episode:Sequence,    # Whose each row is
     train:Sequence,      # Is it a row to fit on? Others are held out, by episodes
     names:tuple=('source', 'target'), # Sites
+    same:Sequence|None=None, # Rows that are alike but for what was asked of them share a value; errors within them, too
     seed:int=0           # Which episodes choose the penalty, and who is paired with whom in the placebo
 )->Translator: # Raises `SteerlensError` where an episode is on both sides, or rows don't pair
     "Fit a translator, with its errors on held-out episodes"
@@ -264,7 +265,10 @@ def translator(
     fits = dict(translator=_chosen(a, b, inner), shuffled=_chosen(a, b[g.permutation(len(b))], inner))
     said = {k: x[~train]@A+c for k,(A,c,_) in fits.items()} | dict(mean=b.mean(0).expand_as(y[~train]))
     A,c,best = fits['translator']
-    return Translator(*names, A.float(), c.float(), best, _errors(said, y[~train], b.mean(0), who[~train], seed))
+    parts = {'activations': lambda v: v-b.mean(0)}
+    if same is not None: parts['differences'] = lambda v: _within(v, np.asarray(same)[~train])
+    found = [_errors(said, y[~train], by, who[~train], seed).assign(of=of) for of,by in parts.items()]
+    return Translator(*names, A.float(), c.float(), best, pd.concat(found, ignore_index=True))
 
 def _check_pairs(x, y, who, train):
     "Refuse rows that don't pair, NaN, and episodes on both sides"
@@ -276,11 +280,18 @@ def _check_pairs(x, y, who, train):
     need(len(set(who[train])) >= 5 and (~train).any(), 'translator', f'{len(set(who[train]))} episodes to fit on',
          '5 or more, and some held out')
 
-def _errors(said, y, mean, episode, seed):
+def _within(v, same):
+    "Less the mean of the rows that are alike"
+    i = torch.from_numpy(np.unique(same, return_inverse=True)[1].copy())
+    n = torch.bincount(i)[:,None]
+    return v - (torch.zeros(len(n), v.shape[1], dtype=v.dtype).index_add_(0, i, v)/n)[i]
+
+def _errors(said, y, by, episode, seed):
     "Share of the variance that is missed, by episode"
-    rows,n = [], (y-mean).pow(2).sum(1).numpy()
+    rows,n = [], by(y).pow(2).sum(1).numpy()
+    need(n.sum() > 0, 'translator', 'nothing varies among the held-out rows', 'rows that differ')
     for who,z in said.items():
-        sums = pd.DataFrame(dict(fvu=(y-z).pow(2).sum(1).numpy(), n=n)).groupby(episode).sum()
+        sums = pd.DataFrame(dict(fvu=(by(y)-by(z)).pow(2).sum(1).numpy(), n=n)).groupby(episode).sum()
         value,lo,hi = cluster_means(sums, seed)['fvu']
         rows.append(dict(who=who, fvu=value, lo=lo, hi=hi, n=len(y), episodes=len(sums)))
     return pd.DataFrame(rows)
