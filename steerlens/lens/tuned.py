@@ -134,7 +134,7 @@ def by_layer(
     tuned:dict|None=None,    # Name -> `TunedLens`; the logit lens stands beside them
     stream:str='all',        # Whose tokens
     seed:int=0               # Of the resampling
-)->pd.DataFrame: # layer, site, who; kl and agreement, each with its ends; n, documents
+)->pd.DataFrame: # layer, site, who; kl and agreement, each with its ends; n, documents, and what those are: `of`
     "How far each layer is from what the model says in the end"
     lenses = {(i, 'logit lens'): lens_of(subject, s) for i,s in enumerate(sites)}
     for who,t in (tuned or {}).items(): lenses |= {(i, who): t.at(subject, s) for i,s in enumerate(sites[:-1])}
@@ -145,14 +145,15 @@ def by_layer(
         for key,lens in lenses.items():
             told = apart(final, lens.logits(x[sites[key[0]]]))
             parts[key].append(_summed(told, rows))
-    found = [dict(layer=i, site=str(sites[i]), who=who) | _means(p, seed) for (i,who),p in parts.items()]
+    of = parts[0, 'logit lens'][0].index.name
+    found = [dict(layer=i, site=str(sites[i]), who=who, of=of) | _means(p, seed) for (i,who),p in parts.items()]
     return pd.DataFrame(found).sort_values(['layer', 'who'], ignore_index=True)
 
 def _summed(told, rows):
     "Sums by document"
     table = pd.DataFrame({k: v.double().cpu().numpy() for k,v in told.items()}).assign(n=1.)
-    who = rows['document' if 'document' in rows else 'episode'].to_numpy()
-    return check_finite(table, 'what a lens says').groupby(who).sum()
+    of = 'document' if 'document' in rows else 'episode'
+    return check_finite(table, 'what a lens says').groupby(pd.Index(rows[of], name=of)).sum()
 
 def _means(parts, seed):
     "Means with their ends"
@@ -393,7 +394,7 @@ def show_by_layer(
     ends = table[table.layer==last]
     every = pd.concat([table, *(ends.assign(who=w) for w in table.who.unique() if w!='logit lens')])
     every = every.assign(lo=every[f'{what}_lo'].astype(float), hi=every[f'{what}_hi'].astype(float))
-    beside = f'layer, of {last+1}, read at its output; n = {table.n[0]:,} tokens of {table.documents[0]} documents'
+    beside = f'layer, of {last+1}, read at its output; n = {table.n[0]:,} tokens of {table.documents[0]} {table.of[0]}s'
     return plot.curves(every, 'layer', what, 'who', _answer(table, what), beside, MEASURED[what],
                        xticks=range(0, last+1, 1+last//16), ylim=(0, None if what=='kl' else 1.02))
 
