@@ -90,7 +90,8 @@ def difference(self:Lens,
     if at is None: return self._named(plain(v) if plain else read(v)-read(torch.zeros_like(v)))
     fits = at.shape in (v.shape, v.shape[-1:])
     need(fits, f'{self.name}: at', list(at.shape), f'{[v.shape[-1]]} or {list(v.shape)}')
-    return self._named(torch.func.jvp(read, (self.check(at).expand_as(v),), (v,))[1])
+    at = self.check(at).expand_as(v).contiguous()
+    return self._named(torch.func.jvp(read, (at,), (v.contiguous(),))[1])
 
 # %% ../../nbs/61_lens.streams.ipynb #f9fd03cb
 def correlation(

@@ -243,7 +243,10 @@ def action_readout(
     width = pi.cfg.expert_width
     need(adarms.shape[-1]==3*width, 'adarms', list(adarms.shape), f'[1 or N, {3*width}]: scale, shift and gate')
     by,shift,_ = adarms.chunk(3, -1)
-    def read(x): return -pi.action_out_proj(rms_normed(x)*(1+by)+shift)*scale
+    def read(x):
+        fits = adarms.shape[:-1] in ((1,), x.shape[:-1])
+        need(fits, 'adarms', f'{list(adarms.shape)} for vectors {list(x.shape)}', 'one row, or one for each vector')
+        return -pi.action_out_proj(rms_normed(x)*(1+by)+shift)*scale
     when = 'harvested flow times' if t is None else f'flow time {t:g}'
     names = list(words or [f'action {i}' for i in range(pi.cfg.action_dim)])
     return Readout(f'AdaRMS at {when}, then the action head', read, width, names, 'action a unit of flow time')
