@@ -10,6 +10,7 @@ import torch, xxhash
 from torch import Tensor, nn
 from .. import plot
 from ..core import generator, need
+from ..lens.tuned import Affine
 from .heads import HEADS, Head, LowRank, Sparse, added_logits, said_by_nothing
 from .supervised import MEASURES, Reader, difference, judge
 from ..sae.models import for_use, new_sae
@@ -48,8 +49,8 @@ class Tuned(LowRank):
     def __init__(self, sae, subject):
         super().__init__(sae, subject)
         self.config = {}
-        del self.A
-        self.M = nn.Parameter(torch.eye(self.D))
+        del self.A, self.a
+        self.map = Affine(self.D)
 
     @torch.no_grad()
     def start(self, sae, subject, usual): self.start_reading(subject)
@@ -57,7 +58,7 @@ class Tuned(LowRank):
     def logits(self,
         x:Tensor # Residual vectors, [..., D]
     )->Tensor: # [..., V]
-        return self.read(x@self.M + self.a)
+        return self.read(self.map(x))
 
 HEADS |= dict(raw=Raw, tuned=Tuned)
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..core import atomic, need, read_json, read_manifest, rng, sha256, write_json
 from .heads import Head, Sparse, belongs_to, check_belongs, load_head, save_head, sparse_of
+from ..lens.streams import apart
 from ..sae.loop import Run, go_on
 from ..stats import check_finite, cluster_means
 from ..subjects.base import Subject, alone, tap
@@ -51,13 +52,13 @@ def text_of(
     "Windows of each kind, drawn at random"
     own = tokens.documents.group
     names = np.unique(own.to_numpy(str))
-    apart = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
+    aside = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
     def drawn(t, n, documents=None):
         how = dict(context=context, bos=t.bos is not None, documents=documents)
         n = min(n, len(t.windows(**how)))
         return batches(t, tokenizer, n_windows=n, batch_size=batch, seed=seed, **how)
     numbers = tokens.documents.document
-    train,choice = drawn(tokens, n_train, numbers[~apart]), drawn(tokens, n_choice, numbers[apart])
+    train,choice = drawn(tokens, n_train, numbers[~aside]), drawn(tokens, n_choice, numbers[aside])
     return Text(train, choice, {name: drawn(t, n_reported) for name,t in reported.items()})
 
 # %% ../../nbs/81_decoders.supervised.ipynb #f37cc1da
@@ -120,10 +121,7 @@ def judge(
 def _apart(z, read, b, t):
     "One row a token"
     need(z.shape==read.logits.shape, 'what the head says', list(z.shape), f'{list(read.logits.shape)}')
-    p,q,y = read.logits[b,t].log_softmax(-1), z[b,t].log_softmax(-1), read.ids[b,t+1]
-    best = q.argmax(-1)
-    found = dict(kl=(p.exp()*(p-q)).sum(-1), ce=-q.gather(1, y[:,None])[:,0], accuracy=best==y,
-                 agreement=best==p.argmax(-1))
+    found = apart(read.logits[b,t], z[b,t], read.ids[b,t+1])
     return pd.DataFrame({n: v.double().numpy() for n,v in found.items()}).assign(n=1.)
 
 def heard(
