@@ -108,4 +108,4 @@ tables: $(HERE)
 
 clean: ## remove what runs and builds left (weights, showcase and .venv stay)
 	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +
-	@rm -rf tokens acts sae sweeps codes directions trials .snakemake _proc _site site/docs
+	@rm -rf tokens acts sae sweeps codes decoders directions trials .snakemake _proc _site site/docs
