@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -18,15 +18,15 @@ import pandas as pd
 import torch
 from ..core import SteerlensError, as_worker, atomic, check_inputs, manifest, need, read_json, root, sha256
 from ..core import threads, write_json
-from .controls import (Watch, evaluate, export, failed, freeze_rule, frozen_policy, head_policy, on_text,
-                                         random_policy, said_by, untrained)
-from .heads import belongs_to, load_head, new_head, save_head
+from .controls import (Watch, evaluate, export, failed, freeze_rule, frozen_policy, head_policy,
+                                         on_text, random_policy, said_by, untrained)
+from .heads import load_head, new_head, save_head
 from .ppo import Frozen, Settings, Text, tune
 from .readouts import Shuffled, counted, scored, spliced, untrained_sae
 from .rewards import CONSTANT
 from .supervised import Reader, Residuals, Supervision, heard, supervise, text_of
 from ..sae.models import load_sae
-from ..subjects.lm import Batches, bigram
+from ..subjects.lm import bigram
 from ..subjects.settle import settled
 
 # %% auto #0
@@ -74,9 +74,9 @@ class Study:
 
     @cached_property
     def text(self):
-        own,kinds,tokenizer = self.who.module.kinds_of_text(self.asked.tokens, self.model)
-        a = self.asked
-        return text_of(own, kinds, tokenizer, self.params['own']['context'], a.windows, a.choice, a.reported, a.batch, a.seed)
+        a,context = self.asked, self.params['own']['context']
+        own,kinds,tokenizer = self.who.module.kinds_of_text(a.tokens, self.model)
+        return text_of(own, kinds, tokenizer, context, a.windows, a.choice, a.reported, a.batch, a.seed)
 
     @cached_property
     def kept(self):
@@ -137,8 +137,8 @@ def some(self:Study,
     site:str # Where
 ):
     "Residual vectors of training text, [N, D]"
-    parts = [self.kept.of(site, *self.text.train.ids(i))[0][:,1:].flatten(0, 1) for i in range(min(4, len(self.text.train)))]
-    return torch.cat(parts)
+    t = self.text.train
+    return torch.cat([self.kept.of(site, *t.ids(i))[0][:,1:].flatten(0, 1) for i in range(min(4, len(t)))])
 
 @patch
 def reader(self:Study, site, who):
@@ -243,7 +243,8 @@ def control(
     head = load_head(st.folder/site/'table', st.sae(site), st.subject)
     policy = dict(frozen=lambda: frozen_policy, random=lambda: random_policy, start=lambda: head_policy(head),
                   untrained=lambda: head_policy(untrained(head, asked.seed)))[who]()
-    _acted(st, site, st.key(site, who, sha256(st.folder/site/'table'/'head.safetensors')), st.folder/site/'policies'/who, policy)
+    key = st.key(site, who, sha256(st.folder/site/'table'/'head.safetensors'))
+    _acted(st, site, key, st.folder/site/'policies'/who, policy)
 
 def tuned(
     asked:Asked,   # Which study
@@ -307,7 +308,8 @@ class Team:
             return
         waits = {self.pool.submit(_alone, job): i for i,job in enumerate(jobs)}
         try: yield from ((waits[f], f.result()) for f in as_completed(waits))
-        except BrokenProcessPool: raise SteerlensError('Team', 'a worker process died', do='is there enough memory?') from None
+        except BrokenProcessPool:
+            raise SteerlensError('Team', 'a worker process died', do='is there enough memory?') from None
         finally: [f.cancel() for f in waits]
 
     def close(self):

@@ -24,7 +24,8 @@ def barred(
 )->pd.DataFrame: # site, who, text, kl, hi, bar, met
     "Which bars do heads clear?"
     rows = []
-    for (site,who),t in table[table.who.isin(OVER_CODES) & table.site.isin([*bars])].groupby(['site', 'who'], sort=False):
+    judged = table[table.who.isin(OVER_CODES) & table.site.isin([*bars])]
+    for (site,who),t in judged.groupby(['site', 'who'], sort=False):
         own,outer = t[t.split==held], t[t.split!=held].sort_values('kl')[-1:]
         for where,part,bar in zip(('held out', 'other'), (own, outer), bars[site]):
             kl = part.kl.item()
@@ -65,7 +66,7 @@ def show_parts(
 )->plot.Plot:
     "What each part of the reward gains while a head is tuned"
     t = pd.concat([_parts(log, start) for log in logs]).melt('step', var_name='part').groupby(['part', 'step'])['value']
-    t = t.agg(value='mean', lo='min', hi='max').reset_index().sort_values(['part', 'step'], ascending=[False, True])
+    t = t.agg(value='mean', lo='min', hi='max').reset_index()
     last = t[t.step==t.step.max()].set_index('part').value
     title = (f'{plot.LABELS.get(arm, arm)}: in {int(t.step.max())} updates the task pays {last.task:+.3f} of reward, '
              f'faithfulness {last.faithfulness:+.3f}, monosemanticity {last.monosemanticity:+.3f}')
@@ -73,6 +74,7 @@ def show_parts(
                        f'change of the weighted reward, prompts put aside, {len(logs)} seeds')
 
 # %% ../../nbs/86_decoders.verdict.ipynb #71d5db36
+def _reach(r): return f'up to {r.hi:.2f}; ' if pd.notna(r.hi) else ''
 def _met(r): return 'met' if r.met else f'missed by {r.kl-r.bar:.2f}'
 
 def said_of_bars(
@@ -80,8 +82,8 @@ def said_of_bars(
 )->list[str]: # A sentence for each site and head
     out = []
     for (site,who),t in bars.groupby(['site', 'who'], sort=False):
-        said = '; '.join(f'{r.kl:.2f} nats {r.text} (up to {r.hi:.2f}; bar {r.bar:.2f}, {_met(r)})' for r in t.itertuples())
-        out.append(f'{site}, {plot.LABELS.get(who, who)}: {said}.')
+        said = [f'{r.kl:.2f} nats {r.text} ({_reach(r)}bar {r.bar:.2f}, {_met(r)})' for r in t.itertuples()]
+        out.append(f'{site}, {plot.LABELS.get(who, who)}: {"; ".join(said)}.')
     return out
 
 def said_of_others(
@@ -126,7 +128,8 @@ def said_of_text(
     out = []
     for arm,d in moved.groupby(level=0, sort=False):
         ok = 'within' if d.max() <= most else 'more than'
-        out.append(f'{plot.LABELS.get(arm, arm)}: KL on held-out text moves by {plot.span(d, "+.3f")} nats, {ok} {most}.')
+        moves = f'KL on held-out text moves by {plot.span(d, "+.3f")} nats'
+        out.append(f'{plot.LABELS.get(arm, arm)}: {moves}, {ok} {most}.')
     return out
 
 # %% ../../nbs/86_decoders.verdict.ipynb #6e37c8a5
@@ -139,7 +142,8 @@ def said_of_tasks(
     parts = []
     for where,on in (('trained', after.prompt >= 0), ('other', after.prompt < 0)):
         value,lo,hi = difference(after[on], before[before.prompt.isin(after.prompt[on])], 'success')
-        parts.append(f'{where} tasks {value:+.3f} [{lo:+.3f}, {hi:+.3f}]')
+        reach = 'too few groups for an interval' if lo is None else f'{lo:+.3f} to {hi:+.3f}'
+        parts.append(f'{where} tasks {value:+.3f} ({reach})')
     return f'{plot.LABELS.get(arm, arm)}, success on held-out prompts: {", ".join(parts)}.'
 
 def said_of_freezing(
