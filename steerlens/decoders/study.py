@@ -12,7 +12,7 @@ from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-import os, time
+import os, sys, time
 from fastcore.basics import patch
 import pandas as pd
 import torch
@@ -227,7 +227,7 @@ def _acted(st, site, key, folder, policy):
     def kept(name, make): return once(folder/f'{name}.parquet', key, make)
     held = env(st, site, 'validation')
     for i in range(st.asked.passes): kept(f'pass{i}', lambda: evaluate(held, policy, 1, i))
-    kept('other', lambda: evaluate(env(st, site, 'validation', False), policy))
+    if len(prompts(st, 'validation', False)): kept('other', lambda: evaluate(env(st, site, 'validation', False), policy))
     kept('aside', lambda: evaluate(env(st, site, 'choice'), policy)) # as `Watch` does
     kept('text', lambda: on_text(words(st, site, [*st.text.splits][0]), policy))
     first = [t.index[:2].tolist() for _,t in held.prompts.groupby('task')]
@@ -279,7 +279,8 @@ def by_prompt(
 )->pd.DataFrame: # prompt, task, group, success, kl, l0, entropy; those of other tasks have negative numbers
     "Means over passes and seeds, of the tasks that nobody trained on, too"
     parts = [episodes(f) for f in folders]
-    parts += [t.assign(prompt=-1-t.prompt) for t in (pd.read_parquet(f/'other.parquet') for f in folders)]
+    others = [pd.read_parquet(f/'other.parquet') for f in folders if (f/'other.parquet').exists()]
+    parts += [t.assign(prompt=-1-t.prompt) for t in others]
     return pd.concat(parts).groupby(['prompt', 'task', 'group'], as_index=False).mean()
 
 # %% ../../nbs/85_decoders.study.ipynb #d5929054
@@ -288,17 +289,17 @@ class Team:
     def __init__(self,
         workers:int=2 # How many
     ):
-        self.pool = None
-        if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), as_worker, (os.getpid(),))
+        self.pool,self.cpu = None, 0. # seconds of all processors
+        if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _quiet, (os.getpid(),))
 
     def make(self,
         jobs:list # Of (function, arguments), the longest first
     )->list: # What they return, in this order
         "All of them"
         start,found = time.time(), {}
-        for i,(name,got) in enumerate(self._done(jobs), 1):
-            found[name] = got
-            print(f'{i} of {len(jobs)}: {_said(jobs[name])}  {time.time()-start:.0f} s', flush=True)
+        for i,(n,(got,cpu)) in enumerate(self._done(jobs), 1):
+            found[n],self.cpu = got, self.cpu+cpu
+            print(f'{i} of {len(jobs)} after {time.time()-start:.0f} s: {_said(jobs[n])}, {cpu:.0f} s', flush=True)
         return [found[i] for i in range(len(jobs))]
 
     def _done(self, jobs):
@@ -315,8 +316,15 @@ class Team:
     def close(self):
         if self.pool: self.pool.shutdown(cancel_futures=True)
 
+def _quiet(parent):
+    "A worker whose progress nobody reads"
+    as_worker(parent)
+    sys.stdout = open(os.devnull, 'w')
+
 def _alone(job):
-    with threads(1): return job[0](*job[1:])
+    "What a job returns, and the processor's seconds"
+    begun = time.process_time()
+    with threads(1): return job[0](*job[1:]), time.process_time()-begun
 
 def _said(job): return ' '.join(str(part) for part in (job[0].__name__, *job[1:]) if isinstance(part, (str, int)))
 

@@ -28,6 +28,7 @@ def barred(
     for (site,who),t in judged.groupby(['site', 'who'], sort=False):
         own,outer = t[t.split==held], t[t.split!=held].sort_values('kl')[-1:]
         for where,part,bar in zip(('held out', 'other'), (own, outer), bars[site]):
+            if not len(part): continue # there may be no other text
             kl = part.kl.item()
             rows.append(dict(site=site, who=who, text=f'{where}: {part.split.item()}', kl=kl, hi=part.kl_hi.item(),
                              bar=bar, met=kl <= bar))
@@ -141,6 +142,7 @@ def said_of_tasks(
     "Does the gain carry over to tasks that nobody trained on?"
     parts = []
     for where,on in (('trained', after.prompt >= 0), ('other', after.prompt < 0)):
+        if not on.any(): continue # there may be no others
         value,lo,hi = difference(after[on], before[before.prompt.isin(after.prompt[on])], 'success')
         reach = 'too few groups for an interval' if lo is None else f'{lo:+.3f} to {hi:+.3f}'
         parts.append(f'{where} tasks {value:+.3f} ({reach})')
