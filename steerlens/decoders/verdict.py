@@ -60,6 +60,8 @@ def _parts(log, start):
                  monosemanticity=w.monosemanticity*monosemanticity(t.l0, t.entropy))
     return pd.DataFrame({n: p-p[0] for n,p in parts.items()}).assign(step=t.step)
 
+def _seeds(n): return f'{n} seed' if n==1 else f'{n} seeds'
+
 def show_parts(
     arm:str,            # Its name
     logs:list,          # From `tune`, one a seed
@@ -72,7 +74,7 @@ def show_parts(
     title = (f'{plot.LABELS.get(arm, arm)}: in {int(t.step.max())} updates the task pays {last.task:+.3f} of reward, '
              f'faithfulness {last.faithfulness:+.3f}, monosemanticity {last.monosemanticity:+.3f}')
     return plot.curves(t, 'step', 'value', 'part', title, 'update',
-                       f'change of the weighted reward, prompts put aside, {len(logs)} seeds')
+                       f'change of the weighted reward, prompts put aside, {_seeds(len(logs))}')
 
 # %% ../../nbs/86_decoders.verdict.ipynb #71d5db36
 def _reach(r): return f'up to {r.hi:.2f}; ' if pd.notna(r.hi) else ''
@@ -107,7 +109,7 @@ def said_of_arm(
     sure = int(((r.lo.astype(float) > 0) & (r.value > r.noise.fillna(0).astype(float))).sum())
     paid = {p: t[t.part==p].value.mean() for p in ('task', 'faithfulness', 'monosemanticity')}
     parts = ', '.join(f'{p} {v:+.3f}' for p,v in paid.items())
-    return (f'{plot.LABELS.get(arm, arm)}: held-out reward {plot.span(r.value, "+.3f")} over {len(r)} seeds, beyond '
+    return (f'{plot.LABELS.get(arm, arm)}: held-out reward {plot.span(r.value, "+.3f")} over {_seeds(len(r))}, beyond '
             f'prompts and sampling in {sure} of them (on average {parts}).')
 
 def said_of_stages(
