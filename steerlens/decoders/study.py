@@ -124,8 +124,8 @@ def key(self:Study,
     site:str, # Whose codes
     *more     # What else decides
 )->str:
-    "Of what is shared, without where it is"
-    shared = {k: v for k,v in asdict(self.asked).items() if k not in ('acts', 'saes', 'tokens', 'folder', 'sites')}
+    "Of what is shared, without where it is and what comes later"
+    shared = {k: getattr(self.asked, k) for k in ('windows', 'choice', 'reported', 'batch', 'text', 'seed')}
     own = sha256(self.sae_folder(site)/'sae_weights.safetensors')
     return sha256(dict(shared=shared, acts=self.params, sae=own, site=site, more=list(more), code=_code()))
 
@@ -221,6 +221,9 @@ def words(
     t,n = st.text, -(-st.asked.text//st.asked.batch)
     return Text(env(st, site, 'train'), (t.train if split=='train' else t.splits[split])[:n])
 
+@patch
+def prompted(self:Study): return [getattr(self.asked, k) for k in ('train', 'aside', 'held')]
+
 # %% ../../nbs/85_decoders.study.ipynb #00fe9828
 def _acted(st, site, key, folder, policy):
     "What a policy does, kept piece by piece"
@@ -243,7 +246,7 @@ def control(
     head = load_head(st.folder/site/'table', st.sae(site), st.subject)
     policy = dict(frozen=lambda: frozen_policy, random=lambda: random_policy, start=lambda: head_policy(head),
                   untrained=lambda: head_policy(untrained(head, asked.seed)))[who]()
-    key = st.key(site, who, sha256(st.folder/site/'table'/'head.safetensors'))
+    key = st.key(site, who, st.prompted(), sha256(st.folder/site/'table'/'head.safetensors'))
     _acted(st, site, key, st.folder/site/'policies'/who, policy)
 
 def tuned(
@@ -264,7 +267,7 @@ def tuned(
                 Watch(env(st, site, 'choice'), head, ceiling))
     manifest(folder, 'tuned', asdict(s), inputs=[start/'head.safetensors'], seed=seed)
     if not judged: return
-    key = st.key(site, arm, asdict(s), sha256(start/'head.safetensors'))
+    key = st.key(site, arm, asdict(s), st.prompted(), sha256(start/'head.safetensors'))
     _acted(st, site, key, folder, done.run.using)
     rule = freeze_rule(episodes(folder), episodes(folder.parent/'frozen'), pd.read_parquet(folder/'text.parquet'))
     if not failed(rule): export(done.run, rule, folder/'exported')
