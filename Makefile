@@ -47,7 +47,7 @@ run: $(HERE) ## the main job on the embedded subject, all phases; the report is 
 	@$(call locked,$(SNAKEMAKE))
 	@echo "report: $(CURDIR)/reports/index.html"
 
-everything: $(HERE) ## the same, with the full tables of phase 3: all methods, number of latents, sites and gates, audit; over an hour
+everything: $(HERE) ## the same, with decoders, and the full tables of phase 3: all methods, number of latents, sites and gates, audit; over an hour
 	@$(call locked,$(SNAKEMAKE) --config params=params/everything.yaml everything=yes)
 	@echo "report: $(CURDIR)/reports/index.html"
 

@@ -230,7 +230,8 @@ def _acted(st, site, key, folder, policy):
     def kept(name, make): return once(folder/f'{name}.parquet', key, make)
     held = env(st, site, 'validation')
     for i in range(st.asked.passes): kept(f'pass{i}', lambda: evaluate(held, policy, 1, i))
-    if len(prompts(st, 'validation', False)): kept('other', lambda: evaluate(env(st, site, 'validation', False), policy))
+    def other(): return evaluate(env(st, site, 'validation', False), policy)
+    if len(prompts(st, 'validation', False)): kept('other', other)
     kept('aside', lambda: evaluate(env(st, site, 'choice'), policy)) # as `Watch` does
     kept('text', lambda: on_text(words(st, site, [*st.text.splits][0]), policy))
     first = [t.index[:2].tolist() for _,t in held.prompts.groupby('task')]
