@@ -13,7 +13,7 @@ PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), 
 NUMBERED = {p.split("_")[0]: p for p in PHASES}
 ASKED = {"nano_vla": "123457", "nano_lm": "12357", "set_model": "1257"}
 if "everything" in config:  # and what takes longer than `make run` may
-    ASKED["walker"] = "1236"
+    ASKED["walker"] = "123567"
     ASKED["nano_lm"] += "8"
 if "subjects" in config:  # others, through phases 1 and 2 or those named: --config subjects=smollm2 phases=123
     ASKED = {s: str(config.get("phases", 12)) for s in str(config["subjects"]).split(",")}

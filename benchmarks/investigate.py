@@ -1,4 +1,4 @@
-"""How often an investigation finds something: in random directions, in latents asked about others, in latents
+"""How often an investigation finds something: in random directions, and in latents
 
     python benchmarks/investigate.py [--quick] [--json FILE] [--only nano_lm,nano_vla,set_model]
 
@@ -17,15 +17,15 @@ from table import args, run, timed
 
 ARGS = args(__doc__)
 SITES = dict(nano_lm='blocks.1.hook_resid_post', nano_vla='lm.1.out', set_model='hidden.out')
-N = 3 if ARGS.quick else 10
+N,SEED = 3 if ARGS.quick else 30,1 # Seed 0 was looked at while the rule was chosen
 BAR = .1 # Of random directions
 warnings.simplefilter('ignore') # figures without a legend
 
 
-def supported(bench, feature, folder, of=None):
-    "Is any hypothesis supported; None where there is none. `of` is whose hypotheses are taken"
+def supported(bench, feature, folder):
+    "Is any hypothesis supported; None where there is none"
     case = opened(bench, feature, folder, n_alike=0)
-    made = suggested(case if of is None else opened(bench, of, folder, n_alike=0))[0]
+    made = suggested(case)[0]
     return any(line['verdict']=='supported' for line in tried(case, made)) if made else None
 
 
@@ -33,16 +33,14 @@ def rates(subject, folder):
     "The rows of one subject"
     bench = open_bench(store_named(f'{subject}/{SITES[subject]}'))
     alive = np.flatnonzero(bench.codes.counts >= np.median(bench.codes.counts))
-    some = rng('investigated', 0).permutation(alive)[:N].tolist()
-    asked = {'random directions': [(v, None) for v in random_directions(N, bench.rows.shape[1], 'investigated')],
-             "latents, another's hypotheses": [*zip(some, np.roll(some, 1).tolist())],
-             'latents': [(f, None) for f in some]}
+    asked = {'random directions': random_directions(N, bench.rows.shape[1], f'investigated {SEED}'),
+             'latents': rng('investigated', SEED).permutation(alive)[:N].tolist()}
     return [rate(f'{subject}, {SITES[subject]}: {who}', bench, cases, folder) for who,cases in asked.items()]
 
 
 def rate(name, bench, cases, folder):
     "How many have a hypothesis that is supported"
-    found,seconds = timed(lambda: [supported(bench, f, folder, of) for f,of in cases])
+    found,seconds = timed(lambda: [supported(bench, f, folder) for f in cases])
     n = sum(x is not None for x in found)
     share = sum(x is True for x in found)/len(found)
     print(name, share, n, f'{seconds:.0f} s', flush=True)
@@ -53,6 +51,5 @@ def rate(name, bench, cases, folder):
 
 if __name__=='__main__':
     ABOUT = ('An investigation takes hypotheses from training rows and tries to refute them on held-out inputs. '
-             'Random directions pick their own hypotheses, as latents do, and should come out with nothing; so should '
-             'latents that are asked about the hypotheses of another one.')
+             'Random directions pick their own hypotheses, as latents do, and should come out with nothing.')
     run({s: lambda folder, s=s: rates(s, folder) for s in SITES}, ARGS, title='Investigations of nonsense', about=ABOUT)

@@ -144,6 +144,13 @@ def visitor(browser, url, width=1280, scheme='light'):
     return tab
 
 
+POINT = '''latent => { // where it is on the map, in pixels
+  const plot = document.querySelector('.js-plotly-plot'), box = plot.getBoundingClientRect()
+  const {x, y} = plot._fullData[0], {xaxis, yaxis} = plot._fullLayout
+  const at = (axis, value) => axis._offset + axis.l2p(value)
+  return [box.x+at(xaxis, x[latent]), box.y+at(yaxis, y[latent])] }'''
+
+
 def test_search_open_sweep_label_reload_compare(browser, served):
     tab = visitor(browser, served.url)
     tab.keyboard.press('/')
@@ -182,8 +189,12 @@ def test_search_open_sweep_label_reload_compare(browser, served):
     tab.wait_for_selector('#queue-said >> text=accepted')
     tab.click('text=look for them')
     tab.wait_for_selector('#queue-job >> text=is done')
+    tab.click('#queue-pairs >> text="the same"')
+    tab.wait_for_selector('#queue-pairs >> text=noted')
     tab.keyboard.press('3')
     tab.wait_for_selector('.js-plotly-plot canvas')
+    tab.mouse.click(*tab.evaluate(POINT, 7))
+    tab.wait_for_selector('h1:text-is("Latent 7")')
     assert tab.said==[]
 
 

@@ -32,7 +32,9 @@ def project(tmp_path_factory):
                    source='Python', licence='PSF-2.0', context=32, windows=60, expect=dict(width=32, layers=2))
         sae = dict(sites=['blocks.1.hook_resid_post'], d_sae=64, k=4, steps=20, batch=128, success_n=0, windows=8,
                    bars=dict(kl=.5, l0=[2, 6]))
-        block = {'1_residuals': own, '2_sae': sae}
+        explore = dict(site='blocks.1.hook_resid_post', n=3, others=6, inputs=4, placebos=5, alike=1)
+        codes = dict(sites=['blocks.1.hook_resid_post'], rounds=3, queries=10)
+        block = {'1_residuals': own, '2_sae': sae, '5_codes': codes, '7_explore': explore}
         (folder/'params'/'subjects'/f'my_{kind}.yaml').write_text(yaml.safe_dump(block))
     return folder
 
@@ -40,14 +42,16 @@ def project(tmp_path_factory):
 def steerlens(project, *args): return sh('steerlens', *args, cwd=project, STEERLENS_ROOT=str(project))
 
 
-def test_both_phases_on_a_model_of_ones_own(project):
-    for phase in ('1', '2'):
-        said = steerlens(project, 'run', phase, 'my_llama')
+def test_the_phases_on_a_model_of_ones_own(project):
+    for phase in '1257':
+        said = steerlens(project, 'run', phase, 'my_gpt2')
         assert said.rc==0, said.out+said.err
-    metrics = read_json(project/'reports'/'2_sae'/'my_llama'/'metrics.json')
+    metrics = read_json(project/'reports'/'2_sae'/'my_gpt2'/'metrics.json')
     swaps = {row['swap'] for row in metrics['spliced']['blocks.1.hook_resid_post']}
     assert swaps=={'clean', 'spliced', 'mean', 'zero'}
-    assert (project/'sae'/'my_llama'/'blocks.1.hook_resid_post'/'qa.json').exists()
+    assert (project/'sae'/'my_gpt2'/'blocks.1.hook_resid_post'/'qa.json').exists()
+    shuffled = read_json(project/'reports'/'7_explore'/'my_gpt2'/'metrics.json')['audit']['shuffled']
+    assert shuffled['n']==64 and shuffled['rate']<.1
 
 
 REFUSED = {

@@ -13,7 +13,7 @@ from ..core import SteerlensError, need, sha256
 from ..subjects.settle import module_named
 from .endpoint import Endpoint
 from .evidence import NEEDS, Evidence, Windows
-from .prompts import Reply, Talk, Unanswered, one_line, quoted, whole_lines
+from .prompts import Reply, Talk, Unanswered, one_line, quoted, readable, whole_lines
 
 # %% auto #0
 __all__ = ['LABELLERS', 'VALUES', 'GAIN', 'NAMING', 'Label', 'in_words', 'Labeller', 'labeller', 'worth', 'best_rule', 'template',
@@ -30,10 +30,11 @@ class Label:
     why:str = ''             # Why there is none
 
 def in_words(
-    rule:dict # Column -> values
+    rule:dict, # Column -> values
+    show:Callable=readable # How a value is written
 )->str: # On one line
     "A rule as a text"
-    return ', '.join(f'{c} {" or ".join(quoted(v, 40) for v in values)}' for c,values in rule.items())
+    return ', '.join(f'{c} {" or ".join(show(v, 40) for v in values)}' for c,values in rule.items())
 
 # %% ../../nbs/77_explore.labellers.ipynb #204d8089
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _stated(e):
     if e.why: return Label(why=e.why)
     rule = best_rule(e)
     if not rule: return Label(why='nothing comes more often than by chance where it fires')
-    promotes = f'; promotes {", ".join(quoted(x, 40) for x in e.outputs[:3])}' if e.outputs else ''
+    promotes = f'; promotes {", ".join(readable(x, 40) for x in e.outputs[:3])}' if e.outputs else ''
     return Label(in_words(rule)+promotes, rule, next(iter(rule)), _numbers(e, rule))
 
 def _numbers(e, rule):
@@ -141,7 +142,7 @@ def naming(
 
 def _often(e):
     if e.enriched is None: return []
-    return [f'{in_words({r.column: [r.value]})}: {r.share:.0%} where it fires, {r.base:.0%} of all rows'
+    return [f'{in_words({r.column: [r.value]}, quoted)}: {r.share:.0%} where it fires, {r.base:.0%} of all rows'
             for r in e.enriched.head(8).itertuples()]
 
 def by_asking(

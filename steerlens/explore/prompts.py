@@ -15,22 +15,29 @@ from ..core import SteerlensError, atomic, lock, need, sha256, unwritable
 from ..codes.steps import SILENT
 
 # %% auto #0
-__all__ = ['LONGEST', 'LABEL', 'BATCH', 'TRIES', 'ROW', 'PATIENCE', 'quoted', 'one_line', 'yes_or_no', 'Reply', 'whole_lines',
-           'Answers', 'Unanswered', 'Again', 'Spent', 'Talk']
+__all__ = ['LONGEST', 'LABEL', 'BATCH', 'TRIES', 'ROW', 'PATIENCE', 'readable', 'quoted', 'one_line', 'yes_or_no', 'Reply',
+           'whole_lines', 'Answers', 'Unanswered', 'Again', 'Spent', 'Talk']
 
 # %% ../../nbs/74_explore.prompts.ipynb #f74eb8bc
 LONGEST = 60 # Characters of a token
 _CONTROL = re.compile(r'<(?=[^<>\s]+>)|\[(?=/?[A-Z_]+\])') # Where a control token begins
 
-def quoted(
+def readable(
     x,                # A text, a number or a truth value, from anywhere
     most:int=LONGEST  # Characters that are shown
 )->str: # On one line, printable, and `json.loads` gives it back where it isn't cut
-    "A value as a prompt shows it"
+    "A value as people are shown it"
     if not isinstance(x, str): return json.dumps(x, default=str)
-    text = _CONTROL.sub(lambda m: f'\\u{ord(m[0]):04x}', json.dumps(x[:most], ensure_ascii=False))
+    text = json.dumps(x[:most], ensure_ascii=False)
     shown = ''.join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     return shown if len(x) <= most else f'{shown}...(+{len(x)-most})'
+
+def quoted(
+    x,                # A text, a number or a truth value, from anywhere
+    most:int=LONGEST  # Characters that are shown
+)->str: # The same, and nothing in it is a control token
+    "A value as a prompt shows it"
+    return _CONTROL.sub(lambda m: f'\\u{ord(m[0]):04x}', readable(x, most))
 
 # %% ../../nbs/74_explore.prompts.ipynb #362b10a1
 LABEL = 200 # Characters of a label

@@ -124,7 +124,7 @@ def why(
     bench:Bench|None=None # Whose output it changes
 )->str: # One sentence
     "What speaks for a latent"
-    def place(c): return f'{int((t[c] > getattr(line, c)).sum())+1:,}. of {len(t):,}'
+    def place(c): return f'rank {int((t[c] > getattr(line, c)).sum())+1:,} of {len(t):,}'
     said = (f'{line.column} {quoted(line.value)} is in {percent(line.share)} of the training rows where it fires and '
             f'in {percent(line.base)} of all ({number(line.bits)} bits, {place("bits")})')
     if bench is None: return said
