@@ -237,18 +237,24 @@ def _acted(st, site, key, folder, policy):
     first = [t.index[:2].tolist() for _,t in held.prompts.groupby('task')]
     kept('said', lambda: said_by(held, dict(said=policy), torch.tensor(sum(first, [])), st.asked.seed))
 
+def _ended(folder, key):
+    file = folder/'ended.json'
+    return file.exists() and read_json(file)==key
+
 def control(
     asked:Asked, # Which study
     site:str,    # Where
     who:str      # frozen, start, untrained or random
 ):
     "Judge a policy that isn't tuned"
-    st = study(asked)
+    st,folder = study(asked), Path(asked.folder)/site/'policies'/who
+    key = st.key(site, who, st.prompted(), asked.passes, sha256(st.folder/site/'table'/'head.safetensors'))
+    if _ended(folder, key): return
     head = load_head(st.folder/site/'table', st.sae(site), st.subject)
     policy = dict(frozen=lambda: frozen_policy, random=lambda: random_policy, start=lambda: head_policy(head),
                   untrained=lambda: head_policy(untrained(head, asked.seed)))[who]()
-    key = st.key(site, who, st.prompted(), sha256(st.folder/site/'table'/'head.safetensors'))
-    _acted(st, site, key, st.folder/site/'policies'/who, policy)
+    _acted(st, site, key, folder, policy)
+    write_json(folder/'ended.json', key)
 
 def tuned(
     asked:Asked,   # Which study
@@ -263,15 +269,21 @@ def tuned(
     st = study(asked)
     start,folder = st.folder/site/'table', st.folder/site/'policies'/f'{arm}-{seed}'
     s = Settings(**how | ARMS[arm], seed=seed)
+    key = st.key(site, asdict(s), ceiling, st.prompted(), asked.passes, sha256(start/'head.safetensors'))
+    if _ended(folder, key): return
     head = load_head(start, st.sae(site), st.subject)
     done = tune(env(st, site, 'train'), head, words(st, site, 'train'), s, folder,
                 Watch(env(st, site, 'choice'), head, ceiling))
     manifest(folder, 'tuned', asdict(s), inputs=[start/'head.safetensors'], seed=seed)
-    if not judged: return
-    key = st.key(site, arm, asdict(s), st.prompted(), sha256(start/'head.safetensors'))
-    _acted(st, site, key, folder, done.run.using)
-    rule = freeze_rule(episodes(folder), episodes(folder.parent/'frozen'), pd.read_parquet(folder/'text.parquet'))
-    if not failed(rule): export(done.run, rule, folder/'exported')
+    if judged: _judged(st, site, key, folder, done.run)
+    write_json(folder/'ended.json', key)
+
+def _judged(st, site, key, folder, run):
+    "Once the frozen model was, too"
+    _acted(st, site, key, folder, run.using)
+    frozen = episodes(folder.parent/'frozen')
+    rule = freeze_rule(episodes(folder), frozen, pd.read_parquet(folder/'text.parquet'))
+    if not failed(rule): export(run, rule, folder/'exported')
 
 def episodes(
     folder:Path # Of a policy
