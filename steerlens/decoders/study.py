@@ -234,8 +234,8 @@ def _acted(st, site, key, folder, policy):
     if len(prompts(st, 'validation', False)): kept('other', other)
     kept('aside', lambda: evaluate(env(st, site, 'choice'), policy)) # as `Watch` does
     kept('text', lambda: on_text(words(st, site, [*st.text.splits][0]), policy))
-    first = [t.index[:2].tolist() for _,t in held.prompts.groupby('task')]
-    kept('said', lambda: said_by(held, dict(said=policy), torch.tensor(sum(first, [])), st.asked.seed))
+    some = [t.index[[0, len(t)//2]].tolist() for _,t in held.prompts.groupby('task')] # of two documents
+    kept('said', lambda: said_by(held, dict(said=policy), torch.tensor(sum(some, [])), st.asked.seed))
 
 def _ended(folder, key):
     file = folder/'ended.json'
