@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
+from .acting import Acting, Seen, unchanged
 from .inputs import Inputs
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
@@ -23,10 +24,11 @@ from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_s
                                                tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['AXES', 'SENSED', 'CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout',
-           'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'inputs',
-           'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed',
-           'shown', 'steering', 'unprompted', 'observed', 'showing', 'retrain']
+__all__ = ['AXES', 'SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of',
+           'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits',
+           'work', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis',
+           'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted', 'observed', 'showing',
+           'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -400,6 +402,54 @@ def film(
     finally:
         for c in cam: c.r.close()
     return np.stack(pictures), f'"{trial.text}"', ep.event or ''
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b904cedd
+UNITS = ['cm/step']*3 + ['of its full effort']
+EXECUTED = 4 # Actions of a chunk
+
+def at_time(
+    taken:int,       # Denoising steps behind it, of ten
+    subject:Subject, # The policy
+    batch:Batch      # Decisions, with the noise that they begin with
+)->tuple[Subject,Batch]: # The policy asked for its velocity field; the decisions, with actions half denoised
+    "The velocity field at one flow time, on the unedited policy's own way"
+    model,(tokens,obs,noise) = subject.model, batch.args
+    with torch.no_grad():
+        embs,real = model.embed(tokens, obs)
+        x = model.denoise(model.prefix(embs, real)[0], real, noise, taken=taken)
+    def field(tokens, obs, x):
+        embs,real = model.embed(tokens, obs)
+        t = x.new_tensor([1-taken/10])
+        return -model.velocity(x, t, model.prefix(embs, real)[0], real)*model.action_std
+    types = {a: subject.token_types(f'{a}.0.out') for a in ('lm', 'expert')}
+    return Subject(model, field, subject.aliases, token_types=types), Batch((tokens, obs, x), batch.rows)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #d6fea0ab
+def seen(
+    subject:Subject, # The policy
+    state            # A row of `decided`
+)->Seen: # Raises `SteerlensError` where the episode doesn't come that way again
+    "A recorded decision, as the camera saw it"
+    found = []
+    def watch(i, scene, world):
+        if world.steps!=state.step or np.abs(scene.observe(world)-state.obs).max()>.01 or found: return
+        with Camera(scene) as cam: found.append(Seen(cam.shoot(world).copy(), state.obs[:3], cam.pixels))
+    if not state.step: watch(0, scene := Scene(scene_of(state.task)), scene.reset(state.seed))
+    for says in range(3):
+        if not found: rollout(subject, [Trial(state.task, says, state.seed)], max(1, state.step), watch=watch)
+    need(found, f'{state.task}, seed {state.seed}, step {state.step}', 'could not be run again', do='choose another')
+    return found[0]
+
+def acting()->Acting:
+    "A hand moves, and a gripper closes"
+    def states(acts, conditions):
+        held = decided(acts)
+        held = held[held.episode.isin(acts.catalog['splits']['validation'])]
+        return held[held.task.isin(conditions or held.task)].reset_index(drop=True)
+    def asked(states, condition): return list(_runs_of(states.assign(asked=condition or states.task)))
+    moments = dict(action=unchanged) | {f'velocity at t = {1-i/10:g}': partial(at_time, i) for i in range(10)}
+    return Acting(dict(zip(AXES, UNITS)), states, asked, EXECUTED, moments=moments,
+                  moves=.01*EXECUTED*torch.eye(len(AXES))[:,:3], seen=seen, unseen=gl_error)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d4aaed17
 def executed(

@@ -193,11 +193,13 @@ def denoise(self:Pi,
     cache:list,      # From `prefix`
     pad_BT:Tensor,   # As given to `prefix`
     noise_BCA:Tensor, # Start, [B, chunk, action_dim]
-    steps:int=10     # Euler steps
+    steps:int=10,    # Euler steps
+    taken:int|None=None # How many of them are taken; all by default
 )->Tensor: # Actions in the model's units, [B, chunk, action_dim]
-    "Integrate the flow from t=1 to t=0"
+    "Integrate the flow from t=1 to t=0, or until some steps are taken"
     x = noise_BCA
-    for i in range(steps): x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
+    for i in range(steps if taken is None else taken):
+        x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
     return x
 
 # %% ../../nbs/11_subjects.pi.ipynb #d77e1018
