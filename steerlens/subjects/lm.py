@@ -21,14 +21,14 @@ from .hf import load, model_files
 from .inputs import Inputs
 from .showing import Showing
 from .spoken import Spoken
-from .spoken import Spoken
-from .text import Tokens, identity, load_tokenizer, source_files, tokenize, transformers
+from .text import (Tokens, identity, load_tokenizer, source_files, token_words, tokenize,
+                                     transformers)
 from .windows import Windows, text_inputs
 
 # %% auto #0
-__all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'token_words', 'batches', 'Bigram', 'bigram',
-           'baselines', 'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'next_words',
-           'window_loss', 'window_kl', 'work', 'inputs', 'showing']
+__all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'batches', 'Bigram', 'bigram', 'baselines',
+           'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'next_words', 'window_loss',
+           'window_kl', 'work', 'inputs', 'showing']
 
 # %% ../../nbs/16_subjects.lm.ipynb #df09076c
 BLOCKS = 20 # A document with more than one in so many windows is cut into blocks
@@ -91,21 +91,6 @@ def ids(self:Batches,
         ids[b,text] = torch.from_numpy(self.tokens.ids(first, n))
         real[b,text] = True
     return ids, real
-
-# %% ../../nbs/16_subjects.lm.ipynb #c0bd94a1
-def token_words(
-    tokenizer,            # A transformers tokenizer
-    n_rows:int|None=None, # Rows of logits or embeddings, `subject.facts['vocabulary']`; the tokenizer's own by default
-)->np.ndarray: # [n_rows] strings
-    "What each token id looks like in text"
-    ids = sorted(set(tokenizer.get_vocab().values()))
-    n_rows = n_rows or ids[-1]+1
-    anchor = tokenizer.encode('a', add_special_tokens=False)[-1:] # some tokenizers drop a leading space
-    n = len(tokenizer.decode(anchor))
-    words = np.array([f'<{i}>' for i in range(n_rows)], dtype=object)
-    ids = [i for i in ids if i < n_rows]
-    words[ids] = [t[n:] for t in tokenizer.batch_decode([anchor+[i] for i in ids])]
-    return words
 
 # %% ../../nbs/16_subjects.lm.ipynb #b69a0e0f
 def batches(

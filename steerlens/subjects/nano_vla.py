@@ -21,15 +21,15 @@ from .spoken import Spoken
 from .sketches import tabletop
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
-from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
-                                               meant, tokenize, train, verb_of)
+from .nano_vla_model import (AXES, N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, meant,
+                                               save, subject, tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['AXES', 'SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of',
-           'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits',
-           'work', 'next_words', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states',
-           'first_actions', 'axis', 'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted',
-           'observed', 'showing', 'retrain']
+__all__ = ['SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode',
+           'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work',
+           'next_words', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions',
+           'axis', 'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted', 'observed',
+           'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -321,7 +321,6 @@ def next_words(
     return Spoken(says, batch.rows.episode.to_numpy().repeat(N_PLAN), WORDS)
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #8053f82a
-AXES = ['x', 'y', 'z', 'gripper']
 SENSED = ['hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z'] # The first of an observation
 
 def _moved(table, what, level, kind):
