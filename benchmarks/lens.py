@@ -65,7 +65,8 @@ def exact(folder):
     subject,v = made(V)
     plain,quick = (latent_tokens(subject, v[:128], N, screen=s).top for s in (False, True))
     w = subject.model['head'].weight.data
-    rough = torch.cat([v[:128].bfloat16()@t.bfloat16().T for t in w.split(TILE)], 1).float().topk(N).indices.numpy()
+    rough = torch.cat([v[:128].bfloat16()@t.bfloat16().T for t in w.split(TILE)], 1)
+    rough = rough.float().topk(N).indices.numpy()
     return [dict(name=f'tokens at the same place as in float32, top {N} of 128 latents: screened in bfloat16',
                  ours=float((quick==plain).mean()), peer=float((rough==plain).mean()), peer_name='bfloat16 alone',
                  unit='share', memory_mb=0.)]
