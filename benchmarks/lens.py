@@ -92,4 +92,5 @@ if __name__=='__main__':
     ABOUT = ('Random matrices of the size of Gemma\'s stand for decoder and unembedding; a part of the latents is '
              'measured, over the whole vocabulary. *Screened* rules tokens out by a bfloat16 product with a bound on '
              'its error and computes the others again in float32, so its lists are those of float32.')
-    run(dict(float32=float32, screened=screened, exact=exact, dense=dense), ARGS, title='Tokens of all latents', about=ABOUT)
+    PARTS = dict(float32=float32, screened=screened, exact=exact, dense=dense)
+    run(PARTS, ARGS, title='Tokens of all latents', about=ABOUT)
