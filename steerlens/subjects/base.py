@@ -158,7 +158,10 @@ def read(self:Subject,
     "Final norm, then unembedding"
     need(self.head, type(self.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
     x = self.model.get_submodule(self.norm)(x) if self.norm else x
-    z = self.model.get_submodule(self.head)(_get(x))
+    head = self.model.get_submodule(self.head)
+    x = _get(x)
+    w = next(head.parameters(), x)
+    z = head(x.to(w.dtype) if w.is_floating_point() else x) # directions are float32, whatever the head is
     return self.finish(z) if self.finish else z
 
 @patch

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from ..core import device as device_named, need, read_json, root
-from .base import Subject
+from .base import Subject, unembedding
 from .hf import dtype_named
+from .pi import action_readout
 from .pi05_inputs import Scale, load_tokenizer, pixels, prompt, read_scales, tokenize
 from .pi05_files import load, read_config, stored
 from .pi05_model import Pi05, Pi05Config
@@ -35,8 +36,10 @@ def as_subject(
     seen = ('image',)*(cfg.cameras*cfg.patches)
     types = dict(lm=seen + ('instruction',)*cfg.tokens, expert=own)
     facts = dict(width=cfg.width, layers=cfg.depth, vocabulary=cfg.vocab)
+    lenses = {r'lm\.\d+\.(in|out)': unembedding}
+    if cfg.state!='suffix': lenses[r'expert\.\d+\.(in|out)'] = action_readout
     return Subject(model, model.sample_actions, aliases, {a: cfg.steps for a in aliases if a!='lm'}, types,
-                   facts=facts, norm=f'{LM}.norm', head='paligemma_with_expert.paligemma.lm_head')
+                   facts=facts, norm=f'{LM}.norm', head='paligemma_with_expert.paligemma.lm_head', readouts=lenses)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #24ba49e3
 @dataclass
