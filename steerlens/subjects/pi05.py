@@ -6,21 +6,24 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from fastcore.basics import patch
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-from ..core import device as device_named, generator, need, read_json, rng, root, sha256
-from .base import Batch, Runs, Subject, weights_sha256
+from ..core import device as device_named, generator, need, read_json, read_manifest, rng, root, sha256
+from .base import Batch, Runs, Subject, Work, weights_sha256
 from .episodes import batch_of, episodes, steps_of
 from .hf import dtype_named
+from .scorers import Outputs
 from .pi05_inputs import Scale, load_tokenizer, pixels, prompt, read_scales, tokenize
 from .pi05_files import load, read_config, stored
 from .pi05_model import Pi05, Pi05Config
 
 # %% auto #0
-__all__ = ['LM', 'EXPERT', 'as_subject', 'Reading', 'subject', 'Decisions', 'closer', 'runs', 'looks']
+__all__ = ['LM', 'EXPERT', 'as_subject', 'Reading', 'subject', 'reading_of', 'Decisions', 'closer', 'runs', 'looks', 'held_out',
+           'work']
 
 # %% ../../nbs/17_subjects.pi05.ipynb #fef2630a
 LM = 'paligemma_with_expert.paligemma.model.language_model'
@@ -117,17 +120,23 @@ def subject(
     need(model, 'pi05', 'no checkpoint', 'model=FOLDER', 'such as lerobot/pi05_libero_finetuned, downloaded')
     need(dtype!='float16', 'dtype', dtype, 'bfloat16', "Gemma's activations leave the range of float16")
     device = device_named(device)
-    cfg = read_config(model, stored(model), state, **sizes or {})
-    reading = _reading(Path(model), cfg, tokenizer, pad_state)
-    who = as_subject(load(model, cfg, dtype_named(dtype, device), device))
+    reading = reading_of(model, tokenizer, state, pad_state, sizes)
+    who = as_subject(load(model, reading.cfg, dtype_named(dtype, device), device))
     who.reading = reading
     return who
 
-def _reading(model, cfg, tokenizer, pad_state):
+def reading_of(
+    model:str|Path,      # As for `subject`, like all that follows
+    tokenizer:str='',
+    state:str|None=None,
+    pad_state:int=0,
+    sizes:dict|None=None
+)->Reading: # Raises `SteerlensError` where something is missing
     "All of a checkpoint but its weights"
+    cfg = read_config(model, stored(model), state, **sizes or {})
     scales = read_scales(model, cfg.state=='suffix')
     path = root()/tokenizer if tokenizer else None
-    smooth = 'type' not in read_json(model/'config.json')
+    smooth = 'type' not in read_json(Path(model)/'config.json')
     return Reading(cfg, path and load_tokenizer(path), scales['state'], scales['action'], smooth, pad_state)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #3f24b10c
@@ -213,3 +222,23 @@ def runs(
                 dict(decisions=table), dict(decisions=len(table), demonstrations=len(found)))
 
 def looks(subject, acts, runs): return {}, {} # Its own figures come with the demonstrations' segments
+
+# %% ../../nbs/17_subjects.pi05.ipynb #4524d2a9
+def held_out(
+    acts,      # Harvested `Acts`
+    n:int=0,   # Decisions at most; all by default
+    seed:int=0 # Which
+)->Decisions: # The same decisions with the same noise
+    "Decisions of the episodes that were held out"
+    p = read_manifest(acts.folder, 'acts')['params']
+    own = p['own']
+    how = {k: v for k,v in p['load'].items() if k not in ('device', 'dtype')}
+    table = pd.read_parquet(acts.folder/'decisions.parquet')
+    table = table[table.episode.isin(acts.catalog['splits']['validation'])]
+    if n: table = table.iloc[np.sort(rng('held out', seed).permutation(len(table))[:n])]
+    reading,demos = reading_of(root()/p['model'], **how), episodes(root()/own['demos'])
+    return Decisions(reading, demos, table, own['together'], p['seed'])
+
+def work()->Work:
+    "Its actions are what has to stay"
+    return Work(held_out, partial(Outputs, 'actions', 'episode'))
