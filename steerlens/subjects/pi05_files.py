@@ -196,7 +196,7 @@ def _read(f, s, dtype, device):
 def _set(model, name, x):
     "A parameter's value"
     path,_,leaf = name.rpartition('.')
-    setattr(model.get_submodule(path), leaf, nn.Parameter(x, requires_grad=False))
+    setattr(model.get_submodule(path), leaf, nn.Parameter(x))
 
 # %% ../../nbs/16_subjects.pi05_files.ipynb #62a236a7
 def _finished(model, two):
