@@ -55,19 +55,25 @@ class Private:
         self.thread.join()
 
 
+BLOCK = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)) # a prime: rows don't repeat each other
+
+
 @torch.no_grad()
-def filled(x, g):
-    "Random, small enough for eighteen layers"
-    return x.normal_(0, .5/math.sqrt(max(1, x[0].numel())) if x.ndim>1 else .01, generator=g)
+def filled(x):
+    "Random, small enough for eighteen layers; one block over and over, since billions take minutes to draw"
+    scale = .5/math.sqrt(x[0].numel()) if x.ndim>1 else .01
+    block,flat = (BLOCK*scale).to(x.dtype), x.view(-1)
+    for i in range(0, len(flat), len(block)): flat[i:i+len(block)] = block[:len(flat)-i]
+    return x
 
 
 def full_layer(expert):
     "A layer at true width in bfloat16"
     width,mlp = (CFG.expert_width, CFG.expert_mlp) if expert else (CFG.width, CFG.mlp)
-    layer,g = Layer(CFG, width, mlp, width if expert else None).to(HALF), torch.Generator().manual_seed(0)
+    layer = Layer(CFG, width, mlp, width if expert else None).to(HALF)
     for n,p in layer.named_parameters():
         if 'layernorm' in n: p.data = p.data.float()
-        filled(p.data, g)
+        filled(p.data)
     return layer
 
 
@@ -129,12 +135,12 @@ def layer(_):
 
 def write(folder):
     "A checkpoint of openpi's form in many files, drawn one file at a time"
-    g,where = torch.Generator().manual_seed(3), {}
+    where = {}
     named = [(n, p.shape) for n,p in empty(CFG).named_parameters() if n!=HEAD]
     named = [(HEAD if n==EMBED else n, shape) for n,shape in named]
     for i,part in enumerate(range(0, len(named), 100)):
         file = f'model-{i:05}.safetensors'
-        save_file({n: filled(torch.empty(shape, dtype=HALF), g) for n,shape in named[part:part+100]}, folder/file)
+        save_file({n: filled(torch.empty(shape, dtype=HALF)) for n,shape in named[part:part+100]}, folder/file)
         where |= {n: file for n,_ in named[part:part+100]}
     write_json(folder/'model.safetensors.index.json', dict(weight_map=where))
     return sorted(folder.glob('*.safetensors'))
@@ -157,10 +163,22 @@ def load_rows(folder):
             row('memory at its highest', 'MB', peak.mb, mb, 'the model itself', peak.mb, '115%', peak.mb < 1.15*mb)]
 
 
-def decision(folder):
+def drawn():
+    "The policy without a checkpoint"
+    model = empty(CFG)
+    for name,p in [*model.named_parameters()]:
+        path,_,leaf = name.rpartition('.')
+        value = filled(torch.empty(p.shape, dtype=dtype_of(name, HALF)))
+        setattr(model.get_submodule(path), leaf, torch.nn.Parameter(value))
+    model.paligemma_with_expert.paligemma.lm_head.weight = model.get_parameter(EMBED)
+    model.sees.vision_tower.vision_model.embeddings.position_ids = torch.arange(CFG.patches)[None]
+    return model.eval()
+
+
+def decision(_):
     "Whole decisions: beside the forecast from one layer, and with two sites harvested"
-    if not MODEL: load_rows(folder)
-    who,g = as_subject(MODEL['it']), torch.Generator().manual_seed(4)
+    model = MODEL.get('it') or drawn()
+    who,g = as_subject(model), torch.Generator().manual_seed(4)
     given = (torch.randn(1, CFG.cameras, 3, CFG.image, CFG.image, generator=g).clamp(-1, 1),
              torch.randint(1, CFG.vocab, (1, CFG.tokens), generator=g),
              torch.randn(1, CFG.chunk, CFG.action_dim, generator=g))
@@ -173,13 +191,13 @@ def decision(folder):
     mine,peer,mb = race(1, harvest, bare, repeat=REPEAT)
     with torch.inference_mode():
         one = [min(timed(f)[1] for _ in range(10)) for f in (seconds(False)[2], seconds(True)[2])]
-        eyes = MODEL['it'].sees.vision_tower.vision_model
+        eyes = model.sees.vision_tower.vision_model
         one.append(min(timed(lambda: eyes(given[0][0]))[1] for _ in range(2)))
     told = CFG.depth*(one[0]+CFG.steps*one[1]) + one[2]
     names = f"prefix {one[0]*1e3:.0f} ms, expert {one[1]*1e3:.1f} ms a layer, eyes {one[2]:.1f} s"
     kept = f"decision while {' and '.join(SITES)} are kept"
     return [row(kept, 'decisions/s', mine, peer, 'the bare one', mb, '90%', mine >= .9*peer),
-            row('decision, seconds', 's', 1/peer, told, f'forecast: {names}', megabytes(MODEL['it'].parameters()))]
+            row('decision, seconds', 's', 1/peer, told, f'forecast: {names}', megabytes(model.parameters()))]
 
 
 if __name__=='__main__':
