@@ -196,6 +196,12 @@ def test_search_open_sweep_label_reload_compare(browser, served):
     tab.mouse.click(*tab.evaluate(POINT, 7))
     tab.wait_for_selector('h1:text-is("Latent 7")')
     assert tab.said==[]
+    tab.context.set_offline(True) # as if the server were gone
+    tab.click('#label-save')
+    tab.wait_for_selector('#gone >> text=nothing was kept')
+    tab.context.set_offline(False)
+    tab.click('#label-save')
+    tab.wait_for_selector('#gone', state='hidden')
 
 
 def test_on_a_phone_in_the_dark(browser, served):

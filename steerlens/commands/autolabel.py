@@ -55,6 +55,7 @@ def label_auto(
     cost = made.spent.cost(price_in, price_out) if price_in is not None else None
     if json: return show_json(_as_json(made, cost))
     _say(made, cost, store, labeller, dry_run)
+    if made.spent.failed and not made.spent.asked+made.spent.known: raise typer.Exit(1) # nobody answered
 
 # %% ../../nbs/98_commands.autolabel.ipynb #c3de7673
 def _as_json(made, cost):

@@ -11,7 +11,7 @@ import sys
 from typing import Annotated
 import typer
 from ..core import SteerlensError, atomic, need
-from .shared import show_json, show_table, store_named
+from .shared import show_json, show_table, store_named, subject_of
 
 # %% ../../nbs/98_commands.label.ipynb #40475b47
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -98,11 +98,20 @@ def label_set(
     before = labels[f]
     given = dict(label=label, category=category, confidence=confidence, notes=notes, status=status, same_as=same_as)
     fields = {k: v for k,v in given.items() if v is not None}
-    if evidence: fields['evidence'] = [*dict.fromkeys([*before['evidence'], *evidence])]
+    if evidence:
+        for e in evidence: _check_evidence(labels.file.parent, e)
+        kept = before['evidence'] if label in (None, before['label']) else [] # what spoke for another label
+        fields['evidence'] = [*dict.fromkeys([*kept, *evidence])]
     need(fields, 'label set', 'nothing to set', '--label, --status, ...')
     after = labels.set(f, _who(author), revision=revision, **fields)
     if json: return show_json(after)
     _say_changes(before, after, fields)
+
+def _check_evidence(beside, name):
+    "Refuse what is the id of nothing"
+    from steerlens.explore.experiments import explored
+    there = any(next(p.glob(f'**/{name}'), None) for p in (explored(beside), beside) if p.is_dir())
+    need(there, '--evidence', repr(name), 'the id of a result', '`steerlens latent results` lists them')
 
 def _say_changes(before, after, fields):
     "What is new, and what it was"
@@ -148,6 +157,7 @@ def _cell(x, printable):
 @app.command('import')
 def label_import(
     source:Annotated[str, typer.Argument(help='feature_labels.json or consolidated_MODEL.json.')], # File
+    of:Annotated[str|None, typer.Option(help='What the file calls the model; by default as its subject.')]=None, # Name
     model:Model=None, # Codes
     file:File=None,   # Labels
 ):
@@ -157,7 +167,7 @@ def label_import(
     from steerlens.explore.labels import FORMAT
     labels,head = _labels(model, file), read_json(source)
     ours = isinstance(head, dict) and head.get('format')==FORMAT
-    found = labels.merge(source) if ours else labels.import_consolidated(source)
+    found = labels.merge(source) if ours else labels.import_consolidated(source, of or subject_of(labels.file))
     print(f'{found["features"]:,} labels of {labels.file} are new or changed')
     _say(found)
 

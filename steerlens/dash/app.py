@@ -65,7 +65,9 @@ def guard(
 # %% ../../nbs/85_dash.app.ipynb #d5bde6c1
 INDEX = """<!doctype html><html lang="en"><head>{%metas%}<meta name="viewport" content="width=device-width">
 <title>{%title%}</title><link rel="stylesheet" href="/steerlens.css"><script src="/steerlens.js"></script>{%css%}</head>
-<body class="slc page"><div id="still"></div>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body></html>"""
+<body class="slc page"><p id="gone" class="error" role="alert" hidden>No answer from the server: nothing was kept. Is
+it still running? Start `steerlens dash` again, then try once more.</p>
+<div id="still"></div>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body></html>"""
 
 def bar(
     desk:Desk, # A store

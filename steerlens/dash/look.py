@@ -48,6 +48,19 @@ function Field({id, kind, said, value, options, hint, type, keep, step, setProps
 }
 window.steerlens = {Raw, Field}
 
+const ask = window.fetch.bind(window) // what Dash calls: an answer that doesn't come is said, since nothing was kept
+window.fetch = async (...to) => {
+  const mine = String(to[0]?.url ?? to[0]).includes('_dash-update-component'), line = document.getElementById('gone')
+  try {
+    const answer = await ask(...to)
+    if (mine && line) line.hidden = answer.status < 500
+    return answer
+  } catch (e) {
+    if (mine && line) line.hidden = false
+    throw e
+  }
+}
+
 const visit = href => {
   const to = new URL(href, location)
   dash_clientside.set_props('url', {pathname: to.pathname, search: to.search, hash: to.hash, href: to.href})
@@ -188,6 +201,7 @@ SHELL = """
 .slc .error{border-left:3px solid #d55e00;background:var(--paper);padding:8px 14px;border-radius:0 8px 8px 0;
   margin:0 0 12px;overflow-wrap:anywhere;font-size:14px}
 .slc .error:empty,.slc #fault:empty{display:none}
+.slc #gone{position:fixed;z-index:9;left:12px;right:12px;bottom:12px}.slc #gone[hidden]{display:none}
 .slc .said{font-size:13px;color:var(--soft);margin:8px 0;overflow-wrap:anywhere}
 .slc .with-side{display:grid;grid-template-columns:minmax(0,1fr) 330px;gap:0 20px;align-items:start}
 .slc .with-side .card{padding:4px 0 40px;max-width:none}

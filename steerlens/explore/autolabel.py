@@ -162,7 +162,7 @@ def __str__(self:Autolabels):
     t = self.table
     tested = t[t.detection.notna()]
     said = f'{(t.label!="").sum():,} of {len(t):,} latents labelled, {t.written.sum():,} labels written'
-    if not len(tested): return f'{said}; none tested'
+    if not len(tested): return f'{said}; none tested' + ''.join(f' ({why})' for why in t.why[t.why!=''].unique()[:1])
     beside = f', shuffled labels {tested.placebo.median():.2f}' if tested.placebo.notna().any() else ''
     return f'{said}; held-out detection {tested.detection.median():.2f}{beside} (median of {len(tested):,}); '\
            f'{(tested.detection>=.8).mean():.0%} reach .8'

@@ -66,10 +66,12 @@ def _check_entry(file, key, entry, n):
 # %% ../../nbs/71_explore.consolidated.ipynb #9a95b664
 @patch
 def import_consolidated(self:Labels,
-    file:str|Path # `consolidated_{model}.json`
+    file:str|Path, # `consolidated_{model}.json`
+    model:str=''   # What the file should call it; anything if empty
 )->dict: # features, conflicts: as `Labels.take`; said: a line for each oddity
     "Take in the labels of the published pipeline"
     entries,rest = read_consolidated(file, self.n_features)
+    _check_model(file, entries, model)
     self.refresh()
     edits = {f: _import_edit(self.history(f), self[f], e) for f,e in entries.items()}
     found = self.take({f: [e] for f,e in edits.items() if e}, dict(consolidated=rest) if rest else {})
@@ -77,6 +79,13 @@ def import_consolidated(self:Labels,
     said = [f'confidences that are no share from 0 to 1 are kept aside: latents {_some(odd)}'] if odd else []
     if rest: said.append(f'kept aside, as no latents: {_some(rest)}')
     return found | dict(said=said)
+
+def _check_model(file, entries, model):
+    "Refuse the labels of another model"
+    for f,e in entries.items():
+        said = e.get('model_type') if isinstance(e, dict) else None
+        need(not model or said in (None, '', model), f'{file}: latent {f}', f'model_type {said!r}', repr(model),
+             f"if {said} is another name of it, say so: --of {said}")
 
 def _confidence(entry):
     return next((entry[k] for k in NAMES['confidence'] if k in entry), None) if isinstance(entry, dict) else None

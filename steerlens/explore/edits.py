@@ -9,9 +9,9 @@ import hashlib, json, time
 from ..core import SteerlensError, need
 
 # %% auto #0
-__all__ = ['STATUSES', 'BLANK', 'LONGEST', 'SHARES', 'OURS', 'KINDS', 'is_model', 'check_field', 'check_plain', 'brief',
-           'new_edit', 'heads_of', 'utc', 'after', 'said_of', 'now_of', 'edits_of', 'check_edit', 'loads', 'summary',
-           'dispute', 'Conflict', 'cleaned', 'checked_author', 'change']
+__all__ = ['STATUSES', 'BLANK', 'LONGEST', 'SHARES', 'OURS', 'KINDS', 'REASONS', 'is_model', 'check_field', 'check_plain',
+           'brief', 'new_edit', 'heads_of', 'utc', 'after', 'said_of', 'now_of', 'edits_of', 'check_edit', 'loads',
+           'summary', 'dispute', 'Conflict', 'cleaned', 'checked_author', 'change']
 
 # %% ../../nbs/69_explore.edits.ipynb #f786b899
 STATUSES = 'draft', 'accepted', 'rejected'
@@ -283,10 +283,13 @@ def change(
 
 def _values_of(said, field): return [v for v,_ in said[field]] if field in said else [BLANK.get(field, ...)]
 
+REASONS = 'category', 'evidence', 'notes', 'rule' # What is said for a label
+
 def _with_label(history, seen, fields):
-    "A changed label loses its confidence; scores are of the label that was seen, or comes with them"
+    "A changed label loses its confidence, and what programs said for it; scores are of the label that was seen"
     label = fields.get('label', now_of(history[:seen]).get('label', ''))
     if fields.get('scores'): fields = fields | dict(scores=dict(of=label) | fields['scores'])
     now = now_of(history)
-    stale = fields.get('label', now.get('label'))!=now.get('label') and now.get('confidence') is not None
-    return (dict(confidence=None) if stale else {}) | fields
+    if fields.get('label', now.get('label'))==now.get('label'): return fields
+    lost = [f for f,heads in heads_of(history).items() if f in REASONS and any(is_model(e['author']) for e in heads)]
+    return {f: BLANK.get(f) for f in ('confidence', *lost) if now.get(f) not in (BLANK.get(f), None)} | fields

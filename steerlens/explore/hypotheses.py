@@ -21,7 +21,7 @@ from .units import Units, alike, directions, random_directions
 from .wording import percent, quoted
 
 # %% auto #0
-__all__ = ['KINDS', 'TEXT', 'SAME', 'MOST', 'SMALL', 'Kind', 'kind', 'of_family', 'on_word', 'in_context', 'at_event',
+__all__ = ['KINDS', 'TEXT', 'SAME', 'MOST', 'FIXED', 'SMALL', 'Kind', 'kind', 'of_family', 'on_word', 'in_context', 'at_event',
            'backgrounds', 'fired_rows', 'enriched', 'Hypothesis', 'hypotheses', 'noise', 'fellows', 'own_effects',
            'often_of', 'kept_effects', 'holm', 'beyond', 'doubt', 'verdict']
 
@@ -140,7 +140,7 @@ def enriched(
     return t.merge(other, 'left', ['column', 'value'])
 
 # %% ../../nbs/78_explore.hypotheses.ipynb #6b1c8de5
-MOST = 2 # Hypotheses of a kind
+MOST,FIXED = 2, 'nothing here changes it' # Hypotheses of a kind; why something is not tried
 
 @dataclass
 class Hypothesis:
@@ -150,6 +150,7 @@ class Hypothesis:
     params:dict # Of the experiment
     because:dict # The line of the enrichment that suggested it first
     values:list  # All values that did, of the same column
+    rival:dict|None=None # The line that tells most of all that nothing here changes, where it tells more
 
 def hypotheses(
     bench:Bench,
@@ -163,7 +164,10 @@ def hypotheses(
         told = {(h.kind, str(h.params)): h for h in new}
         room = {k: h for k,h in told.items() if k in found or sum(f==k[0] for f,_ in found) < most}
         for k,h in room.items(): _add(found.setdefault(k, h), line)
-        if not room: left.append((line, f'{most} others of its kind tell more' if told else 'nothing here changes it'))
+        if not room: left.append((line, f'{most} others of its kind tell more' if told else FIXED))
+    fixed = max((line for line,why in left if why==FIXED), key=lambda line: line['bits'], default=None)
+    for h in found.values():
+        if fixed and fixed['bits'] > h.because['bits']: h.rival = fixed
     return list(found.values()), left
 
 def _add(h, line):
@@ -299,7 +303,8 @@ def verdict(
     facts:dict,   # From the experiment
     against:str,  # What it speaks against; '' if nothing
     p:float,      # From `doubt`, corrected
-    others:str    # What placebos of the same hypothesis are called
+    others:str,   # What placebos of the same hypothesis are called
+    rival:dict|None=None # A line of the enrichment that tells more, and could not be tried
 )->tuple[str,str]: # supported, refuted or undecided; why
     "What has become of a hypothesis"
     f,n = facts, sum(abs(c) >= abs(facts['effect']) for c in facts['chance'])
@@ -311,4 +316,5 @@ def verdict(
     if f['lo'] <= 0: return 'undecided', 'no clear effect'
     if n: return 'undecided', as_much
     if p >= SURE: return 'undecided', f'random directions get about as much from hypotheses of their own (p = {p:.2g})'
+    if rival: return 'undecided', f"{rival['column']} {quoted(rival['value'])} tells more, and nothing here changes it"
     return 'supported', f'beyond all placebos (p = {p:.2g})'

@@ -135,7 +135,7 @@ def _judged(case, line, p):
     against = k.against(f, case.bench.held) if f['fires'] else ''
     others = 'random directions' if experiment_named(k.experiment).placebo=='directions' or not case.of.latents \
         else 'alike latents'
-    said,why = verdict(f, against, p, others)
+    said,why = verdict(f, against, p, others, line['rival'])
     return dict(p=p, verdict=said, why=why)
 
 # %% ../../nbs/79_explore.investigate.ipynb #c2752d3d

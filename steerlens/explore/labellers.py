@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
+import re
 import numpy as np, pandas as pd
 from ..core import SteerlensError, need, sha256
 from ..subjects.settle import module_named
@@ -16,8 +17,8 @@ from .evidence import NEEDS, Evidence, Windows
 from .prompts import Reply, Talk, Unanswered, one_line, quoted, readable, whole_lines
 
 # %% auto #0
-__all__ = ['LABELLERS', 'VALUES', 'GAIN', 'NAMING', 'Label', 'in_words', 'Labeller', 'labeller', 'worth', 'best_rule', 'template',
-           'naming', 'by_asking', 'Local']
+__all__ = ['LABELLERS', 'VALUES', 'GAIN', 'NAMING', 'Label', 'spelled', 'in_words', 'Labeller', 'labeller', 'worth', 'best_rule',
+           'template', 'naming', 'by_asking', 'Local']
 
 # %% ../../nbs/77_explore.labellers.ipynb #6082a0f8
 @dataclass
@@ -29,9 +30,16 @@ class Label:
     notes:str = ''           # What speaks for it
     why:str = ''             # Why there is none
 
+def spelled(
+    value,   # Of a row
+    most:int # Characters
+)->str: # Runs of blanks, of which a line of text keeps one, are drawn
+    "A value as a label names it"
+    return re.sub('  +', lambda m: '␣'*len(m[0]), readable(value, most))
+
 def in_words(
     rule:dict, # Column -> values
-    show:Callable=readable # How a value is written
+    show:Callable=spelled # How a value is written
 )->str: # On one line
     "A rule as a text"
     return ', '.join(f'{c} {" or ".join(show(v, 40) for v in values)}' for c,values in rule.items())
@@ -112,7 +120,7 @@ def _stated(e):
     if e.why: return Label(why=e.why)
     rule = best_rule(e)
     if not rule: return Label(why='nothing comes more often than by chance where it fires')
-    promotes = f'; promotes {", ".join(readable(x, 40) for x in e.outputs[:3])}' if e.outputs else ''
+    promotes = f'; promotes {", ".join(spelled(x, 40) for x in e.outputs[:3])}' if e.outputs else ''
     return Label(in_words(rule)+promotes, rule, next(iter(rule)), _numbers(e, rule))
 
 def _numbers(e, rule):

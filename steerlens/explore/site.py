@@ -103,7 +103,9 @@ INDEX = """
 .slc th[aria-sort=ascending] button::after{content:" ↑"}
 .slc #more{margin-top:12px;color:rgb(var(--blue));text-decoration:underline}
 .slc .index td:nth-child(3){font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
-@media(max-width:560px){.slc .index :is(th,td):nth-child(n+5){display:none}}
+.slc .index h1{overflow-wrap:anywhere}
+@media(max-width:560px){.slc .index :is(th,td):nth-child(n+5){display:none}
+  .slc .index td:nth-child(2){overflow-wrap:anywhere}}
 """
 
 def _policy():

@@ -120,10 +120,10 @@ def _resampled(values_XYNU, groups_N, seed, draws=200):
 
 def _say_grid(facts, name, others):
     "Sum or not, and by how much"
-    f,both = facts, f"{quoted(facts['family_x'])} and {quoted(facts['family_y'])}"
-    said = (f"{name} is between {percent(f['least'])} and {percent(f['largest'])} of its maximum over {both}, of which "
-            f"{percent(f['effect'])} is more than the sum of the two ({extent(f)}); {against(f, others)}")
-    if f['largest']-f['least'] < .01: return f'neither {both} moves {name}: {said}'
+    f,x,y = facts, quoted(facts['family_x']), quoted(facts['family_y'])
+    said = (f"{name} is between {percent(f['least'])} and {percent(f['largest'])} of its maximum over {x} and {y}, "
+            f"of which {percent(f['effect'])} is more than the sum of the two ({extent(f)}); {against(f, others)}")
+    if f['largest']-f['least'] < .01: return f'neither {x} nor {y} moves {name}: {said}'
     return hedged(f, said)
 
 def _show_grid(table, title, facts):

@@ -467,5 +467,6 @@ def play(
     "Steer with a slider, beside the unedited run and a placebo"
     fits = 0 < most < np.inf and abs(alpha) <= most
     need(fits, 'most, alpha', f'{most}, {alpha}', 'a largest strength above zero, and a first one within it')
+    need(isinstance(direction, Direction), 'direction', repr(direction)[:60], 'one that load_direction gives')
     p = Player(settle(subject) if isinstance(subject, str) else subject, direction, most, alpha)
     return Page(p.controls(), p.said, dict(arms='', film='') | p.answer(), p.on())

@@ -129,7 +129,8 @@ def why(
             f'in {percent(line.base)} of all ({number(line.bits)} bits, {place("bits")})')
     if bench is None: return said
     what,_,unit = measured(bench).partition(', ')
-    return f'{said}; without it the {what} changes by {number(line.does)} {unit} ({place("does")} by attribution)'
+    return (f'{said}; by attribution, an estimate on training inputs, the {what} changes by {number(line.does)} {unit} '
+            f'without it ({place("does")})')
 
 # %% ../../nbs/79_explore.worth.ipynb #1ccfa7ea
 def others_of(

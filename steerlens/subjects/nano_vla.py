@@ -12,21 +12,24 @@ import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
-from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
+from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work, tap
+from .acting import Acting, Seen, unchanged
 from .inputs import Inputs
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
+from .spoken import Spoken
 from .sketches import tabletop
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
-from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
-                                               tokenize, train, verb_of)
+from .nano_vla_model import (AXES, N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, meant,
+                                               save, subject, tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['AXES', 'SENSED', 'CELLS', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode', 'rollout',
-           'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work', 'inputs',
-           'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis', 'film', 'executed',
-           'shown', 'steering', 'unprompted', 'observed', 'showing', 'retrain']
+__all__ = ['SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode',
+           'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work',
+           'next_words', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions',
+           'axis', 'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted', 'observed',
+           'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -299,8 +302,25 @@ def work()->Work:
     return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4),
                 ('distance, units of an action', rms_apart))
 
+# %% ../../nbs/14_subjects.nano_vla.ipynb #722087a9
+def next_words(
+    subject:Subject, # The policy
+    acts,            # Its harvested `Acts`
+    n:int=64,        # Decisions at most, each with its own task's words and with the opposite's
+    seed:int=0       # Which, and phrasings
+)->Spoken:
+    "The words of the plan, in held-out decisions"
+    table = decided(acts)
+    table = table[table.episode.isin(acts.catalog['splits']['validation'])]
+    some = table.iloc[np.sort(rng('next words', seed).permutation(len(table))[:n])].reset_index(drop=True)
+    batch, = batches(some, seed, 2*len(some))
+    last,trial = f"lm.{subject.facts['layers']-1}.out", torch.zeros(len(batch.rows), dtype=torch.long)
+    def says(subject):
+        with tap(subject, last, stop=True) as found: subject.run(*batch.args, ctx=Ctx(row_B=trial))
+        return subject.logits(found[last][0][:,-N_PLAN:]).flatten(0, 1)
+    return Spoken(says, batch.rows.episode.to_numpy().repeat(N_PLAN), WORDS)
+
 # %% ../../nbs/14_subjects.nano_vla.ipynb #8053f82a
-AXES = ['x', 'y', 'z', 'gripper']
 SENSED = ['hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z'] # The first of an observation
 
 def _moved(table, what, level, kind):
@@ -401,6 +421,54 @@ def film(
         for c in cam: c.r.close()
     return np.stack(pictures), f'"{trial.text}"', ep.event or ''
 
+# %% ../../nbs/14_subjects.nano_vla.ipynb #b904cedd
+UNITS = ['cm/step']*3 + ['of its full effort']
+EXECUTED = 4 # Actions of a chunk
+
+def at_time(
+    taken:int,       # Denoising steps behind it, of ten
+    subject:Subject, # The policy
+    batch:Batch      # Decisions, with the noise that they begin with
+)->tuple[Subject,Batch]: # The policy asked for its velocity field; the decisions, with actions half denoised
+    "The velocity field at one flow time, on the unedited policy's own way"
+    model,(tokens,obs,noise) = subject.model, batch.args
+    with torch.no_grad():
+        embs,real = model.embed(tokens, obs)
+        x = model.denoise(model.prefix(embs, real)[0], real, noise, taken=taken)
+    def field(tokens, obs, x):
+        embs,real = model.embed(tokens, obs)
+        t = x.new_tensor([1-taken/10])
+        return -model.velocity(x, t, model.prefix(embs, real)[0], real)*model.action_std
+    types = {a: subject.token_types(f'{a}.0.out') for a in ('lm', 'expert')}
+    return Subject(model, field, subject.aliases, token_types=types), Batch((tokens, obs, x), batch.rows)
+
+# %% ../../nbs/14_subjects.nano_vla.ipynb #d6fea0ab
+def seen(
+    subject:Subject, # The policy
+    state            # A row of `decided`
+)->Seen: # Raises `SteerlensError` where the episode doesn't come that way again
+    "A recorded decision, as the camera saw it"
+    found = []
+    def watch(i, scene, world):
+        if world.steps!=state.step or np.abs(scene.observe(world)-state.obs).max()>.01 or found: return
+        with Camera(scene) as cam: found.append(Seen(cam.shoot(world).copy(), state.obs[:3], cam.pixels))
+    if not state.step: watch(0, scene := Scene(scene_of(state.task)), scene.reset(state.seed))
+    for says in range(3):
+        if not found: rollout(subject, [Trial(state.task, says, state.seed)], max(1, state.step), watch=watch)
+    need(found, f'{state.task}, seed {state.seed}, step {state.step}', 'could not be run again', do='choose another')
+    return found[0]
+
+def acting()->Acting:
+    "A hand moves, and a gripper closes"
+    def states(acts, conditions):
+        held = decided(acts)
+        held = held[held.episode.isin(acts.catalog['splits']['validation'])]
+        return held[held.task.isin(conditions or held.task)].reset_index(drop=True)
+    def asked(states, condition): return list(_runs_of(states.assign(asked=condition or states.task)))
+    moments = dict(action=unchanged) | {f'velocity at t = {1-i/10:g}': partial(at_time, i) for i in range(10)}
+    return Acting(dict(zip(AXES, UNITS)), states, asked, EXECUTED, moments=moments,
+                  moves=.01*EXECUTED*torch.eye(len(AXES))[:,:3], seen=seen, unseen=gl_error)
+
 # %% ../../nbs/14_subjects.nano_vla.ipynb #d4aaed17
 def executed(
     episode:Episode, # From `rollout`
@@ -422,7 +490,7 @@ def steering()->Steering:
         able=lambda episode, task: episode.event==task,
         shown=shown,
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
-        film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)),
+        film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)), meant=meant,
         say=WORDS.__getitem__,
         output=lambda episode: pd.DataFrame(executed(episode), columns=AXES))
 

@@ -5,14 +5,18 @@
 # %% ../../nbs/11_subjects.pi.ipynb #586ad30f
 from __future__ import annotations
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
+from ..core import need
+from .base import Readout, Subject
 
 # %% auto #0
-__all__ = ['PI05', 'PiConfig', 'rms_normed', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi']
+__all__ = ['PI05', 'PiConfig', 'rms_normed', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi',
+           'action_readout']
 
 # %% ../../nbs/11_subjects.pi.ipynb #8cde4d45
 @dataclass(frozen=True)
@@ -199,11 +203,13 @@ def denoise(self:Pi,
     cache:list,      # From `prefix`
     pad_BT:Tensor,   # As given to `prefix`
     noise_BCA:Tensor, # Start, [B, chunk, action_dim]
-    steps:int=10     # Euler steps
+    steps:int=10,    # Euler steps
+    taken:int|None=None # How many of them are taken; all by default
 )->Tensor: # Actions in the model's units, [B, chunk, action_dim]
-    "Integrate the flow from t=1 to t=0"
+    "Integrate the flow from t=1 to t=0, or until some steps are taken"
     x = noise_BCA
-    for i in range(steps): x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
+    for i in range(steps if taken is None else taken):
+        x = x - self.velocity(x, x.new_tensor([1-i/steps]), cache, pad_BT)/steps
     return x
 
 # %% ../../nbs/11_subjects.pi.ipynb #d77e1018
@@ -221,3 +227,29 @@ def flow_loss(self:Pi,
     noise = torch.randn(a.shape, generator=gen)
     x = t[:,None,None]*noise + (1-t[:,None,None])*a
     return F.mse_loss(self.velocity(x, t, cache, pad), noise-a)
+
+# %% ../../nbs/11_subjects.pi.ipynb #792fe710
+def action_readout(
+    subject:Subject,          # Whose model is a `Pi`
+    t:float|None=None,        # Flow time, from 1 (noise) to 0
+    adarms:Tensor|None=None,  # Or scale, shift and gate of the norm, [1 or N, 3*expert_width]
+    scale:Tensor|float=1.,    # What an action is multiplied by in the end, [action_dim]
+    words:Sequence|None=None, # What the numbers of an action are called
+)->Readout: # Raises `SteerlensError` unless one of the two is given
+    "What the expert's own head makes of its stream: how actions move in a unit of flow time"
+    pi = subject.model
+    need((t is None)!=(adarms is None), 'action_readout', 'both t and adarms' if adarms is not None else 'neither',
+         'a flow time t, or harvested rows adarms', "the expert's norm depends on it")
+    if adarms is None:
+        need(0 <= t <= 1, f't={t}', 'not a flow time', '1 (noise) to 0 (actions)')
+        with torch.no_grad(): adarms = pi.expert.norm.dense(pi.time_cond(pi.action_in_proj.weight.new_tensor([t])))
+    width = pi.cfg.expert_width
+    need(adarms.shape[-1]==3*width, 'adarms', list(adarms.shape), f'[1 or N, {3*width}]: scale, shift and gate')
+    by,shift,_ = adarms.chunk(3, -1)
+    def read(x):
+        fits = adarms.shape[:-1] in ((1,), x.shape[:-1])
+        need(fits, 'adarms', f'{list(adarms.shape)} for vectors {list(x.shape)}', 'one row, or one for each vector')
+        return -pi.action_out_proj(rms_normed(x)*(1+by)+shift)*scale
+    when = 'harvested flow times' if t is None else f'flow time {t:g}'
+    names = list(words or [f'action {i}' for i in range(pi.cfg.action_dim)])
+    return Readout(f'AdaRMS at {when}, then the action head', read, width, names, 'action a unit of flow time')

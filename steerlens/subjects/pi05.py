@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from ..core import device as device_named, generator, need, read_json, read_manifest, rng, root, sha256
-from .base import Batch, Runs, Subject, Work, weights_sha256
+from .base import Batch, Runs, Subject, Work, unembedding, weights_sha256
 from .episodes import batch_of, episodes, steps_of
 from .hf import dtype_named
+from .pi import action_readout
 from .scorers import Outputs
 from .pi05_inputs import Scale, load_tokenizer, pixels, prompt, read_scales, tokenize
 from .pi05_files import load, read_config, stored
@@ -39,8 +40,10 @@ def as_subject(
     seen = ('image',)*(cfg.cameras*cfg.patches)
     types = dict(lm=seen + ('instruction',)*cfg.tokens, expert=own)
     facts = dict(width=cfg.width, layers=cfg.depth, vocabulary=cfg.vocab)
+    lenses = {r'lm\.\d+\.(in|out)': unembedding}
+    if cfg.state!='suffix': lenses[r'expert\.\d+\.(in|out)'] = action_readout
     return Subject(model, model.sample_actions, aliases, {a: cfg.steps for a in aliases if a!='lm'}, types,
-                   facts=facts, norm=f'{LM}.norm', head='paligemma_with_expert.paligemma.lm_head')
+                   facts=facts, norm=f'{LM}.norm', head='paligemma_with_expert.paligemma.lm_head', readouts=lenses)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #24ba49e3
 @dataclass

@@ -14,13 +14,15 @@ from ..core import generator, need, sha256, threads
 from .base import Ctx, Decision, Runs, Steering, Subject, Work
 from .pi import PiConfig
 from .scorers import Outputs
+from .acting import Acting
 from .nano_vla_model import WORDS, NanoVLA, as_subject, tokenize, verb_of
 from .nano_vla import (Episode, Trial, asked, batches, decided, decisions, first_actions, held_out,
                                          held_out_states, noise_of, outcome, showing, trials_of, trivial)
+from .nano_vla import acting as acting_of_nano_vla
 
 # %% auto #0
 __all__ = ['TINY', 'CONDITIONS', 'DECISIONS', 'EVERY', 'subject', 'seen', 'happening', 'MadeUp', 'rollout', 'nearest', 'runs',
-           'looks', 'work', 'said', 'steering']
+           'looks', 'work', 'said', 'steering', 'acting']
 
 # %% ../../nbs/15_subjects.pi_tiny.ipynb #332f1ce8
 TINY = PiConfig(vocab=len(WORDS), depth=3, width=32, mlp=64, expert_width=16, expert_mlp=32, heads=2, head_dim=16)
@@ -130,3 +132,8 @@ def steering()->Steering:
         able=lambda episode, condition: episode.event==condition, shown=lambda episode: dict(event=episode.event),
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, lambda a, b: 1, apart=.02),
         names=lambda condition: WORDS.index(verb_of(condition)))
+
+# %% ../../nbs/15_subjects.pi_tiny.ipynb #d46258af
+def acting()->Acting:
+    "The same numbers, without a world"
+    return replace(acting_of_nano_vla(), moves=None, seen=None, unseen=None)

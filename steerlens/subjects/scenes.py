@@ -229,3 +229,16 @@ class Camera:
         self.scene.mj.mj_forward(self.scene.model, w.data)
         self.r.update_scene(w.data, camera=self.cam, scene_option=self.option)
         return self.r.render()
+
+# %% ../../nbs/12_subjects.scenes.ipynb #5a2a7432
+@patch
+def pixels(self:Camera,
+    points_N3:np.ndarray # Metres, [N, 3]
+)->np.ndarray: # Columns and rows of the picture, from its upper left corner, [N, 2]
+    "Where points of the world are in the picture that was shot last"
+    eyes = self.r.scene.camera
+    pos,forward,up = (np.mean([getattr(e, k) for e in eyes], 0) for k in ('pos', 'forward', 'up'))
+    at = np.asarray(points_N3)-pos
+    depth = at@forward
+    scale = self.r.height/2*eyes[0].frustum_near/eyes[0].frustum_top/depth
+    return np.stack([self.r.width/2 + at@np.cross(forward, up)*scale, self.r.height/2 - at@up*scale], 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
+from .acting import Acting
 from .inputs import Inputs
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
@@ -22,8 +23,8 @@ from .walker_model import FPS, LIMIT, OBS, Heuristic, World, as_subject, save, s
 # %% auto #0
 __all__ = ['LEAD', 'JUDGED', 'SHORT', 'ANGLE', 'VX', 'LEFT', 'RIGHT', 'STRIDE', 'STILL', 'GAITS', 'JOINTS', 'BOUNDS', 'CONTRASTS',
            'PLACE', 'Episode', 'rollout', 'speed_of', 'tilt_of', 'walks', 'gait_of', 'trend', 'since_landing',
-           'steps_of', 'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'inputs',
-           'beyond', 'outcome', 'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'posture',
+           'steps_of', 'batches', 'runs', 'trials_of', 'looks', 'walked_steps', 'held_out', 'hits', 'work', 'acting',
+           'inputs', 'beyond', 'outcome', 'measured_bounds', 'going', 'trivial', 'film', 'shown', 'steering', 'posture',
            'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.walker.ipynb #15ffb4a8
@@ -250,6 +251,13 @@ def work()->Work:
 
 # %% ../../nbs/14_subjects.walker.ipynb #dcb643cc
 JOINTS = ['hip_1', 'knee_1', 'hip_2', 'knee_2']
+
+def acting()->Acting:
+    "Four torques at once; nobody can ask for any"
+    def states(acts, conditions):
+        steps = walked_steps(acts)
+        return steps[steps.episode.isin(acts.catalog['splits']['validation'])].reset_index(drop=True)
+    return Acting(dict.fromkeys(JOINTS, 'of full torque'), states, lambda states, condition: batches(states))
 
 def inputs(
     subject:Subject,       # The policy
