@@ -6,21 +6,25 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from fastcore.basics import patch
+from functools import partial
 from pathlib import Path
-import numpy as np
+import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-from ..core import device as device_named, need, read_json, root
-from .base import Subject, unembedding
+from ..core import device as device_named, generator, need, read_json, read_manifest, rng, root, sha256
+from .base import Batch, Runs, Subject, Work, unembedding, weights_sha256
+from .episodes import batch_of, episodes, steps_of
 from .hf import dtype_named
 from .pi import action_readout
+from .scorers import Outputs
 from .pi05_inputs import Scale, load_tokenizer, pixels, prompt, read_scales, tokenize
 from .pi05_files import load, read_config, stored
 from .pi05_model import Pi05, Pi05Config
 
 # %% auto #0
-__all__ = ['LM', 'EXPERT', 'as_subject', 'Reading', 'subject']
+__all__ = ['LM', 'EXPERT', 'as_subject', 'Reading', 'subject', 'reading_of', 'Decisions', 'closer', 'runs', 'looks', 'held_out',
+           'work']
 
 # %% ../../nbs/17_subjects.pi05.ipynb #fef2630a
 LM = 'paligemma_with_expert.paligemma.model.language_model'
@@ -119,15 +123,125 @@ def subject(
     need(model, 'pi05', 'no checkpoint', 'model=FOLDER', 'such as lerobot/pi05_libero_finetuned, downloaded')
     need(dtype!='float16', 'dtype', dtype, 'bfloat16', "Gemma's activations leave the range of float16")
     device = device_named(device)
-    cfg = read_config(model, stored(model), state, **sizes or {})
-    reading = _reading(Path(model), cfg, tokenizer, pad_state)
-    who = as_subject(load(model, cfg, dtype_named(dtype, device), device))
+    reading = reading_of(model, tokenizer, state, pad_state, sizes)
+    who = as_subject(load(model, reading.cfg, dtype_named(dtype, device), device))
     who.reading = reading
     return who
 
-def _reading(model, cfg, tokenizer, pad_state):
+def reading_of(
+    model:str|Path,      # As for `subject`, like all that follows
+    tokenizer:str='',
+    state:str|None=None,
+    pad_state:int=0,
+    sizes:dict|None=None
+)->Reading: # Raises `SteerlensError` where something is missing
     "All of a checkpoint but its weights"
+    cfg = read_config(model, stored(model), state, **sizes or {})
     scales = read_scales(model, cfg.state=='suffix')
     path = root()/tokenizer if tokenizer else None
-    smooth = 'type' not in read_json(model/'config.json')
+    smooth = 'type' not in read_json(Path(model)/'config.json')
     return Reading(cfg, path and load_tokenizer(path), scales['state'], scales['action'], smooth, pad_state)
+
+# %% ../../nbs/17_subjects.pi05.ipynb #3f24b10c
+class Decisions:
+    "Steps of demonstrations as batches"
+    def __init__(self,
+        reading:Reading,    # Of the policy
+        demos:list,         # From `episodes`
+        table:pd.DataFrame, # Which steps, as from `steps_of`
+        size:int=4,         # Decisions a batch
+        seed:int=0          # Of the noise
+    ):
+        self.reading,self.demos,self.table,self.size,self.seed = reading, demos, table, size, seed
+
+    def __len__(self): return -(-len(self.table)//self.size)
+    def rows(self, i)->pd.DataFrame: return self.table.iloc[i*self.size:(i+1)*self.size].reset_index(drop=True)
+
+    def __getitem__(self, i)->Batch:
+        if not 0 <= i < len(self): raise IndexError(i)
+        rows = self.rows(i)
+        at = [*zip(rows.episode, rows.step)]
+        cfg = self.reading.cfg
+        images,states,tasks,there = batch_of([self.demos[e].obs(s) for e,s in at], n=cfg.cameras)
+        noise = torch.stack([self.noise(rows.demo[k], s) for k,(_,s) in enumerate(at)])
+        args,how = self.reading.inputs(images, states, tasks, noise, there)
+        return Batch(args, rows.drop(columns=['state', 'file']), dict(lm=self.reading.words(args[1])), how)
+
+    def noise(self, demo, step)->Tensor: # [chunk, action_dim]
+        cfg = self.reading.cfg
+        return torch.randn(cfg.chunk, cfg.action_dim, generator=generator('pi05', self.seed, demo, step))
+
+# %% ../../nbs/17_subjects.pi05.ipynb #529afc62
+def closer(
+    subject:Subject,  # With a `reading`
+    some:Decisions    # To ask it
+)->pd.DataFrame: # own and other: root mean square distances, a row a decision
+    "Open loop: how far the policy is from its demonstration, and from another one"
+    found = []
+    for i,batch in enumerate(some):
+        did = subject.reading.actions(subject.run(*batch.args, **batch.kwargs)).numpy()
+        for y,(e,s) in zip(did, zip(batch.rows.episode, batch.rows.step)):
+            f,t = _another(some, e, s)
+            found.append((e, s, *(_apart(y, some.demos[d].following(k, len(y))) for d,k in ((e,s), (f,t)))))
+    return pd.DataFrame(found, columns=['episode', 'step', 'own', 'other'])
+
+def _another(some, e, s):
+    "A step of another demonstration, or of this one where there is no other"
+    others = some.table[some.table.episode!=e] if some.table.episode.nunique()>1 else some.table[some.table.step!=s]
+    need(len(others), 'decisions', 'one', '2 or more')
+    row = others.iloc[rng('another', some.seed, int(e), int(s)).integers(len(others))]
+    return int(row.episode), int(row.step)
+
+def _apart(y, did):
+    n = min(len(did), len(y))
+    need(y.shape[1] >= did.shape[1], 'actions', f'{y.shape[1]} numbers', f'{did.shape[1]}, as the demonstrations have')
+    return float(np.sqrt(np.square(y[:n,:did.shape[1]]-did[:n]).mean())) if n else np.nan
+
+# %% ../../nbs/17_subjects.pi05.ipynb #8348aaca
+def runs(
+    subject:Subject,           # From `subject`
+    model:str|Path|None=None,  # Folder of its checkpoint
+    folder:str|Path|None=None, # Where text would be kept; a policy has none
+    seed:int=0,                # Noise
+    demos:str='',  # demonstrations: LIBERO's HDF5 files or a LeRobot dataset, from the project's root
+    apart:int=10,  # steps from one decision to the next
+    together:int=4,  # decisions a run
+    asked:int=32,  # decisions for the comparison with the demonstrations
+)->Runs: # `able` is the share of decisions nearer to their own demonstration than to another's
+    "Decisions of recorded demonstrations"
+    need(demos, 'demos', 'none given', "demos=PATH of LIBERO's HDF5 files or of a LeRobot dataset")
+    for name,n in dict(apart=apart, together=together, asked=asked).items(): need(n >= 1, name, n, '1 or more')
+    found = episodes(root()/demos)
+    table = steps_of(found)
+    table = table[table.step%apart==0].reset_index(drop=True)
+    all_of_them = Decisions(subject.reading, found, table, together, seed)
+    few = table.iloc[np.sort(rng('asked', seed).permutation(len(table))[:asked])]
+    far = closer(subject, Decisions(subject.reading, found, few, together, seed)).dropna()
+    share = float((far.own<far.other).mean())
+    title = f'Open loop, {share:.0%} of {len(far)} decisions are nearer to their own demonstration than to another'
+    key = dict(weights=weights_sha256(subject), states=sha256(table.drop(columns=['state', 'file']).to_dict('list')))
+    return Runs(all_of_them, {e: e for e in range(len(found))}, {'open loop': share}, title,
+                'share of decisions (half by chance)', key, [Path(model)/'config.json'] if model else [],
+                dict(decisions=table), dict(decisions=len(table), demonstrations=len(found)))
+
+def looks(subject, acts, runs): return {}, {} # Its own figures come with the demonstrations' segments
+
+# %% ../../nbs/17_subjects.pi05.ipynb #4524d2a9
+def held_out(
+    acts,      # Harvested `Acts`
+    n:int=0,   # Decisions at most; all by default
+    seed:int=0 # Which
+)->Decisions: # The same decisions with the same noise
+    "Decisions of the episodes that were held out"
+    p = read_manifest(acts.folder, 'acts')['params']
+    own = p['own']
+    how = {k: v for k,v in p['load'].items() if k not in ('device', 'dtype')}
+    table = pd.read_parquet(acts.folder/'decisions.parquet')
+    table = table[table.episode.isin(acts.catalog['splits']['validation'])]
+    if n: table = table.iloc[np.sort(rng('held out', seed).permutation(len(table))[:n])]
+    reading,demos = reading_of(root()/p['model'], **how), episodes(root()/own['demos'])
+    return Decisions(reading, demos, table, own['together'], p['seed'])
+
+def work()->Work:
+    "Its actions are what has to stay"
+    return Work(held_out, partial(Outputs, 'actions', 'episode'))
