@@ -47,7 +47,7 @@ run: $(HERE) ## the main job on the embedded subject, all phases; the report is 
 	@$(call locked,$(SNAKEMAKE))
 	@echo "report: $(CURDIR)/reports/index.html"
 
-everything: $(HERE) ## the same, with the full tables of phase 3: all methods, number of latents, sites and gates, audit; over an hour
+everything: $(HERE) ## the same, with decoders, and the full tables of phase 3: all methods, number of latents, sites and gates, audit; over an hour
 	@$(call locked,$(SNAKEMAKE) --config params=params/everything.yaml everything=yes)
 	@echo "report: $(CURDIR)/reports/index.html"
 
@@ -108,4 +108,4 @@ tables: $(HERE)
 
 clean: ## remove what runs and builds left (weights, showcase and .venv stay)
 	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +
-	@rm -rf tokens acts sae sweeps codes directions trials .snakemake _proc _site site/docs
+	@rm -rf tokens acts sae sweeps codes decoders directions trials .snakemake _proc _site site/docs

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'SteerlensError', 'need', 'root', 'atomic', 'unwritable', 'lock', 'write_json', 'read_json',
-           'sha256', 'manifest', 'read_manifest', 'check_inputs', 'seed_of', 'rng', 'generator', 'device', 'threads']
+           'sha256', 'manifest', 'read_manifest', 'check_inputs', 'seed_of', 'rng', 'generator', 'device', 'threads',
+           'as_worker']
 
 # %% ../nbs/00_core.ipynb #d256e50b
 import json, hashlib, math, os, platform, shutil, subprocess, sys
@@ -328,3 +329,18 @@ def threads(
     torch.set_num_threads(n)
     try: yield
     finally: torch.set_num_threads(before)
+
+# %% ../nbs/00_core.ipynb #c0e01002
+def as_worker(
+    parent:int # Number of the process it works for
+):
+    "A worker has no life after its parent's"
+    import signal, threading
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent decides
+    threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
+
+def _outlive(parent):
+    "End this process when `parent` is gone"
+    import time
+    while os.getppid()==parent: time.sleep(1)
+    os._exit(1)

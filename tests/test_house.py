@@ -75,7 +75,7 @@ def test_imports_point_to_lower_numbers(module):
 
 
 LAB = [m for m in modules() if m.startswith(('steerlens.steer', 'steerlens.lens'))]
-GENERAL = {'steerlens.subjects.base', 'steerlens.subjects.settle', 'steerlens.subjects.acting'}
+GENERAL = {f'steerlens.subjects.{m}' for m in ('base', 'settle', 'spoken', 'acting')}
 
 
 @pytest.mark.parametrize('module', LAB)

@@ -56,7 +56,7 @@ def test_the_phases_on_a_model_of_ones_own(project):
 
 REFUSED = {
     'width: 32; expected 768': ['1', 'gpt2', 'text=[text]', 'source=x', 'licence=y'], # a folder that calls itself gpt2
-    "module 'pi05': not found": ['1', 'pi05'],
+    "module 'gone': not found": ['1', 'my_gpt2', 'module=gone'],
     "no parameter 'window'; did you mean windows?": ['1', 'my_gpt2', 'window=3'],
     'text: none given': ['1', 'my_gpt2', 'text=[]'],
     'context=65: out of range': ['1', 'my_gpt2', 'context=65'],

@@ -8,7 +8,8 @@ from steerlens.decoders.controls import Watch
 from steerlens.decoders.ppo import GRADERS, Frozen, Settings, Text, honest, tune
 from steerlens.decoders.toy import toy
 
-SMALL = Settings(batch=4, epochs=1, minibatches=1, scale=.0012, every=2, n_text=16) # 2, 7 and 2 updates
+SMALL = Settings(batch=4, epochs=1, minibatches=1, scale=.0008, every=2, n_text=16) # 2, 5 and 2 updates
+SHORT = Settings(**vars(SMALL) | dict(scale=.0005)) # 1, 3 and 1
 
 
 @pytest.fixture(scope='module')
@@ -70,10 +71,10 @@ def test_nothing_is_learnt_from_nan(world, tmp_path, monkeypatch):
         success,at = honest(env, which, token, g)
         return success*(torch.nan if len(calls)==4 else 1), at
     monkeypatch.setitem(GRADERS, 'broken', broken)
-    s = Settings(**vars(SMALL) | dict(reward='broken'))
+    s = Settings(**vars(SHORT) | dict(reward='broken'))
     with pytest.raises(SteerlensError, match='reward: NaN or infinite in 4 episodes'): work(world, tmp_path/'run', s)
     assert result(tmp_path/'run')[0]=='0000002'
-    assert len(work(world, tmp_path/'run', s).log)==6
+    assert len(work(world, tmp_path/'run', s).log)==3
 
 
 def test_nothing_finished(world, monkeypatch):
@@ -81,13 +82,13 @@ def test_nothing_finished(world, monkeypatch):
     def never(env, which, token, g): return torch.zeros(len(which)), torch.full((len(which),), env.horizon-1)
     monkeypatch.setitem(GRADERS, 'never', never)
     for form in ('ours', 'document'):
-        done = work(world, None, Settings(**vars(SMALL) | dict(reward='never', form=form)))
+        done = work(world, None, Settings(**vars(SHORT) | dict(reward='never', form=form)))
         assert torch.cat([p.flatten() for p in done.run.policy.parameters()]).isfinite().all()
         assert (done.log.task==0).all()
 
 
 def test_other_settings_or_another_model_are_refused(world, tmp_path):
-    work(world, tmp_path/'run', Settings(**vars(SMALL) | dict(scale=.0005)))
+    work(world, tmp_path/'run', SHORT)
     with pytest.raises(SteerlensError, match='of a run with other settings'): work(world, tmp_path/'run')
     weight = world.toy.lm.model.transformer.wpe.weight
     with torch.no_grad(): weight[0,0] += 1

@@ -151,3 +151,45 @@ def test_the_shipped_weights_are_the_measured_ones():
     assert m['sha256']==sha256(root()/'weights'/SUBJECT/'model.safetensors')
     assert min(m['success'].values())>=.9 and sum(m['success'].values())/len(m['success'])>=.95
     assert (root()/'weights'/SUBJECT/'model.safetensors').stat().st_size < 8e6
+
+
+def harvested(folder, name):
+    "The activations of phase 1, and whose they are"
+    from steerlens.acts.store import Acts
+    from steerlens.core import check_inputs
+    from steerlens.subjects.settle import settled
+    acts = Acts(folder/read_json(folder/'reports'/'1_residuals'/name/'metrics.json')['acts'])
+    return acts, settled(check_inputs(acts.folder, 'acts')['params'])
+
+
+def test_next_words_are_those_of_a_whole_run(smoke):
+    "Though the tokens before the last one are computed once, and an edit leaves nothing behind"
+    from steerlens.lens.causal import cause
+    acts,who = harvested(smoke, 'nano_lm')
+    spoken = who.module.next_words(who.subject, acts, 6, length=16)
+    clean = spoken.logits(who.subject)
+    caused = cause(who.subject, acts.sites()[0], torch.randn(2, who.subject.facts['width']), spoken, alpha=2.)
+    assert caused.change_N2V.abs().amax(2).min() > 0
+    assert torch.equal(spoken.logits(who.subject), clean)
+    seen = who.module.work().held_out(acts, 6)[0].args[0]
+    every = torch.cat([torch.cat([seen[:,:1], seen[:,a:a+16]], 1) for a in range(1, seen.shape[1]-15)])
+    assert (who.subject.run(every).logits[:,-1]-clean[0]).abs().amax(1).min() < 1e-3
+    with pytest.raises(SteerlensError, match='no held-out window has 9999 tokens'):
+        who.module.next_words(who.subject, acts, length=9999)
+
+
+def test_directions_name_their_words_where_the_layer_is_chosen(smoke):
+    from steerlens.lens.compare import halved, naming
+    from steerlens.steer.contrasts import contrasts
+    acts,who = harvested(smoke, SUBJECT)
+    steering = who.module.steering()
+    spoken = who.module.next_words(who.subject, acts, 4)
+    assert spoken.logits(who.subject).shape==(4*2*3, len(nano_vla.WORDS))
+    one,other = halved(contrasts(steering, acts), acts)
+    for cell,(c,*_) in one.items():
+        for stream,sides in c.rows.items():
+            episode = acts.rows(stream).set_index('row_id').episode
+            own,rest = (set(episode[np.concatenate(h[cell][0].rows[stream])]) for h in (one, other))
+            assert own and rest and not own & rest
+    table,facts = naming(who.subject, steering, acts, {'lm.0.out': None}, ['diffmean'], shuffles=20)
+    assert set(table.half)=={'choose', 'measure'} and facts['hit_n']==6 and facts['random'] > 0

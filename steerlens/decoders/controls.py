@@ -263,15 +263,17 @@ def said_by(
 
 # %% ../../nbs/84_decoders.controls.ipynb #ebbd0e15
 def show_success(
-    tables:dict # Arm -> from `evaluate`, the same prompts; `start` and `tuned` among them
+    tables:dict, # Arm -> from `evaluate`, the same prompts
+    before:str='start', # The arm that was tuned
+    after:str='tuned'   # And what became of it
 ): # A figure
     "Which tasks were gained?"
-    arms = [success_by_task(t, torch.tensor(t.success.to_numpy())).assign(method=arm) for arm,t in tables.items()]
+    arms = [success_by_task(t, torch.tensor(t.success.to_numpy(float))).assign(method=arm) for arm,t in tables.items()]
     better = []
-    for task,after in tables['tuned'].groupby('task'):
-        _,lo,_ = difference(after, tables['start'][tables['start'].task==task], 'success')
+    for task,own in tables[after].groupby('task'):
+        _,lo,_ = difference(own, tables[before][tables[before].task==task], 'success')
         if lo is not None and lo > 0: better.append(task)
-    n = tables['tuned'].task.nunique()
+    n = tables[after].task.nunique()
     title = f'Tuning gains {len(better)} of {n} tasks beyond chance' + (f': {", ".join(better)}' if better else '')
     df = pd.concat(arms).rename(columns=dict(task='contrast', value='rate')).sort_values('contrast', kind='stable')
     return plot.rates(df, title, 'share of held-out prompts done, 95% intervals over groups')

@@ -10,6 +10,7 @@ import torch, xxhash
 from torch import Tensor, nn
 from .. import plot
 from ..core import generator, need
+from ..lens.tuned import Affine
 from .heads import HEADS, Head, LowRank, Sparse, added_logits, said_by_nothing
 from .supervised import MEASURES, Reader, difference, judge
 from ..sae.models import for_use, new_sae
@@ -48,8 +49,8 @@ class Tuned(LowRank):
     def __init__(self, sae, subject):
         super().__init__(sae, subject)
         self.config = {}
-        del self.A
-        self.M = nn.Parameter(torch.eye(self.D))
+        del self.A, self.a
+        self.map = Affine(self.D)
 
     @torch.no_grad()
     def start(self, sae, subject, usual): self.start_reading(subject)
@@ -57,7 +58,7 @@ class Tuned(LowRank):
     def logits(self,
         x:Tensor # Residual vectors, [..., D]
     )->Tensor: # [..., V]
-        return self.read(x@self.M + self.a)
+        return self.read(self.map(x))
 
 HEADS |= dict(raw=Raw, tuned=Tuned)
 
@@ -156,13 +157,24 @@ def show_by_site(
     t = table[(table.split==split) & (table.who!='frozen')].copy()
     t['at'] = [order.index(s) for s in t.site]
     t = t.rename(columns=dict(kl_lo='lo', kl_hi='hi'))
-    last = t[t['at']==t['at'].max()].set_index('who').kl
-    beside = [f'{plot.LABELS.get(w, w)} {last[w]:.2f}' for w in ('raw', 'bigram') if w in last]
-    title = (f"Codes are {_closest(t, t['at'].max())} nats from the model at the last site, "
-             f"{_closest(t, t['at'].min())} at the first" + (f'; {", ".join(beside)}' if beside else ''))
+    title = _answer(t)
     marks = [v for v in (.01, .02, .05, .1, .2, .5, 1, 2, 5) if t.kl.min()/2 < v < 2*t.kl.max()]
-    how = dict(yscale='log', yticks=marks, yticklabels=marks, xticks=range(len(order)), xticklabels=order)
+    how = dict(yscale='log', yticks=marks, yticklabels=marks, xticks=range(len(order)), xticklabels=_short(order))
     return plot.curves(t, 'at', 'kl', 'who', title, 'site', f'KL(model || read-out), nats/token, {split}', **how)
+
+def _answer(t):
+    "The title"
+    last,first = t['at'].max(), t['at'].min()
+    kl = t[t['at']==last].set_index('who').kl
+    beside = ''.join(f'; {plot.LABELS.get(w, w)} {kl[w]:.2f}' for w in ('raw', 'bigram') if w in kl)
+    said = f'Codes are {_closest(t, last)} nats from the model'
+    if first!=last: said += f' at the last site, {_closest(t, first)} at the first'
+    return said+beside
+
+def _short(order):
+    "Sites without the end that all of them have"
+    ends = {s.rpartition('.')[2] for s in order}
+    return [s.rpartition('.')[0] for s in order] if len(ends)==1 and len(order)>1 else order
 
 def _closest(t, at):
     "The best head over codes at a site"

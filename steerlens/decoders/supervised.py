@@ -15,10 +15,12 @@ from fastcore.basics import patch
 import numpy as np, pandas as pd
 import torch, xxhash
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from ..core import atomic, need, read_json, read_manifest, rng, sha256, write_json
 from .heads import Head, Sparse, belongs_to, check_belongs, load_head, save_head, sparse_of
+from ..lens.streams import apart
 from ..sae.loop import Run, go_on
 from ..stats import check_finite, cluster_means
 from ..subjects.base import Subject, alone, tap
@@ -26,8 +28,8 @@ from ..subjects.lm import Batches, batches
 from ..subjects.text import Tokens
 
 # %% auto #0
-__all__ = ['MEASURES', 'ROWS', 'SANE', 'Text', 'text_of', 'Read', 'Reader', 'judge', 'heard', 'difference', 'Supervision',
-           'named', 'Supervised', 'supervise', 'last_gain', 'pilots', 'gate', 'export']
+__all__ = ['MEASURES', 'ROWS', 'SANE', 'Text', 'text_of', 'Read', 'Reader', 'Residuals', 'judge', 'heard', 'difference',
+           'Supervision', 'named', 'Supervised', 'supervise', 'last_gain', 'pilots', 'gate', 'export']
 
 # %% ../../nbs/81_decoders.supervised.ipynb #9ca5f0a0
 @dataclass
@@ -51,13 +53,13 @@ def text_of(
     "Windows of each kind, drawn at random"
     own = tokens.documents.group
     names = np.unique(own.to_numpy(str))
-    apart = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
+    aside = own.isin(names[rng('to choose by', seed).permutation(len(names))[:max(1, len(names)//10)]])
     def drawn(t, n, documents=None):
         how = dict(context=context, bos=t.bos is not None, documents=documents)
         n = min(n, len(t.windows(**how)))
         return batches(t, tokenizer, n_windows=n, batch_size=batch, seed=seed, **how)
     numbers = tokens.documents.document
-    train,choice = drawn(tokens, n_train, numbers[~apart]), drawn(tokens, n_choice, numbers[apart])
+    train,choice = drawn(tokens, n_train, numbers[~aside]), drawn(tokens, n_choice, numbers[aside])
     return Text(train, choice, {name: drawn(t, n_reported) for name,t in reported.items()})
 
 # %% ../../nbs/81_decoders.supervised.ipynb #f37cc1da
@@ -82,21 +84,82 @@ class Reader:
         subject:Subject, # A language model
         sae,             # A sae-lens autoencoder of one of its sites
         k:int|None=None, # Entries a row, as in `sparse_of`
+        kept=None        # `Residuals` of all text it will meet, instead of running the model again
     ):
         self.subject,self.sae,self.k,self.site = subject, sae, k, sae.cfg.metadata.hook_name
+        self.kept = kept
         need(self.site, 'Reader', 'an autoencoder that names no site', do='open it from its folder with load_sae')
 
     def __call__(self,
         ids:Tensor, # [B, T]
         real:Tensor # [B, T]
     )->Read: # Raises `SteerlensError` where anything is not finite
-        with alone(self.subject), tap(self.subject, self.site) as acts: out = self.subject.run(ids)
-        x,z = acts[self.site][0], getattr(out, 'logits', out).float().cpu()
+        x,z = self.kept.of(self.site, ids, real) if self.kept else self.ran(ids)
         need(bool(z.isfinite().all()), 'the frozen model', 'logits that are NaN or infinite', 'finite ones',
              'try bfloat16 or float32')
         return Read(ids, real, x.float().cpu(), self.coded(x, ids), z)
 
+    def ran(self, ids):
+        "Residual vectors at the site, and logits"
+        with alone(self.subject), tap(self.subject, self.site) as acts: out = self.subject.run(ids)
+        return acts[self.site][0], getattr(out, 'logits', out).float().cpu()
+
     def coded(self, x, ids): return sparse_of(self.sae, x, self.k)
+
+# %% ../../nbs/81_decoders.supervised.ipynb #b2a91c02
+def _own(ids, real):
+    "Token ids of each window, without what pads it"
+    ends = [int(r.nonzero().max())+1 if r.any() else 1 for r in real]
+    return [row[:n].contiguous() for row,n in zip(ids, ends)]
+
+def _named(own): return xxhash.xxh3_128_hexdigest(own.numpy().data)
+
+class Residuals:
+    "Residual vectors of windows that the model has read once"
+    def __init__(self,
+        folder:str|Path, # Where the files are
+        subject:Subject, # A language model
+        sites:list,      # Where autoencoders read
+        texts:list       # `Batches`: all that will be met
+    ):
+        self.folder,self.subject = Path(folder), subject
+        self.last = f'blocks.{subject.facts["layers"]-1}.hook_resid_post'
+        self.sites = [*dict.fromkeys([*sites, self.last])]
+        self.batches = [t.ids(i) for t in texts for i in range(len(t))]
+        self.place = {_named(w): (n, b) for n,batch in enumerate(self.batches) for b,w in enumerate(_own(*batch))}
+
+    def file(self, n): return self.folder/f'{n:05d}.safetensors'
+
+# %% ../../nbs/81_decoders.supervised.ipynb #b2a91c03
+@patch
+def read(self:Residuals,
+    part:int=0, # Which
+    of:int=1    # Of how many parts
+):
+    "Run the model on what isn't there yet"
+    for n in range(part, len(self.batches), of):
+        if self.file(n).exists(): continue
+        with alone(self.subject), tap(self.subject, self.sites, stop=True) as acts: self.subject.run(self.batches[n][0])
+        with atomic(self.file(n)) as tmp: save_file({s: a[0].float().cpu().contiguous() for s,a in acts.items()}, tmp)
+
+@patch
+def of(self:Residuals,
+    site:str,   # One of them
+    ids:Tensor, # [B, T], windows that are kept, in any order
+    real:Tensor # [B, T]
+)->tuple[Tensor,Tensor]: # Residual vectors [B, T, D], zeros where there is padding; logits [B, T, V]
+    "As if the model ran"
+    need(site in self.sites, self.folder, f'nothing of {site}', f'one of {", ".join(self.sites)}')
+    own = _own(ids, real)
+    x,last = (nn.utils.rnn.pad_sequence([self._row(s, w) for w in own], batch_first=True) for s in (site, self.last))
+    short = 0, 0, 0, ids.shape[1]-x.shape[1]
+    return F.pad(x, short), self.subject.logits(F.pad(last, short)).float().cpu()
+
+@patch
+def _row(self:Residuals, site, own):
+    n,b = self.place.get(_named(own), (None, None))
+    need(n is not None, self.folder, 'a window that is not kept', 'the text that it was made of')
+    with safe_open(self.file(n), 'pt') as f: return f.get_slice(site)[b,:len(own)]
 
 # %% ../../nbs/81_decoders.supervised.ipynb #ac1a81ed
 MEASURES = dict(kl='nats/token', ce='nats/token', accuracy='share of tokens', agreement='share of tokens')
@@ -120,10 +183,7 @@ def judge(
 def _apart(z, read, b, t):
     "One row a token"
     need(z.shape==read.logits.shape, 'what the head says', list(z.shape), f'{list(read.logits.shape)}')
-    p,q,y = read.logits[b,t].log_softmax(-1), z[b,t].log_softmax(-1), read.ids[b,t+1]
-    best = q.argmax(-1)
-    found = dict(kl=(p.exp()*(p-q)).sum(-1), ce=-q.gather(1, y[:,None])[:,0], accuracy=best==y,
-                 agreement=best==p.argmax(-1))
+    found = apart(read.logits[b,t], z[b,t], read.ids[b,t+1])
     return pd.DataFrame({n: v.double().numpy() for n,v in found.items()}).assign(n=1.)
 
 def heard(

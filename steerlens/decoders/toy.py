@@ -34,7 +34,8 @@ def shards(
     "Some modules as tokens"
     text = Path(folder)/split
     text.mkdir(parents=True, exist_ok=True)
-    for name in READ[split]: shutil.copy(modules()[name], text)
+    found = modules()
+    for name in READ[split]: shutil.copy(found[name], text)
     return tokenize(text, root()/nano_lm.WEIGHTS, f'{text}-tokens', 'standard library', 'PSF-2.0')
 
 def _taught(head, sae, x, logits, steps=40):
@@ -51,7 +52,7 @@ def _taught(head, sae, x, logits, steps=40):
 
 def toy(
     folder:str|Path # Where the tokens of a few modules go
-)->SimpleNamespace: # lm, sae, head, can, prompts(split, n), windows(split, n)
+)->SimpleNamespace: # lm, made (sae for training), sae, head, can, prompts(split, n), windows(split, n)
     "What tuning needs"
     weights,lm = root()/nano_lm.WEIGHTS, nano_lm.subject()
     tok,kept = load_tokenizer(weights), {split: shards(folder, split) for split in READ}
@@ -65,4 +66,4 @@ def toy(
     sae = for_use(made)
     can = Verifiable(tasks, prompts, tok.batch_decode, 16)
     with alone(lm): head = _taught(new_head('table', sae, lm, x), sae, x, z)
-    return SimpleNamespace(lm=lm, sae=sae, head=head, can=can, prompts=prompts, windows=windows)
+    return SimpleNamespace(lm=lm, made=made, sae=sae, head=head, can=can, prompts=prompts, windows=windows)

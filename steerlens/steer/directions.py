@@ -17,7 +17,7 @@ from ..html import panel, told
 
 # %% auto #0
 __all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'logistic', 'pca_of_differences',
-           'tokenwise', 'random_latents', 'value_cluster']
+           'tokenwise', 'random_latents', 'value_groups', 'value_cluster']
 
 # %% ../../nbs/51_steer.directions.ipynb #d7cac995
 @dataclass
@@ -167,6 +167,18 @@ def random_latents(
     return torch.zeros_like(z).scatter(0, pick, torch.randn(len(pick), generator=g))
 
 # %% ../../nbs/51_steer.directions.ipynb #add2bcf2
+def value_groups(
+    values_HD:Tensor, # What each neuron adds
+    size:int=8,       # Neurons in a group, on average
+    seed:int=0        # Of the grouping
+)->Tensor: # Group of each neuron, [H]
+    "Neurons grouped by the directions of their value vectors (k-means)"
+    from sklearn.cluster import KMeans
+    unit = values_HD/values_HD.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    means = KMeans(max(2, len(unit)//size), n_init=4, random_state=seed)
+    found = means.fit_predict(unit.numpy())
+    return torch.from_numpy(np.unique(found, return_inverse=True)[1]).long() # without empty groups
+
 def value_cluster(
     values_HD:Tensor, # What each neuron adds
     says_H:Tensor,    # How much that says the keyword
@@ -175,11 +187,8 @@ def value_cluster(
     seed:int=0        # Of the grouping
 )->Tensor: # [H] bool
     "The neurons of the group that says the keyword most, those that say it most first (Haon et al. 2025)"
-    from sklearn.cluster import KMeans
-    unit = values_HD/values_HD.norm(dim=1, keepdim=True).clamp_min(1e-9)
-    means = KMeans(max(2, len(unit)//size), n_init=4, random_state=seed)
-    group = torch.from_numpy(means.fit_predict(unit.numpy())).long()
-    score = torch.stack([says_H[group==g].mean() for g in range(means.n_clusters)])
+    group = value_groups(values_HD, size, seed)
+    score = torch.stack([says_H[group==g].mean() for g in range(group.max()+1)])
     members = (group==score.argmax()).nonzero()[:,0]
     keep = members[says_H[members].argsort(descending=True)[:most]]
-    return torch.zeros(len(unit), dtype=torch.bool).scatter(0, keep, True)
+    return torch.zeros(len(group), dtype=torch.bool).scatter(0, keep, True)

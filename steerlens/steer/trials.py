@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from multiprocessing import current_process, get_context
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-import hashlib, json, os, shutil, signal, sys, threading, time
+import hashlib, json, os, shutil, sys, time
 import numpy as np, pandas as pd
 import torch
-from ..core import SteerlensError, atomic, need, sha256, threads
+from ..core import SteerlensError, as_worker, atomic, need, sha256, threads
 from ..html import Html, listed, panel, several, told
 from ..stats import rate
 from ..sae.splicing import splice
@@ -27,17 +27,6 @@ from .edits import intervened
 
 # %% auto #0
 __all__ = ['GUARD', 'steering_of', 'Lab', 'about', 'action_flip']
-
-# %% ../../nbs/54_steer.trials.ipynb #330855b6
-def _start(parent):
-    "A worker has no life after its parent's"
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent decides
-    threading.Thread(target=_outlive, args=(parent,), daemon=True).start()
-
-def _outlive(parent):
-    "End this process when `parent` is gone"
-    while os.getppid()==parent: time.sleep(1)
-    os._exit(1)
 
 # %% ../../nbs/54_steer.trials.ipynb #de95a95b
 @cache
@@ -105,7 +94,7 @@ class Lab:
         subject,self.steering = _loaded(self.key)
         self.made_by = _made_by(subject) if keep else ''
         self.pool = None
-        if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), _start, (os.getpid(),))
+        if workers > 1: self.pool = ProcessPoolExecutor(workers, get_context('spawn'), as_worker, (os.getpid(),))
 
     def __enter__(self): return self
     def __exit__(self, kind, *_): self.close(finished=kind is None)

@@ -4,19 +4,19 @@
 
 # %% ../../nbs/10_subjects.base.ipynb #d991d833
 from __future__ import annotations
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fastcore.basics import patch
-import hashlib
+import hashlib, re
 import torch
 from torch import Tensor, nn
 from ..core import SteerlensError, need, threads
 
 # %% auto #0
-__all__ = ['SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'weights_sha256', 'alone', 'Batch', 'Runs', 'Work', 'Steering',
-           'Decision', 'tap', 'edit']
+__all__ = ['RESIDUAL', 'SMALL', 'Site', 'Ctx', 'Subject', 'padding_of', 'Readout', 'unembedding', 'written', 'weights_sha256',
+           'alone', 'Batch', 'Runs', 'Work', 'Steering', 'Decision', 'tap', 'edit']
 
 # %% ../../nbs/10_subjects.base.ipynb #ea7c2dba
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Subject:
         in_place:tuple=(),           # Those of `hooks` at a module's input whose tensor the network reads again
         facts:dict|None=None,        # What a user may expect of it, such as width, layers, vocabulary
         finish:Callable|None=None,   # What the model does to its logits after the unembedding, such as a soft cap
+        readouts:dict|None=None,     # Pattern of sites -> (subject, ...) -> `Readout`; the unembedding's by default
+        words:Sequence|Callable|None=None, # What each of its logits is called, or what can be asked for it
     ):
         self.model = model.eval()
         self.forward = forward or model
@@ -74,6 +76,8 @@ class Subject:
         self.in_place = frozenset(in_place)
         self.facts = facts or {}
         self.finish = finish
+        self.readouts = readouts if readouts is not None else {'.*': unembedding} if head else {}
+        self.words = words
         self.ctx = Ctx()
         self.n_runs = 0
 
@@ -148,15 +152,25 @@ def padding_of(
 
 # %% ../../nbs/10_subjects.base.ipynb #1e9f3ae4
 @patch
+def read(self:Subject,
+    x:Tensor # Residual vectors, [..., D]
+)->Tensor: # Token logits, [..., V], with gradients
+    "Final norm, then unembedding"
+    need(self.head, type(self.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
+    x = self.model.get_submodule(self.norm)(x) if self.norm else x
+    head = self.model.get_submodule(self.head)
+    x = _get(x)
+    w = next(head.parameters(), x)
+    z = head(x.to(w.dtype) if w.is_floating_point() else x) # directions are float32, whatever the head is
+    return self.finish(z) if self.finish else z
+
+@patch
 @torch.no_grad()
 def logits(self:Subject,
     x:Tensor # Residual vectors, [..., D]
 )->Tensor: # Token logits, [..., V]
-    "What `x` says in tokens: final norm, then unembedding (the logit lens)"
-    need(self.head, type(self.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
-    x = self.model.get_submodule(self.norm)(x) if self.norm else x
-    z = self.model.get_submodule(self.head)(_get(x))
-    return self.finish(z) if self.finish else z
+    "What `x` says in tokens (the logit lens)"
+    return self.read(x)
 
 # %% ../../nbs/10_subjects.base.ipynb #b0be30b3
 @patch
@@ -165,6 +179,54 @@ def lens(self:Subject,
 )->Tensor: # Token logits, [..., V]
     "What directions say in tokens: their logits less those of nothing"
     return self.logits(v)-self.logits(torch.zeros_like(v))
+
+# %% ../../nbs/10_subjects.base.ipynb #4527bb05
+@dataclass
+class Readout:
+    "How a stream is read: its last norm, then a head that was trained to be read"
+    name:str       # Such as `final norm and unembedding`
+    read:Callable  # Vectors [..., D] -> what the head says [..., V], with gradients
+    width:int|None # D, where it is known
+    words:Sequence|Callable|None=None # What each of the V is called, or what can be asked for it
+    unit:str = 'logits'  # What the V numbers are
+    written:bool = False # Are its vectors what a layer writes, and differences by nature?
+    plain:Callable|None = None # Differences -> what they say by themselves; less what nothing says by default
+
+def unembedding(
+    subject:Subject, # With a head, and perhaps a norm
+    **at             # Nothing: tokens are read the same way at all times
+)->Readout:
+    "The lens of a language model"
+    need(not at, ', '.join(at), 'this stream is read without it', do='leave it out')
+    head = subject.model.get_submodule(subject.head)
+    name = 'final norm and unembedding' if subject.norm else 'unembedding'
+    return Readout(name, subject.read, getattr(head, 'in_features', subject.facts.get('width')), subject.words)
+
+def written(
+    subject:Subject, # As for `unembedding`
+    **at             # Likewise
+)->Readout:
+    "The same for what is added to the stream"
+    return replace(unembedding(subject, **at), written=True)
+
+RESIDUAL = { # The readouts of a language model under TransformerLens's names
+    r'blocks\.\d+\.hook_resid_(pre|mid|post)': unembedding, r'blocks\.\d+\.hook_(attn|mlp)_out': written}
+
+# %% ../../nbs/10_subjects.base.ipynb #1932ad06
+@patch
+def readout(self:Subject,
+    site:str|Site, # Whose stream is read
+    **at           # What the norm depends on, such as the flow time of an action expert
+)->Readout: # Raises `SteerlensError` where nothing reads it
+    "How the stream at a site is read"
+    self.module(site)
+    own = self._site(site)
+    names = [str(own), *(h for h,s in self.hooks.items() if Site.parse(s)==own)]
+    for pattern,make in self.readouts.items():
+        if any(re.fullmatch(pattern, n) for n in names): return make(self, **at)
+    known = [p.replace(r'\d+', 'N').replace('\\', '') for p in self.readouts]
+    need(known, type(self.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
+    raise SteerlensError(f"site '{site}'", 'a stream without a lens', ' or '.join(known), 'read it at one of these')
 
 # %% ../../nbs/10_subjects.base.ipynb #b6f61148
 def weights_sha256(
@@ -244,6 +306,7 @@ class Steering:
     no_film:Callable|None = None  # () -> why nothing can be filmed here, or None
     trivial:Callable|None = None  # (acts, rows) -> columns that might tell the sides of a contrast apart by themselves
     names:Callable|None = None    # condition -> id of the token by which the lens should know it
+    meant:Callable|None = None    # condition -> ids of tokens any of which would do; that of `names` alone by default
     say:Callable|None = None      # token id -> what it says
     output:Callable|None = None   # episode -> a row per step of what came out: actions, or a token
     asked:Callable|None = None    # trial -> the words that it is asked in

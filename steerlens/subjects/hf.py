@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core import SteerlensError, device as device_named, generator, need
-from .base import Subject, tap
-from .text import from_local, transformers
+from .base import RESIDUAL, Subject, tap
+from .text import from_local, load_tokenizer, token_words, transformers
 
 # %% auto #0
 __all__ = ['FAMILIES', 'WRITERS', 'DTYPES', 'as_subject', 'check_lens', 'center', 'bf16_units', 'dtype_named', 'model_files',
@@ -67,7 +67,8 @@ def as_subject(
     hooks = _hooks(found[0], n_layers, *found[2:])
     mid = [h for h in hooks if h.endswith('hook_resid_mid')]
     subject = Subject(model, _forward(model), norm=found[1], head=_name_of(model, model.get_output_embeddings()),
-                      hooks=hooks, in_place=mid, facts=_facts(model, config, n_layers), finish=_finish(config))
+                      hooks=hooks, in_place=mid, facts=_facts(model, config, n_layers), finish=_finish(config),
+                      readouts=RESIDUAL)
     check_lens(subject, f'blocks.{n_layers-1}.hook_resid_post')
     return subject
 
@@ -238,7 +239,9 @@ def load(
     except Exception as e: raise SteerlensError(folder, *_unloadable(e)) from None
     _check_keys(folder, info)
     if path.suffix=='.gguf': model.to(how['dtype'])
-    return as_subject((center(model) if centered else model).to(device), layers, norm)
+    subject = as_subject((center(model) if centered else model).to(device), layers, norm)
+    subject.words = lambda: token_words(load_tokenizer(path), subject.facts['vocabulary'])
+    return subject
 
 def _unloadable(e):
     "What transformers' own error means: what is wrong, what to expect, what to do"
@@ -258,7 +261,7 @@ def from_transformer_lens(
     facts = dict(width=c.d_model, layers=c.n_layers, vocabulary=c.d_vocab, heads=c.n_heads, context=c.n_ctx)
     cap = getattr(c, 'output_logits_soft_cap', None)
     finish = (lambda z: cap*torch.tanh(z/cap)) if cap and cap > 0 else None
-    return Subject(model, norm='ln_final', head='unembed', hooks=hooks, facts=facts, finish=finish)
+    return Subject(model, norm='ln_final', head='unembed', hooks=hooks, facts=facts, finish=finish, readouts=RESIDUAL)
 
 # %% ../../nbs/15_subjects.hf.ipynb #cb6f506e
 def generate(

@@ -5,6 +5,7 @@
 # %% ../../nbs/16_subjects.lm.ipynb #bb463709
 from __future__ import annotations
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 import re, resource, time
 from fastcore.basics import patch
@@ -15,16 +16,18 @@ from torch import Tensor
 from .. import plot
 from ..core import need, read_manifest, rng, root, sha256, write_json
 from ..stats import CLUSTERS, check_finite, cluster_means
-from .base import Batch, Runs, Subject, Work, alone, tap
+from .base import Batch, Ctx, Runs, Subject, Work, alone, tap
 from .hf import load, model_files
 from .inputs import Inputs
 from .showing import Showing
-from .text import Tokens, identity, load_tokenizer, source_files, tokenize
+from .spoken import Spoken
+from .text import (Tokens, identity, load_tokenizer, source_files, token_words, tokenize,
+                                     transformers)
 from .windows import Windows, text_inputs
 
 # %% auto #0
-__all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'token_words', 'batches', 'Bigram', 'bigram',
-           'baselines', 'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'window_loss',
+__all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'batches', 'Bigram', 'bigram', 'baselines',
+           'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'next_words', 'window_loss',
            'window_kl', 'work', 'inputs', 'showing']
 
 # %% ../../nbs/16_subjects.lm.ipynb #df09076c
@@ -88,21 +91,6 @@ def ids(self:Batches,
         ids[b,text] = torch.from_numpy(self.tokens.ids(first, n))
         real[b,text] = True
     return ids, real
-
-# %% ../../nbs/16_subjects.lm.ipynb #c0bd94a1
-def token_words(
-    tokenizer,            # A transformers tokenizer
-    n_rows:int|None=None, # Rows of logits or embeddings, `subject.facts['vocabulary']`; the tokenizer's own by default
-)->np.ndarray: # [n_rows] strings
-    "What each token id looks like in text"
-    ids = sorted(set(tokenizer.get_vocab().values()))
-    n_rows = n_rows or ids[-1]+1
-    anchor = tokenizer.encode('a', add_special_tokens=False)[-1:] # some tokenizers drop a leading space
-    n = len(tokenizer.decode(anchor))
-    words = np.array([f'<{i}>' for i in range(n_rows)], dtype=object)
-    ids = [i for i in ids if i < n_rows]
-    words[ids] = [t[n:] for t in tokenizer.batch_decode([anchor+[i] for i in ids])]
-    return words
 
 # %% ../../nbs/16_subjects.lm.ipynb #b69a0e0f
 def batches(
@@ -514,6 +502,40 @@ def held_out(
 )->Batches:
     "Windows of the episodes that were held out"
     return _read_again(acts, n, seed, 'validation')[0]
+
+# %% ../../nbs/16_subjects.lm.ipynb #2bf14496
+def _stretches(read, length, seed):
+    "One stretch of so many tokens from each window that is long enough, and the group it is held out with"
+    g,rows,groups = rng('next words', seed), [], []
+    for i in range(len(read)):
+        ids,real = read.ids(i)
+        document = read._windows(i).document.to_numpy()
+        for own,n,d in zip(ids, real.sum(1).tolist(), document):
+            if n < length: continue
+            a = int(read.bos + g.integers(n-length+1))
+            rows.append(torch.cat([own[:int(read.bos)], own[a:a+length]]))
+            groups.append(read.tokens.documents.group[d])
+    return torch.stack(rows) if rows else torch.zeros(0, length), np.array(groups)
+
+@torch.no_grad()
+def next_words(
+    subject:Subject, # A language model
+    acts,            # Its harvested `Acts`
+    n:int=64,        # Windows at most
+    seed:int=0,      # Which
+    length:int=32    # Tokens of a prompt
+)->Spoken: # Raises `SteerlensError` where no window is long enough
+    "The next token after held-out text"
+    read = held_out(acts, n, seed)
+    ids,groups = _stretches(read, length, seed)
+    need(len(ids), 'next_words', f'no held-out window has {length} tokens', 'longer ones', 'say a smaller length')
+    before,mask = transformers().DynamicCache(), torch.ones_like(ids)
+    subject.run(ids[:,:-1], attention_mask=mask[:,:-1], cache=before)
+    trial = torch.zeros(len(ids), dtype=torch.long)
+    def says(subject):
+        ctx,cache = Ctx(row_B=trial), deepcopy(before) # a run adds to the cache
+        return subject.run(ids[:,-1:], attention_mask=mask, cache=cache, ctx=ctx).logits[:,-1]
+    return Spoken(says, groups, read.words)
 
 # %% ../../nbs/16_subjects.lm.ipynb #f222db4a
 def _per_window(batch, nats_BT):

@@ -19,7 +19,8 @@ from ..core import SteerlensError, atomic, generator, manifest, need, rng, root,
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import bf16_units, generate, load
-from .lm import baselines, batches, bigram, inputs, looks, reading, showing, token_words, work
+from .lm import (baselines, batches, bigram, inputs, looks, next_words, reading, showing, token_words,
+                                   work)
 from .stdlib import modules
 from .tasks import PYTHON, Verifiable, cut
 from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
@@ -28,8 +29,8 @@ from .text import Tokens, documents, load_tokenizer, tokenize, tokenizer_hashes
 __all__ = ['SPLITS', 'OWNERS', 'NOTICES', 'SHORTEST', 'VOCAB', 'CONTEXT', 'EOT', 'WEIGHTS', 'OUTSIDE', 'BEGINNING', 'PROMPTS',
            'CODE_PROSE', 'CODE_PROSE_PROMPTS', 'FUNCTION_METHOD', 'FUNCTION_METHOD_PROMPTS', 'SIGNS', 'split_of',
            'kinds', 'corpus', 'fit_tokenizer', 'tokens', 'texts', 'outside', 'blank', 'loss', 'train', 'save',
-           'subject', 'validate', 'samples', 'runs', 'verifiable', 'code_or_prose', 'function_or_method', 'steering',
-           'retrain']
+           'subject', 'validate', 'samples', 'runs', 'verifiable', 'kinds_of_text', 'code_or_prose',
+           'function_or_method', 'steering', 'retrain']
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #97e0cb27
 SPLITS = ('train', 'validation')
@@ -363,6 +364,12 @@ def runs(
     return reading(subject, train, weights, context, windows, batch, seed, held)
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #f2e52642
+def _shards(folder, split, weights):
+    "Token shards that phase 1 has made; made now if it hasn't"
+    kept = _kept(folder, weights)
+    made = kept/'tokens'/split
+    return Tokens(made) if (made/'catalog.json').exists() else tokens(kept, split, weights)
+
 def verifiable(
     folder:str|Path,          # Where text and token shards are kept, as for `runs`
     model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones if None
@@ -371,11 +378,23 @@ def verifiable(
     weights = Path(model or root()/WEIGHTS)
     tok = load_tokenizer(weights)
     def prompts(split, n, seed=0):
-        own = tokens(_kept(folder, weights), 'validation' if split=='validation' else 'train', weights)
+        own = _shards(folder, 'validation' if split=='validation' else 'train', weights)
         d = own.documents[(own.documents.task=='source') & (own.documents.n > 100)]
         aside = np.array([seed_of('choice', g)%8==0 for g in d.group], dtype=bool)
-        return cut(own, token_words(tok), d[aside==(split=='choice')] if split!='validation' else d, PYTHON, n, seed)
+        d = d[aside==(split=='choice')] if split!='validation' else d
+        return cut(own, token_words(tok), d, PYTHON, n, seed, each=4) # of many modules, for the intervals
     return Verifiable(PYTHON, prompts, tok.batch_decode, 16)
+
+# %% ../../nbs/18_subjects.nano_lm.ipynb #c7d01e02
+def kinds_of_text(
+    folder:str|Path,          # Where text and token shards are kept, as for `runs`
+    model:str|Path|None=None, # Folder of its weights and tokenizer; the shipped ones if None
+)->tuple[Tokens,dict,Path]: # To learn from; name -> to be judged on; the tokenizer's folder
+    "Text for decoders"
+    weights = Path(model or root()/WEIGHTS)
+    kept = _kept(folder, weights)
+    outer = {kind: outside(kept, kind, tokenizer=weights) for kind in OUTSIDE}
+    return _shards(folder, 'train', weights), dict(validation=_shards(folder, 'validation', weights)) | outer, weights
 
 # %% ../../nbs/18_subjects.nano_lm.ipynb #588e29d0
 CODE_PROSE = r'''

@@ -12,23 +12,24 @@ import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import generator, need, rng, root, sha256, threads
-from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work
+from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work, tap
 from .acting import Acting, Seen, unchanged
 from .inputs import Inputs
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
+from .spoken import Spoken
 from .sketches import tabletop
 from .scenes import OPPOSITE, TASKS, KINDS, Camera, Scene, gl_error, scene_of
 from .nano_vla_manner import MANNERS, MANNER_OF, ends, manner_is, manners, ranges
-from .nano_vla_model import (N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, save, subject,
-                                               tokenize, train, verb_of)
+from .nano_vla_model import (AXES, N_PLAN, N_STATE, PREFIX_TYPES, WORDS, NanoVLA, as_subject, meant,
+                                               save, subject, tokenize, train, verb_of)
 
 # %% auto #0
-__all__ = ['AXES', 'SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of',
-           'Episode', 'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits',
-           'work', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions', 'axis',
-           'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted', 'observed', 'showing',
-           'retrain']
+__all__ = ['SENSED', 'CELLS', 'UNITS', 'EXECUTED', 'MANNERED', 'event_windows', 'Trial', 'noise_of', 'trials_of', 'Episode',
+           'rollout', 'success', 'decisions', 'batches', 'runs', 'looks', 'decided', 'held_out', 'hits', 'work',
+           'next_words', 'inputs', 'outcome', 'asked', 'under_way', 'trivial', 'held_out_states', 'first_actions',
+           'axis', 'film', 'at_time', 'seen', 'acting', 'executed', 'shown', 'steering', 'unprompted', 'observed',
+           'showing', 'retrain']
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #b1ff4276
 def event_windows(
@@ -301,8 +302,25 @@ def work()->Work:
     return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4),
                 ('distance, units of an action', rms_apart))
 
+# %% ../../nbs/14_subjects.nano_vla.ipynb #722087a9
+def next_words(
+    subject:Subject, # The policy
+    acts,            # Its harvested `Acts`
+    n:int=64,        # Decisions at most, each with its own task's words and with the opposite's
+    seed:int=0       # Which, and phrasings
+)->Spoken:
+    "The words of the plan, in held-out decisions"
+    table = decided(acts)
+    table = table[table.episode.isin(acts.catalog['splits']['validation'])]
+    some = table.iloc[np.sort(rng('next words', seed).permutation(len(table))[:n])].reset_index(drop=True)
+    batch, = batches(some, seed, 2*len(some))
+    last,trial = f"lm.{subject.facts['layers']-1}.out", torch.zeros(len(batch.rows), dtype=torch.long)
+    def says(subject):
+        with tap(subject, last, stop=True) as found: subject.run(*batch.args, ctx=Ctx(row_B=trial))
+        return subject.logits(found[last][0][:,-N_PLAN:]).flatten(0, 1)
+    return Spoken(says, batch.rows.episode.to_numpy().repeat(N_PLAN), WORDS)
+
 # %% ../../nbs/14_subjects.nano_vla.ipynb #8053f82a
-AXES = ['x', 'y', 'z', 'gripper']
 SENSED = ['hand_x', 'hand_y', 'hand_z', 'gripper', 'object_x', 'object_y', 'object_z'] # The first of an observation
 
 def _moved(table, what, level, kind):
@@ -472,7 +490,7 @@ def steering()->Steering:
         able=lambda episode, task: episode.event==task,
         shown=shown,
         events=True, trivial=trivial, decision=Decision(held_out_states, first_actions, axis),
-        film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)),
+        film=film, no_film=gl_error, names=lambda task: WORDS.index(verb_of(task)), meant=meant,
         say=WORDS.__getitem__,
         output=lambda episode: pd.DataFrame(executed(episode), columns=AXES))
 

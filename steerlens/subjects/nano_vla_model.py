@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from ..core import SteerlensError, atomic, generator, manifest, need, rng, root, sha256
-from .base import Subject
-from .pi import Pi, PiConfig
+from .base import Subject, unembedding
+from .pi import Pi, PiConfig, action_readout
 from .scenes import TASKS, KINDS, Scene, expert, scene_of
 
 # %% auto #0
-__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'HEAD', 'tokenize', 'verb_of', 'NanoVLA',
-           'as_subject', 'subject', 'save', 'demo', 'demos', 'train']
+__all__ = ['PLAN_WORDS', 'WORDS', 'N_WORDS', 'N_STATE', 'N_PLAN', 'PREFIX_TYPES', 'AXES', 'WAYS', 'HEAD', 'tokenize', 'verb_of',
+           'meant', 'NanoVLA', 'as_subject', 'subject', 'save', 'demo', 'demos', 'train']
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #15ffb4a8
 PLAN_WORDS = ('move lower raise pull push slide grasp lift open drawer window puck gripper '
@@ -27,6 +27,7 @@ PLAN_WORDS = ('move lower raise pull push slide grasp lift open drawer window pu
 WORDS = ('<pad>', *sorted({w for says in TASKS.values() for s in says for w in s.split()} | set(PLAN_WORDS.split())))
 N_WORDS,N_STATE,N_PLAN = 7, 3, 3
 PREFIX_TYPES = ('state',)*N_STATE + ('instruction',)*N_WORDS + ('plan',)*N_PLAN
+AXES = ['x', 'y', 'z', 'gripper'] # Of an action
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #f6f4a278
 def tokenize(
@@ -44,6 +45,15 @@ def verb_of(
 )->str: # A word
     "The word that tells a task from its opposite"
     return task.split('_')[1]
+
+WAYS = dict(drawer_push='forward', drawer_pull='back', puck_push='forward', puck_pull='back', puck_grasp='up',
+            puck_open='above', window_open='right', window_close='left') # As the plans of `scenes.expert` end
+
+def meant(
+    task:str # A key of `TASKS`
+)->list[int]: # Ids of its verb, and of where its plan moves the hand
+    "The words of a task that its opposite hasn't"
+    return [WORDS.index(verb_of(task)), WORDS.index(WAYS[task])]
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #f2ee4b11
 class NanoVLA(Pi):
@@ -92,8 +102,10 @@ def as_subject(
     aliases = dict(lm=f'{lm}.layers', expert=f'{expert}.layers', expert_norm=f'{expert}.norm')
     types = dict(lm=PREFIX_TYPES, expert=('decision',)*model.cfg.chunk)
     facts = dict(width=model.cfg.width, layers=len(model.lm.layers), vocabulary=len(WORDS))
+    def acting(subject, **at): return action_readout(subject, **at, scale=subject.model.action_std, words=AXES)
     return Subject(model, model.sample_actions, aliases, dict(expert=10, expert_norm=10), types, facts=facts,
-                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head')
+                   norm=f'{lm}.norm', head='paligemma_with_expert.paligemma.lm_head', words=WORDS,
+                   readouts={r'lm\.\d+\.(in|out)': unembedding, r'expert\.\d+\.(in|out)': acting})
 
 # %% ../../nbs/13_subjects.nano_vla_model.ipynb #c854caf9
 def subject(

@@ -5,14 +5,18 @@
 # %% ../../nbs/11_subjects.pi.ipynb #586ad30f
 from __future__ import annotations
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
+from ..core import need
+from .base import Readout, Subject
 
 # %% auto #0
-__all__ = ['PI05', 'PiConfig', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi']
+__all__ = ['PI05', 'PiConfig', 'rms_normed', 'RMSNorm', 'rope', 'rotate', 'Attention', 'MLP', 'Layer', 'Stack', 'Pi',
+           'action_readout']
 
 # %% ../../nbs/11_subjects.pi.ipynb #8cde4d45
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ PI05 = PiConfig(vocab=257_152, depth=18, width=2048, mlp=16_384, expert_width=10
                 head_dim=256, chunk=50, action_dim=32)
 
 # %% ../../nbs/11_subjects.pi.ipynb #bfddc73f
+def rms_normed(
+    x:Tensor # [..., width]
+)->Tensor: # Of root mean square 1, in float32 at least
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
 class RMSNorm(nn.Module):
     "Gemma's RMSNorm, or AdaRMS where `cond` gives the width of a condition"
     def __init__(self, width:int, cond:int|None=None):
@@ -47,10 +57,10 @@ class RMSNorm(nn.Module):
         x:Tensor,          # [B, T, width]
         cond:Tensor|None=None # [B or 1, cond]
     )->tuple[Tensor,Tensor|None]: # Normalised x, and the gate [B or 1, 1, width] of AdaRMS
-        n = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-        if cond is None: return n*(1+self.weight), None
+        n = rms_normed(x)
+        if cond is None: return (n*(1+self.weight)).type_as(x), None
         scale,shift,gate = self.dense(cond)[:,None].chunk(3, -1)
-        return n*(1+scale) + shift, gate
+        return (n*(1+scale) + shift).type_as(x), gate.type_as(x)
 
 # %% ../../nbs/11_subjects.pi.ipynb #ac51f761
 def rope(
@@ -69,7 +79,7 @@ def rotate(
 )->Tensor: # The same, rotated
     a,b = x.chunk(2, -1)
     c,s = cs
-    return torch.cat([a*c-b*s, b*c+a*s], -1)
+    return torch.cat([a*c-b*s, b*c+a*s], -1).type_as(x)
 
 # %% ../../nbs/11_subjects.pi.ipynb #03129b4f
 class Attention(nn.Module):
@@ -217,3 +227,29 @@ def flow_loss(self:Pi,
     noise = torch.randn(a.shape, generator=gen)
     x = t[:,None,None]*noise + (1-t[:,None,None])*a
     return F.mse_loss(self.velocity(x, t, cache, pad), noise-a)
+
+# %% ../../nbs/11_subjects.pi.ipynb #792fe710
+def action_readout(
+    subject:Subject,          # Whose model is a `Pi`
+    t:float|None=None,        # Flow time, from 1 (noise) to 0
+    adarms:Tensor|None=None,  # Or scale, shift and gate of the norm, [1 or N, 3*expert_width]
+    scale:Tensor|float=1.,    # What an action is multiplied by in the end, [action_dim]
+    words:Sequence|None=None, # What the numbers of an action are called
+)->Readout: # Raises `SteerlensError` unless one of the two is given
+    "What the expert's own head makes of its stream: how actions move in a unit of flow time"
+    pi = subject.model
+    need((t is None)!=(adarms is None), 'action_readout', 'both t and adarms' if adarms is not None else 'neither',
+         'a flow time t, or harvested rows adarms', "the expert's norm depends on it")
+    if adarms is None:
+        need(0 <= t <= 1, f't={t}', 'not a flow time', '1 (noise) to 0 (actions)')
+        with torch.no_grad(): adarms = pi.expert.norm.dense(pi.time_cond(pi.action_in_proj.weight.new_tensor([t])))
+    width = pi.cfg.expert_width
+    need(adarms.shape[-1]==3*width, 'adarms', list(adarms.shape), f'[1 or N, {3*width}]: scale, shift and gate')
+    by,shift,_ = adarms.chunk(3, -1)
+    def read(x):
+        fits = adarms.shape[:-1] in ((1,), x.shape[:-1])
+        need(fits, 'adarms', f'{list(adarms.shape)} for vectors {list(x.shape)}', 'one row, or one for each vector')
+        return -pi.action_out_proj(rms_normed(x)*(1+by)+shift)*scale
+    when = 'harvested flow times' if t is None else f'flow time {t:g}'
+    names = list(words or [f'action {i}' for i in range(pi.cfg.action_dim)])
+    return Readout(f'AdaRMS at {when}, then the action head', read, width, names, 'action a unit of flow time')

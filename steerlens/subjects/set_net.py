@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from ..core import SteerlensError, atomic, generator, need, root, sha256, threads
-from .base import Subject
+from .base import Subject, unembedding
 from .set_data import WEIGHTS, Sets, Views, hide, keep, views, vocabulary
 from .set_tokens import Vocabulary
 
@@ -70,7 +70,8 @@ def as_subject(
     v = model.vocabulary
     facts = dict(width=model.embed.embedding_dim, tokens=len(v.tokens), families=len(v.families),
                  contexts=len(v.contexts))
-    return Subject(model, token_types=dict(masked_mean=('set',), hidden=('set',)), head='out', facts=facts)
+    return Subject(model, token_types=dict(masked_mean=('set',), hidden=('set',)), head='out', facts=facts,
+                   readouts={r'hidden\.out': unembedding}, words=v.tokens)
 
 # %% ../../nbs/14_subjects.set_net.ipynb #f6b81535
 def by_length(

@@ -11,7 +11,7 @@ from ..core import need, rng, root, seed_of, sha256
 from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import load
-from .lm import inputs, looks, reading, runs as read_text, showing, work
+from .lm import inputs, looks, next_words, reading, runs as read_text, showing, work
 from .nano_lm import corpus
 from .tasks import SPLITS, Task, Verifiable, asked
 from .text import load_tokenizer, tokenize, tokenizer_hashes

@@ -5,7 +5,7 @@
 # %% ../../nbs/11_subjects.stdlib.ipynb #d736a923
 from __future__ import annotations
 from pathlib import Path
-import re, sysconfig
+import os, re, sysconfig
 
 # %% auto #0
 __all__ = ['SKIP', 'TABLES', 'modules']
@@ -21,8 +21,14 @@ def modules(
     "The standard library's modules, written by people"
     top = Path(top or sysconfig.get_paths()['stdlib'])
     found = {}
-    for f in sorted(top.rglob('*.py')):
+    for f in sorted(_below(top)):
         parts = f.relative_to(top).with_suffix('').parts
         if SKIP & {*parts} or any(map(TABLES.fullmatch, parts)): continue
         found['.'.join(p for p in parts if p!='__init__')] = f
     return found
+
+def _below(top):
+    "All Python files, without looking into what is skipped: installed packages may be a hundred times as many"
+    for folder,inside,names in os.walk(top):
+        inside[:] = [d for d in inside if d not in SKIP]
+        yield from (Path(folder, n) for n in names if n.endswith('.py'))

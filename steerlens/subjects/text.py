@@ -17,7 +17,7 @@ from ..core import SteerlensError, atomic, lock, manifest, need, read_json, read
 
 # %% auto #0
 __all__ = ['PLAIN', 'KINDS', 'TOKENIZER_FILES', 'PER_SHARD', 'source_files', 'documents', 'tokenizer_hashes', 'transformers',
-           'from_local', 'load_tokenizer', 'identity', 'tokenize', 'Tokens', 'groups']
+           'from_local', 'load_tokenizer', 'token_words', 'identity', 'tokenize', 'Tokens', 'groups']
 
 # %% ../../nbs/14_subjects.text.ipynb #332f1ce8
 PLAIN = ('.txt', '.md', '.py')
@@ -142,6 +142,21 @@ def load_tokenizer(
     need(tok.eos_token_id is not None, folder, 'its tokenizer names no eos_token, which goes between documents',
          do='set it in tokenizer_config.json')
     return tok
+
+# %% ../../nbs/14_subjects.text.ipynb #cb60d360
+def token_words(
+    tokenizer,            # A transformers tokenizer
+    n_rows:int|None=None, # Rows of logits or embeddings, `subject.facts['vocabulary']`; the tokenizer's own by default
+)->np.ndarray: # [n_rows] strings
+    "What each token id looks like in text"
+    ids = sorted(set(tokenizer.get_vocab().values()))
+    n_rows = n_rows or ids[-1]+1
+    anchor = tokenizer.encode('a', add_special_tokens=False)[-1:] # some tokenizers drop a leading space
+    n = len(tokenizer.decode(anchor))
+    words = np.array([f'<{i}>' for i in range(n_rows)], dtype=object)
+    ids = [i for i in ids if i < n_rows]
+    words[ids] = [t[n:] for t in tokenizer.batch_decode([anchor+[i] for i in ids])]
+    return words
 
 # %% ../../nbs/14_subjects.text.ipynb #93888815
 def _encoder(tok):
