@@ -1,5 +1,5 @@
 "What the tests share: the project's root, the command line, and one small run of every phase"
-import fcntl, os, subprocess, sys, time
+import fcntl, os, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -45,6 +45,23 @@ def sh(*args, cwd=ROOT, **env):
     env = os.environ | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}') | env
     r = subprocess.run(list(map(str, args)), cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return SimpleNamespace(rc=r.returncode, out=r.stdout, err=r.stderr, seconds=time.perf_counter()-start)
+
+
+def killed(do, moments, after):
+    "Do it in a process that ends itself before the `after`th call of one of `moments`, (owner, name); its exit status"
+    if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    left,status = [after], 1
+    def watched(fn):
+        def call(*args, **kw):
+            left[0] -= 1
+            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+            return fn(*args, **kw)
+        return call
+    try:
+        for at,name in moments: setattr(at, name, watched(getattr(at, name)))
+        do()
+        status = 0
+    finally: os._exit(status)
 
 
 def run_phases(out, shown):

@@ -11,6 +11,7 @@ from steerlens.subjects import nano_lm
 from steerlens.subjects.base import edit, tap
 from steerlens.subjects.hf import as_subject
 from steerlens.subjects.text import Tokens, tokenize
+from conftest import killed
 
 SITE = 'blocks.0.hook_resid_post'
 HOW = Supervision(epochs=2, checkpoint=3)
@@ -57,24 +58,6 @@ MOMENTS = [(supervised._Teaching, 'update'), (supervised, 'save_file'), (supervi
            (loop, 'write_json'), (loop, '_tidy'), (loop, '_note')]
 
 
-def killed(tools, folder, after):
-    "A training in a process of its own, which ends itself before the `after`th call of one of these; its exit status"
-    if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    left = [after]
-    def watched(fn):
-        def call(*args, **kw):
-            left[0] -= 1
-            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
-            return fn(*args, **kw)
-        return call
-    status = 1
-    try:
-        for at,name in MOMENTS: setattr(at, name, watched(getattr(at, name)))
-        trained(tools, folder)
-        status = 0
-    finally: os._exit(status)
-
-
 def contents(folder):
     "The bytes that count: weights, moments, measurements but the rate"
     found = {'head': (folder/'head.safetensors').read_bytes()}
@@ -90,7 +73,7 @@ def test_ten_kills(tools, tmp_path):
     kills,reached,run = 0, [], 0
     for after in (3, 5, 9, 11, 14, 17, 8, 12, 19, 6, 13, 4, 16): # each goes on from what the ones before left
         folder = tmp_path/f'run{run}'
-        status = killed(tools, folder, after)
+        status = killed(lambda: trained(tools, folder), MOMENTS, after)
         assert status in (0, -signal.SIGKILL)
         kills += status!=0
         found = loop.checkpoints(folder)
@@ -101,7 +84,7 @@ def test_ten_kills(tools, tmp_path):
         if kills==10: break
     assert kills==10 and len({*reached})>3, reached
     folder = tmp_path/f'run{run}'
-    assert killed(tools, folder, 10**9)==0
+    assert killed(lambda: trained(tools, folder), MOMENTS, 10**9)==0
     assert contents(folder)==contents(tmp_path/'whole')
 
 

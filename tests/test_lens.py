@@ -1,5 +1,5 @@
 "Tuned lenses that are killed in training, or meet what doesn't belong to them"
-import os, signal
+import signal
 import pytest, torch
 from steerlens.core import SteerlensError, root
 from steerlens.lens import tuned
@@ -9,6 +9,7 @@ from steerlens.subjects import nano_lm
 from steerlens.subjects.hf import as_subject
 from steerlens.subjects.lm import batches
 from steerlens.subjects.text import tokenize
+from conftest import killed
 
 SITES = ['blocks.0.hook_resid_pre', 'blocks.0.hook_resid_post', 'blocks.1.hook_resid_post']
 
@@ -32,22 +33,7 @@ def trained(text, folder):
     save_tuned(lens, folder)
 
 
-def killed(text, folder, after):
-    "A training in a process of its own that ends itself before the `after`th of these calls; its exit status"
-    if pid := os.fork(): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    left,status = [after], 1
-    def watched(fn):
-        def call(*args, **kw):
-            left[0] -= 1
-            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
-            return fn(*args, **kw)
-        return call
-    try:
-        for at,name in ((tuned._Tuning, 'update'), (tuned, 'save_file'), (loop, 'write_json'), (loop, '_tidy')):
-            setattr(at, name, watched(getattr(at, name)))
-        trained(text, folder)
-        status = 0
-    finally: os._exit(status)
+MOMENTS = (tuned._Tuning, 'update'), (tuned, 'save_file'), (loop, 'write_json'), (loop, '_tidy')
 
 
 def test_killed_anywhere_and_the_same_bytes(text, tmp_path):
@@ -55,7 +41,7 @@ def test_killed_anywhere_and_the_same_bytes(text, tmp_path):
     want = (tmp_path/'whole'/'lens.safetensors').read_bytes()
     for after in (4, 8):
         folder = tmp_path/str(after)
-        assert killed(text, folder, after)==-signal.SIGKILL
+        assert killed(lambda: trained(text, folder), MOMENTS, after)==-signal.SIGKILL
         trained(text, folder)
         assert (folder/'lens.safetensors').read_bytes()==want, f'killed before call {after}'
 
