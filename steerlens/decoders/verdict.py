@@ -49,7 +49,7 @@ plot.COLORS |= dict(ours=plot.HUES['blue'], document=plot.HUES['orange'], consta
                     supervised=plot.HUES['green'], untrained='#bbbbbb', task=plot.HUES['blue'],
                     faithfulness=plot.HUES['orange'], monosemanticity=plot.HUES['grey'])
 plot.LABELS |= dict(ours='tuned, ours', document='tuned, document\'s', constant='tuned, no stages',
-                    untrained='untrained decoder')
+                    untrained='untrained decoder', shuffled='shuffled (placebo)') # rewards, or codes of others
 
 def _parts(log, start):
     "Changes of each part since the start, a row an evaluation"
