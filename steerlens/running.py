@@ -23,7 +23,7 @@ def _papermill(
     progress:bool, # Print what the notebook prints?
 ):
     "Run a phase's notebook, quietly but for its own output"
-    import papermill
+    import logging, papermill
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr) if progress else {}
@@ -34,12 +34,16 @@ def _papermill(
             kernel_spec = property(lambda self: spec)
             def start_kernel(self, **kwargs): return super().start_kernel(stderr=err, **kwargs)
         quiet = ['--log-level=CRITICAL'] # the kernel warns of its own local port otherwise
+        for name in ('asyncio', 'papermill', 'traitlets'): # a kernel that died is told in our own line
+            logging.getLogger(name).addFilter(_alive)
         notebook = literal(root()/'sae_notebooks'/f'{phase}.ipynb')
         papermill.execute_notebook(notebook, literal(to), values, cwd=str(root()), progress_bar=False,
                                    kernel_name='python3', language='python', kernel_manager_class=Kernel,
                                    extra_arguments=quiet, **shown)
 
 # %% ../nbs/04_running.ipynb #b5c96865
+def _alive(record): return 'Kernel died' not in record.getMessage()
+
 def _failure(
     phase:str,       # A phase's name
     failed:Path,     # The notebook kept

@@ -19,13 +19,22 @@ os.chdir(ROOT)
 def pytest_configure(config):
     ignored = "The 'utils' module has been deprecated:DeprecationWarning" # what sae-lens imports of TransformerLens
     config.addinivalue_line('filterwarnings', f'ignore:{ignored}')
-    config.addinivalue_line('markers', 'slow: takes a minute and an optional package; skipped where that is missing')
+    config.addinivalue_line('markers', 'slow: takes a minute; run by STEERLENS_SLOW=1 pytest')
 
 
 SMOKE = 'tests/test_phases.py', 'tests/test_steering.py' # what reads the small run
 
 
-def pytest_collection_modifyitems(items): items.sort(key=lambda item: item.nodeid.split('::')[0] not in SMOKE)
+LONG = [f'tests/test_{n}.py' for n in ('own_models', 'faults', 'studio_page', 'notebook_pages', 'repo')] # a minute each
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, or one worker is left with them at the end"
+    order = [*SMOKE, *LONG]
+    def place(item):
+        file = item.nodeid.split('::')[0]
+        return order.index(file) if file in order else len(order)
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)

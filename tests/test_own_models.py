@@ -1,5 +1,5 @@
 "A stranger's project: language models, modules, sweeps and scripts of their own, run from the command line"
-import json, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
 import pytest
 import yaml
@@ -42,16 +42,25 @@ def project(tmp_path_factory):
 def steerlens(project, *args): return sh('steerlens', *args, cwd=project, STEERLENS_ROOT=str(project))
 
 
-def test_the_phases_on_a_model_of_ones_own(project):
-    for phase in '1257':
+def test_both_phases_on_a_model_of_ones_own(project):
+    for phase in '12':
         said = steerlens(project, 'run', phase, 'my_gpt2')
         assert said.rc==0, said.out+said.err
     metrics = read_json(project/'reports'/'2_sae'/'my_gpt2'/'metrics.json')
     swaps = {row['swap'] for row in metrics['spliced']['blocks.1.hook_resid_post']}
     assert swaps=={'clean', 'spliced', 'mean', 'zero'}
     assert (project/'sae'/'my_gpt2'/'blocks.1.hook_resid_post'/'qa.json').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('STEERLENS_SLOW' not in os.environ, reason='slow: STEERLENS_SLOW=1 runs it')
+def test_codes_and_explore_on_a_model_of_ones_own(project):
+    for phase in '1257':
+        said = steerlens(project, 'run', phase, 'my_gpt2')
+        assert said.rc==0, said.out+said.err
     shuffled = read_json(project/'reports'/'7_explore'/'my_gpt2'/'metrics.json')['audit']['shuffled']
     assert shuffled['n']==64 and shuffled['rate']<.1
+
 
 
 REFUSED = {
