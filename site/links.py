@@ -83,7 +83,8 @@ LEFT = {'a link': r'\]\([^)\s]*\)',
 
 def leftovers(page):
     "Markdown that is still to be seen in the HTML `page`: [(what, the text around it)]"
-    page = re.sub(r'<article class="card">.*?</article>', '', page, flags=re.S) # a card quotes what it is about
+    page = re.sub(r'<article class="card">.*?</article>', '', page, flags=re.S) # a card quotes what it is about,
+    page = re.sub(r'<table[^>]* class="dataframe".*?</table>', '', page, flags=re.S) # and so does a table of data
     body = re.search(r'<article\b.*?</article>', page, re.S)
     shown = QUOTED.sub('', body[0] if body else page)
     prose = unescape(TAG.sub('', INLINE.sub('', shown)))

@@ -1,5 +1,5 @@
 "The studio's server, as a user starts it: its API, its guards, and many users at once"
-import io, json, subprocess, threading, time
+import io, json, os, subprocess, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import httpx, pytest, torch
 from conftest import BIN
@@ -326,16 +326,14 @@ def test_half_a_character_is_answered_in_whole_ones(page, walker):
     assert page.get('/models').status_code==200
 
 
-def test_a_server_that_is_ended_leaves_no_films(root):
-    import signal, tempfile
-    from pathlib import Path
-    def folders(): return {p for p in Path(tempfile.gettempdir()).glob('steerlens-studio-*')}
-    before = folders()
-    command = [str(BIN/'steerlens'), 'studio', '--port', '0']
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+def test_a_server_that_is_ended_leaves_no_films(root, tmp_path):
+    import signal
+    def folders(): return [*tmp_path.glob('steerlens-studio-*')]
+    command,env = [str(BIN/'steerlens'), 'studio', '--port', '0'], os.environ | dict(TMPDIR=str(tmp_path))
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=env) as process:
         address = process.stdout.readline().split()[1]
         httpx.get(f'{address}/models', timeout=30)
-        assert folders()-before
+        assert folders()
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-    assert not folders()-before
+    assert not folders()
