@@ -25,8 +25,8 @@ from table import args, run
 
 ARGS = args(__doc__)
 SEEDS = range(1 if ARGS.quick else 3)
-STEPS,SOON,EVERY = (40, 20, 20) if ARGS.quick else (300, 100, 50)
-BATCH,LR = 1024, 2e-3 # Phase 2's learning rate, which suits a random start
+STEPS,SOON,EVERY = (40, 20, 20) if ARGS.quick else (200, 100, 50)
+BATCH,LR = 512, 2e-3 # Phase 2's learning rate, which suits a random start
 VLA,LM,LAYER = 'sae/nano_vla/lm.2.out', 'sae/nano_lm/blocks.1.hook_resid_post', 'blocks.2.hook_resid_post'
 # Where from, where to, adapters ('' for the release as it is), and those that are spoiled for the nulls
 CASES = dict(expert=('half as wide, nano_vla lm.2 -> expert.4', VLA, 'nano_vla', 'expert.4.out',
@@ -52,7 +52,7 @@ def acts(subject):
 
 
 @cache
-def held_out(subject, site): return held_out_rows(acts(subject), site, Recipe(1, batch=BATCH, held_rows=16384))
+def held_out(subject, site): return held_out_rows(acts(subject), site, Recipe(1, batch=BATCH, held_rows=8192))
 
 
 def fed(subject, site, seed):
@@ -136,7 +136,7 @@ def relu_release(folder):
     "The folder of a standard autoencoder of nano_lm's blocks.1, and its L0 on held-out rows"
     subject,site = 'nano_lm', 'blocks.1.hook_resid_post'
     sae = began(subject, site, 'random', 0, d_sae=512, architecture='standard')
-    log = learned(sae, subject, site, 0, dict(l1_sum=L1), 100 if ARGS.quick else 1500, 100)
+    log = learned(sae, subject, site, 0, dict(l1_sum=L1), 100 if ARGS.quick else 1500, 500)
     scores,density = quality(sae, held_out(subject, site)[1])
     print('release', scores['explained_variance'], scores['l0'], scores['dead'], flush=True)
     save_sae(sae, folder/'relu', site, density, log, {}, [acts(subject).folder/'catalog.json'], **scores)

@@ -256,10 +256,10 @@ def _values(architecture, d_sae, k, config, source, init):
     for n,v in config.items():
         need(n in names, 'new_sae', f'{architecture} has no {n}', f'one of {", ".join(names)}')
         _check_type(n, v, names[n])
-    if source: config,k = _inherited(source, names, config, k)
+    if source is not None: config,k = _inherited(source, names, config, k)
     way = config.get('normalize_activations', 'none')
     need(way in ('none', 'expected_average_only_in'), 'new_sae',
-         f"normalize_activations='{way}'{f' of {init}' if source else ''} can't be folded into the weights",
+         f"normalize_activations='{way}'{f' of {init}' if source is not None else ''} can't be folded into the weights",
          'none or expected_average_only_in')
     need(not config.get('use_sparse_activations'), 'new_sae',
          'use_sparse_activations is not covered, scores need dense codes', do='leave it out')
@@ -359,7 +359,7 @@ def _check_kept(sae, source, where):
     if now in _CHOOSE: fits = lost <= {'threshold', 'topk_threshold'} and was!='abstopk'
     else: fits = now=='jumprelu' and not lost and not hasattr(source.cfg, 'k')
     few = ', '.join(sorted(lost)) or 'what keeps its latents few'
-    need(fits, where, f'{was}, of which {now} would lose {few}', f'architecture {was}, or topk or batchtopk with a k',
+    need(fits, where, f'{was}, of which {now} would lose {few}', f'architecture {was}',
          f'leave architecture out to keep {was}')
 
 # %% ../../nbs/30_sae.models.ipynb #6c1d402b
@@ -397,9 +397,9 @@ def new_sae(
         need(theirs==d_in, 'new_sae', f'{init} is for width {theirs}, this site has {d_in}',
              do='choose another init, or an adapter: procrustes:INIT')
         if d_sae is None: d_sae = source.cfg.d_sae
-    architecture = architecture or (trained_as(source) if source else 'topk')
+    architecture = architecture or ('topk' if source is None else trained_as(source))
     sae = _built(architecture, dict(d_in=d_in) | _values(architecture, d_sae, k, config, source, init), seed)
-    if source:
+    if source is not None:
         _check_kept(sae, source, f'new_sae: {init}')
         origin = origin | dict(site=source.cfg.metadata.hook_name, overrides=_take_over(sae, source))
     elif x_BD is not None: _start(sae, x_BD, init=='data', seed)
