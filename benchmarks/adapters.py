@@ -114,13 +114,12 @@ def case_rows(name):
 
 
 def beside(said, n, found, nulls):
-    "Rows of one start: beside the better null early and late, and beside a random one"
+    "Rows of one start: beside the best null before and after, and beside a random one"
     ours,rows = found[n], []
-    for step in (0, SOON, STEPS):
+    for step,others in ((0, []), (STEPS, ['random'])):
         null = max(nulls, key=lambda m: at(found[m], step))
-        for peer in (null, 'random'):
-            name = f'{said}, {n}: explained variance after {step} updates'
-            rows.append(row(name, at(ours, step), at(found[peer], step), peer))
+        name = f'{said}, {n}: explained variance after {step} updates'
+        rows += [row(name, at(ours, step), at(found[peer], step), peer) for peer in (null, *others)]
     end = at(ours, STEPS, 'silent'), at(found['random'], STEPS, 'silent')
     return rows + [row(f'{said}, {n}: silent latents after {STEPS} updates', *end, 'random', 'share of latents')]
 
