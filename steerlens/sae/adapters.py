@@ -185,7 +185,7 @@ def _shuffled(enc_FD, dec_FD, x_BD, g):
     order = torch.stack([torch.randperm(len(enc_FD), generator=g) for _ in range(v.shape[1])], 1)
     return (enc_FD@v).gather(0, order)@v.T, (dec_FD@v).gather(0, order)@v.T
 
-NULLS = dict(rotated=_rotated, shuffled=_shuffled) # Of encoder and decoder rows, centred rows of the stream, a generator
+NULLS = dict(rotated=_rotated, shuffled=_shuffled) # Of encoder and decoder rows, centred rows, a generator
 
 @torch.no_grad()
 def spoiled(
