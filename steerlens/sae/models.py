@@ -16,7 +16,8 @@ from ..core import SteerlensError, atomic, generator, manifest, need, read_json,
 from ..html import Html, panel, size, told
 
 # %% auto #0
-__all__ = ['FOREIGN', 'for_use', 'written', 'load_sae', 'about', 'new_sae', 'calibrate', 'save_sae', 'similarity']
+__all__ = ['FOREIGN', 'for_use', 'written', 'load_sae', 'about', 'autoencoder', 'trained_as', 'new_sae', 'calibrate', 'save_sae',
+           'similarity']
 
 # %% ../../nbs/30_sae.models.ipynb #391b22c8
 def _sae_lens():
@@ -255,10 +256,10 @@ def _values(architecture, d_sae, k, config, source, init):
     for n,v in config.items():
         need(n in names, 'new_sae', f'{architecture} has no {n}', f'one of {", ".join(names)}')
         _check_type(n, v, names[n])
-    if source: config,k = _inherited(source, names, config, k)
+    if source is not None: config,k = _inherited(source, names, config, k)
     way = config.get('normalize_activations', 'none')
     need(way in ('none', 'expected_average_only_in'), 'new_sae',
-         f"normalize_activations='{way}'{f' of {init}' if source else ''} can't be folded into the weights",
+         f"normalize_activations='{way}'{f' of {init}' if source is not None else ''} can't be folded into the weights",
          'none or expected_average_only_in')
     need(not config.get('use_sparse_activations'), 'new_sae',
          'use_sparse_activations is not covered, scores need dense codes', do='leave it out')
@@ -319,8 +320,11 @@ def _start(sae, x_BD, data, seed):
     sae.W_enc.copy_(sae.W_dec.T)
 
 # %% ../../nbs/30_sae.models.ipynb #1c463651
-def _source(init):
-    "Another autoencoder, and where it is from"
+def autoencoder(
+    init # A folder, RELEASE/SAE_ID, or an autoencoder in memory
+)->tuple: # A `sae_lens.SAE`, and where it is from, as a dict
+    "Another autoencoder, to start from"
+    if not isinstance(init, (str,Path)): return init, init.cfg.metadata.init or dict(source='an autoencoder in memory')
     folder = root()/init
     if folder.is_dir():
         sae = load_sae(folder)
@@ -338,6 +342,27 @@ def _source(init):
          do='save it to a folder, open that with load_sae and scale=, and save it again')
     return sae, dict(source=init)
 
+def trained_as(
+    sae # A sae-lens autoencoder, for training or inference
+)->str: # A name that sae-lens trains; a BatchTopK is used as a JumpReLU, and its files say so
+    "The architecture that it was trained in"
+    return sae.cfg.metadata.training_architecture or sae.cfg.architecture()
+
+# %% ../../nbs/30_sae.models.ipynb #5b0c3f1a
+_CHOOSE = ('topk', 'batchtopk', 'matryoshka_batchtopk') # keep the strongest latents, whatever their values
+
+def _check_kept(sae, source, where):
+    "Refuse a change of architecture that would lose what keeps latents few"
+    was,now = trained_as(source), sae.cfg.architecture()
+    if now in (was, source.cfg.architecture()): return
+    lost = {*source.state_dict()} - {*sae.state_dict()}
+    if now in _CHOOSE: fits = lost <= {'threshold', 'topk_threshold'} and was!='abstopk'
+    else: fits = now=='jumprelu' and not lost and not hasattr(source.cfg, 'k')
+    few = ', '.join(sorted(lost)) or 'what keeps its latents few'
+    need(fits, where, f'{was}, of which {now} would lose {few}', f'architecture {was}',
+         f'leave architecture out to keep {was}')
+
+# %% ../../nbs/30_sae.models.ipynb #6c1d402b
 @torch.no_grad()
 def _take_over(sae, source):
     "Copy the parameters both have; returns what differs, {name: [theirs, ours]}"
@@ -355,9 +380,9 @@ def new_sae(
     d_in:int,                 # Width of the site
     d_sae:int|None=None,      # Latents; as many as `init` has if None
     k:float|None=None,        # Active latents a row, where the architecture has it; that of `init` if None
-    architecture:str='topk',  # A name that sae-lens trains: topk, batchtopk, standard, jumprelu, ...
+    architecture:str='',      # A name that sae-lens trains, such as batchtopk; that of `init` if empty, or else topk
     seed:int=0,               # Initial weights
-    init:str|Path='random',   # random, data, a sae-lens directory for the same d_in, or RELEASE/SAE_ID
+    init:object='random',     # random, data, an autoencoder for this d_in, its directory, or RELEASE/SAE_ID
     x_BD:Tensor|None=None,    # Training rows as the autoencoder will see them, [rows, d_in]
     **config                  # More fields of the architecture's configuration
 ): # A sae-lens `TrainingSAE`, float32, on the CPU
@@ -367,12 +392,16 @@ def new_sae(
     need(init!='data' or x_BD is not None, 'new_sae', "init 'data' needs x_BD, the training rows")
     source,origin = None, dict(source=init)
     if init not in ('random', 'data'):
-        source,origin = _source(init)
-        theirs = source.cfg.d_in
-        need(theirs==d_in, 'new_sae', f'{init} is for width {theirs}, this site has {d_in}', do='choose another init')
+        source,origin = autoencoder(init)
+        theirs,init = source.cfg.d_in, origin['source']
+        need(theirs==d_in, 'new_sae', f'{init} is for width {theirs}, this site has {d_in}',
+             do='choose another init, or an adapter: procrustes:INIT')
         if d_sae is None: d_sae = source.cfg.d_sae
+    architecture = architecture or ('topk' if source is None else trained_as(source))
     sae = _built(architecture, dict(d_in=d_in) | _values(architecture, d_sae, k, config, source, init), seed)
-    if source: origin |= dict(site=source.cfg.metadata.hook_name, overrides=_take_over(sae, source))
+    if source is not None:
+        _check_kept(sae, source, f'new_sae: {init}')
+        origin = origin | dict(site=source.cfg.metadata.hook_name, overrides=_take_over(sae, source))
     elif x_BD is not None: _start(sae, x_BD, init=='data', seed)
     sae.cfg.metadata.init = origin | dict(seed=seed)
     return sae

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core import atomic, need
 from ..acts.store import Acts
 from ..acts.stream import Stream
+from .adapters import begin
 from .models import for_use, load_sae, new_sae, save_sae, similarity
 from .scores import quality, typical_rows
 from .train import Training, train
@@ -28,8 +29,8 @@ class Recipe:
     "An autoencoder to make, and how it is fed"
     d_sae:int                    # Latents, if `expansion` is 0
     k:float|None = None          # Active latents a row, where the architecture has it
-    architecture:str = 'topk'    # A name that sae-lens trains
-    init:str = 'random'          # random, data, a folder for the same width, or RELEASE/SAE_ID
+    architecture:str = ''        # A name that sae-lens trains; that of `init` if empty, or else topk
+    init:str = 'random'          # random, data, a folder or RELEASE/SAE_ID, through an adapter: procrustes:FOLDER
     config:dict = field(default_factory=dict) # More fields of the architecture's configuration
     batch:int = 4096             # Rows an update
     memory_mb:float = 1024       # For the rows that are mixed
@@ -38,6 +39,7 @@ class Recipe:
     seed:int = 0                 # Initial weights, and the order of the rows
     expansion:float = 0          # Latents for each dimension of the site
     epochs:float = 0             # Passes over the rows; the training's own steps if 0
+    adapt:dict = field(default_factory=dict) # How an adapter is fitted, see `adapters.Fitting`
 
 # %% ../../nbs/39_sae.sites.ipynb #eee86715
 def held_out_rows(
@@ -58,7 +60,7 @@ class Made:
     sae:object        # As everybody will find it: from its folder, for inference
     held_BD:Tensor    # The held-out rows it was judged on
     log:pd.DataFrame  # Measurements of the training
-    scores:dict       # From `quality`; how far it moved from its start; updates; drift
+    scores:dict       # From `quality`; `explained_variance_before` training; how far it moved; updates; drift
     n_rows:int        # Rows trained on
 
 def train_site(
@@ -78,6 +80,7 @@ def train_site(
                     normalise='expected_average_only_in', longest=recipe.longest)
     if recipe.epochs: training = replace(training, steps=max(1, round(recipe.epochs*stream.n_rows/recipe.batch)))
     sae = _begin(stream, recipe)
+    before = _before(sae, held*stream.scale)
     if training.renew: _check_origin(sae, recipe.init, site)
     start = deepcopy(sae)
     done = train(sae, stream, watch, folder, training, callbacks)
@@ -86,9 +89,9 @@ def train_site(
     moved = similarity(sae, start)
     with atomic(folder/'similarity.parquet') as tmp: moved.to_parquet(tmp, index=False)
     last = done.log.iloc[-1]
-    scores |= moved.drop(columns='latent').mean().to_dict() | dict(updates=int(last.step), drift=last.drift)
-    save_sae(sae, folder, site, density, done.log, params, inputs=[acts.folder/'catalog.json'], seed=recipe.seed,
-             best=done.best, **scores)
+    scores |= moved.drop(columns='latent').mean().to_dict() | dict(updates=int(last.step), drift=last.drift) | before
+    facts = scores | dict(best=done.best, architecture=sae.cfg.architecture())
+    save_sae(sae, folder, site, density, done.log, params, [acts.folder/'catalog.json'], seed=recipe.seed, **facts)
     return Made(load_sae(folder, site), held, done.log, scores, stream.n_rows)
 def _check_origin(sae, init, site):
     "Latents can be renewed in the autoencoder that they are of, and nowhere else"
@@ -100,7 +103,17 @@ def _begin(stream, recipe):
     "A fresh autoencoder, in the units of the stream"
     r,d_sae = recipe, round(recipe.expansion*stream.d_in) or recipe.d_sae
     some = torch.cat(list(islice(stream, -(-max(8192, d_sae)//r.batch))))
-    sae = new_sae(stream.d_in, d_sae, r.k, r.architecture, r.seed, r.init, some, **r.config)
-    ready = recipe.init in ('random', 'data') # others were made for the network's own vectors
+    init = begin(r.init, stream.acts, stream.site, r.adapt, r.seed)
+    sae = new_sae(stream.d_in, d_sae, r.k, r.architecture, r.seed, init, some, **r.config)
+    ready = r.init in ('random', 'data') # others were made for the network's own vectors
     if not ready: sae.fold_activation_norm_scaling_factor(1/float(stream.scale))
     return sae
+
+def _before(sae, held_BD):
+    "What it makes of held-out rows before any training, in the units of training; said of a start that is another's"
+    found,init = quality(sae, held_BD)[0], sae.cfg.metadata.init
+    if 'overrides' in init:
+        changes = ', '.join(f'{n} {a} -> {b}' for n,(a,b) in init['overrides'].items()) or 'nothing changed'
+        print(f"from {init['source']}, {sae.cfg.architecture()} ({changes}): explained variance "
+              f"{found['explained_variance']:.4f}, L0 {found['l0']:.1f} before training", flush=True)
+    return {f'{k}_before': found[k] for k in ('explained_variance', 'l0')}
