@@ -4,19 +4,22 @@
 
 # %% ../../nbs/31_sae.ranks.ipynb #ra000005
 from __future__ import annotations
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-import hashlib, os
+from multiprocessing import Pipe, get_context
+from tempfile import TemporaryDirectory
+import hashlib, json, logging, os, signal, sys
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from fastcore.basics import patch
-from ..core import SteerlensError, need
+from ..core import SteerlensError, as_worker, need
 
 # %% auto #0
-__all__ = ['BLOCKS', 'Ranks', 'here', 'together', 'block', 'cuts']
+__all__ = ['BLOCKS', 'AGAIN', 'Ranks', 'here', 'together', 'block', 'cuts', 'forked', 'start', 'a_rank']
 
 # %% ../../nbs/31_sae.ranks.ipynb #ra000007
 @dataclass
@@ -92,22 +95,23 @@ def _telling(ranks):
     try: yield
     except (RuntimeError, dist.DistError) as e:
         if isinstance(e, SteerlensError): raise
-        raise SteerlensError(f'process {ranks.rank} of {ranks.world}', 'another process has ended or is stuck',
-                             do='start again: training goes on from its latest checkpoint') from e
+        raise SteerlensError(f'process {ranks.rank} of {ranks.world}', _LOST, do=AGAIN) from e
+
+_LOST,AGAIN = 'another process has ended or is stuck', 'start again: training goes on from its latest checkpoint'
 
 def _bytes(x): return x.view(torch.uint8) if x.dtype!=torch.uint8 else x
 
+def _parts(x, at): return [_bytes(x[a:b].view(b-a, -1)) for a,b in zip(at.tolist(), at[1:].tolist())]
+
 @patch
 def gather(self:Ranks,
-    x:Tensor,     # Contiguous; this rank's part is right
-    at:np.ndarray # From `cuts`
-)->Tensor: # x, with everybody's part
-    "Everybody's rows"
-    if self.world==1: return x
-    parts = [_bytes(x[a:b].view(b-a, -1)) for a,b in zip(at.tolist(), at[1:].tolist())]
+    *arrays:tuple # Contiguous tensors, of which this rank's part is right, each with its parts from `cuts`
+):
+    "Fill in everybody's parts"
+    if self.world==1: return
+    parts = [(i, p) for x,at in arrays for i,p in enumerate(_parts(x, at)) if len(p)]
     with _telling(self):
-        for told in [dist.broadcast(p, i, async_op=True) for i,p in enumerate(parts) if len(p)]: told.wait()
-    return x
+        for told in [dist.broadcast(p, i, async_op=True) for i,p in parts]: told.wait()
 
 @patch
 def collect(self:Ranks,
@@ -197,3 +201,65 @@ def kth(self:Ranks,
         if _of_all(self, (x>=mid).sum(), dist.ReduceOp.SUM) >= k: lo = mid
         else: hi = mid
     return lo
+
+# %% ../../nbs/31_sae.ranks.ipynb #ra000020
+def forked(
+    n:int,       # Processes
+    fn:Callable, # `Ranks` -> something that can be sent
+)->list: # What each returned, or the error's words
+    "What a function gives in each of `n` copies of this process"
+    with TemporaryDirectory() as d:
+        def work(rank, to):
+            torch.set_num_threads(1) # others' threads were not copied
+            how = dict(rank=rank, world_size=n, timeout=timedelta(seconds=60))
+            dist.init_process_group('gloo', init_method=f'file://{d}/met', **how)
+            try: to.send(fn(here()))
+            except Exception as e: to.send(str(e))
+            dist.destroy_process_group()
+        fork,pipes = get_context('fork'), [Pipe() for _ in range(n)]
+        ranks = [fork.Process(target=work, args=(i, p[1])) for i,p in enumerate(pipes)]
+        for r in ranks: r.start()
+        said = [p[0].recv() for p in pipes]
+        for r in ranks: r.join()
+        return said
+
+# %% ../../nbs/31_sae.ranks.ipynb #ra000025
+def start(
+    n:int,    # Processes
+    *args:str # Of the Python that runs in each of them
+): # Raises `SteerlensError` where one fails
+    "Run Python in `n` processes that can talk to each other, until all have ended or one has failed"
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    need(1 <= n <= BLOCKS, f'{n} processes', 'too few or too many', f'1 to {BLOCKS}')
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n)))
+    logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)
+    how = LaunchConfig(1, 1, n, run_id=f'{os.getpid()}', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
+    try: elastic_launch(how, sys.executable)(*args)
+    except ChildFailedError as e: raise _failed(e.failures, n) from None
+    except SignalException as e:
+        raise SteerlensError(f'{n} processes', f'stopped by {e.sigval.name}', do=AGAIN) from None
+
+def _failed(failures, n):
+    "The error of the first process that failed, and not of those that missed it"
+    def order(f): return f[1].exitcode >= 0, _LOST in str(f[1].message)
+    rank,first = min(failures.items(), key=order)
+    if first.exitcode < 0:
+        return SteerlensError(f'process {rank} of {n}', f'killed by {signal.Signals(-first.exitcode).name}', do=AGAIN)
+    return SteerlensError(first.message if first.error_file_data.get('message') else f'process {rank} of {n} failed')
+
+@contextmanager
+def a_rank(
+    timeout:float=600 # Seconds after which a silent rank is given up
+):
+    "A process that `torchrun` may have started: it prints if it is the first, and leaves its error for `start`"
+    file = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if file: as_worker(os.getppid())
+    if int(os.environ.get('RANK', 0)): sys.stdout = open(os.devnull, 'w')
+    try:
+        with together(timeout) as ranks: yield ranks
+    except SteerlensError as e:
+        if not file: raise
+        with open(file, 'w') as f: json.dump(dict(message=dict(message=str(e), extraInfo=dict(timestamp=0))), f)
+        os._exit(1) # at once: the others may be waiting

@@ -24,6 +24,7 @@ __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_
 
 # %% ../../nbs/32_sae.step.ipynb #744de6bd
 _PAD = 32 # Columns after the weights, the first of which is the bias
+_WHOLE = 16 # Columns of a product that has the same bits for any number of such parts: whole vectors
 
 def _numpy(x): return x.detach().numpy()
 
@@ -94,7 +95,7 @@ def _begin(self:FastStep):
     self.moments = Adam(moments(F, D), moments(F, D), moments(F), np.full(F, self.rest+1))
     self.b_dec = moments(D)
     self.out = Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F))
-    self.norm,self.room,self.round = np.ones(F, f), {}, max(1, F//64)
+    self.norm,self.room,self.round = np.ones(F, f), {}, max(_WHOLE, F//64)
     self.by_latents = zeros(-(-F//block(F)), D)
     self.screen = torch.zeros(F, D+_PAD, dtype=self.encode)
     self.q,self.shift = np.zeros(D, f'u{self.dtype.itemsize}'), 8*(self.dtype.itemsize-self.encode.itemsize)
@@ -219,9 +220,10 @@ def _codes(self:FastStep, x):
 def _dead_codes(self:FastStep, at, k):
     "The k strongest codes of each row, room for what comes back, decoder rows of length one, their norms before"
     B,n = len(self.top), len(at)
-    N = min(self.F, math.ceil(n/self.round)*self.round)
+    N = math.ceil(n/self.round)*self.round
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
-    codes,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
+    codes = self.room['aux'][:B*N].view(B, N)
+    back = self.pre.view(-1)[:B*N].view(B, N) if N<=self.F else self.pre.new_empty(B, N)
     W,norm = self.pre.new_empty(N, self.D), torch.ones(N, dtype=self.dtype)
     norm[:n] = torch.from_numpy(self.norm)[at]
     def weights(a, b):
@@ -251,14 +253,14 @@ def _aux(self:FastStep, dead, left):
         if n > k: mask_rows(self._bits(back), self._bits(codes), a, b) # of fewer all are among the strongest
         return loss
     loss = torch.tensor(float(sum(self._rows(rows))), dtype=torch.float64)
-    self.ranks.gather(g, self.rows)
+    self.ranks.gather((g, self.rows))
     at,codes,back,norm = self._own_dead(at, codes, back, norm)
     n = len(at)
     def latents(a, b):
         found = revived_grads(codes[:,a:b], back[:,a:b], g, self.x, norm[a:b])
         for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), found):
             torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
-    self._share(latents, self._even(codes.shape[1]))
+    self._share(latents, self._even(codes.shape[1], _WHOLE))
     self.out.n[at] = 1
     return by/B*self.ranks.sum(loss).item()
 
@@ -326,33 +328,34 @@ def _gradients(self:FastStep, x, dead):
 def _of_all(self:FastStep, e):
     "The entries of all ranks"
     if self.ranks.world==1: return e
-    most = int(self.ranks.most(e.n.max()))
+    topk = type(self.sae).__name__=='TopKTrainingSAE'
+    most = int(self.sae.cfg.k) if topk else self.ranks.most(e.n.max())
     of_all = self._entries(len(self.loss), most)
-    for to,x in ((of_all.at, e.at[:,:most]), (of_all.n, e.n), (of_all.c, e.c[:,:most])):
-        to[self.mine][...,:x.shape[-1]] = x
-        self.ranks.gather(torch.from_numpy(to), self.rows)
+    for to,x in ((of_all.at, e.at[:,:most]), (of_all.c, e.c[:,:most])): to[self.mine,:x.shape[1]] = x
+    of_all.n[self.mine] = e.n
+    self.ranks.gather(*((torch.from_numpy(x), self.rows) for x in (of_all.at, of_all.n, of_all.c)))
     return of_all
 
 @patch
 def _tell_rows(self:FastStep, e):
     "What decoding has found, by row"
     blocks = -(-self.rows//self.size)
-    for x,at in ((e.g, self.rows), (self.loss, self.rows), (self.by_rows, blocks)):
-        self.ranks.gather(torch.from_numpy(x), at)
+    found = (e.g, self.rows), (self.loss, self.rows), (self.by_rows, blocks)
+    self.ranks.gather(*((torch.from_numpy(x), at) for x,at in found))
 
 @patch
 def _tell_sums(self:FastStep):
     "What a pass over the latents has found"
     blocks = -(-self.latents//block(self.F))
-    self.ranks.gather(torch.from_numpy(self.out.square), self.latents)
-    self.ranks.gather(torch.from_numpy(self.by_latents), blocks)
+    found = (self.out.square, self.latents), (self.by_latents, blocks)
+    self.ranks.gather(*((torch.from_numpy(x), at) for x,at in found))
 
 @patch
 def _tell_weights(self:FastStep):
     "The latents' new weights, and what the screening makes of those of others"
     if self.ranks.world==1: return
     sae,own = self.sae, self.ranks.own(self.latents)
-    for w in (sae.W_dec, sae.W_enc.t(), sae.b_enc): self.ranks.gather(w.detach(), self.latents)
+    self.ranks.gather(*((w.detach(), self.latents) for w in (sae.W_dec, sae.W_enc.t(), sae.b_enc)))
     for a,b in ((0, own.start), (own.stop, self.F)): self._share(prepare, a+self._even(b-a), *self._weights())
 
 @patch

@@ -337,7 +337,7 @@ def write(self:_Run, folder):
 def collect(self:_Run): self.stepper.collect()
 
 @patch
-def fingerprint(self:_Run): return ' '.join(_hash(v) for v in self.sae.state_dict().values())
+def fingerprint(self:_Run): return ' '.join(_hash(v.reshape(-1)) for v in self.sae.state_dict().values())
 
 @patch
 def state(self:_Run): return dict(stream=self.stream.state_dict())
