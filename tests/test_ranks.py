@@ -1,4 +1,4 @@
-"""Training in several processes, as the command starts it: one is killed, others go on, and the bytes are those of one"""
+"""Training in several processes, as the command starts it: one is killed, others go on to the bytes of one"""
 import os, shutil, signal, subprocess, time
 from pathlib import Path
 import pandas as pd, pytest, torch
@@ -9,7 +9,7 @@ from steerlens.params import resolve
 from steerlens.sae.sites import train_sites
 from conftest import BIN, ROOT
 
-pytestmark = pytest.mark.slow # each start imports torch in several processes; the notebooks 31 to 34 test the same in one
+pytestmark = pytest.mark.slow # each start imports torch several times; notebooks 31 to 34 test the same in forks
 SITE,STEPS = 'lm.0.out', 300
 ASKED = [f'sites=[{SITE}]', 'd_sae=96', 'k=4', f'steps={STEPS}', 'batch=200', 'measure=100', 'checkpoint=50',
          'dead_after=2000', 'resample=70', 'memory_mb=64', 'held_rows=400']
@@ -35,7 +35,8 @@ def asked(out): return [*ASKED, f'out={out}', 'harvest=']
 def started(out, n):
     "Training in n processes"
     command = [f'{BIN}/steerlens', 'sae', 'train', 'nano_vla', *asked(out), '--processes', str(n), '--timeout', '60']
-    at = dict(cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    at = dict(cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    at['env'] = os.environ | dict(OMP_NUM_THREADS='1')
     return subprocess.Popen(command, **at)
 
 

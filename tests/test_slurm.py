@@ -72,7 +72,8 @@ def slurm(tmp_path):
 
 def jobs(states='R'):
     "Each job's number, rule, memory and time"
-    return [line.split('|') for line in sh('squeue', '-h', f'--states={states}', '--format=%i|%k|%m|%l').out.splitlines()]
+    found = sh('squeue', '-h', f'--states={states}', '--format=%i|%k|%m|%l').out
+    return [line.split('|') for line in found.splitlines()]
 
 
 def minutes(limit):

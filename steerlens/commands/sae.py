@@ -9,7 +9,6 @@ __all__ = ['app', 'sae_export', 'sae_train']
 from typing import Annotated
 import os, sys
 import typer
-from .runs import Files, Subject, Values
 
 # %% ../../nbs/98_commands.sae.ipynb #51ff9306
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -31,11 +30,15 @@ def sae_export(
 # %% ../../nbs/98_commands.sae.ipynb #98a70002
 @app.command('train')
 def sae_train(
-    subject:Subject,    # A subject's name
-    values:Values=None, # `key=value`
-    files:Files=None,   # Files with a block per phase
-    processes:Annotated[int, typer.Option(help='Processes that share each update, with a GPU each if there are as many.')]=1, # N
-    timeout:Annotated[float, typer.Option(help='Seconds after which a process that says nothing is given up.')]=600, # Seconds
+    subject:Annotated[str, typer.Argument(help='A subject, such as nano_vla.')], # A subject's name
+    values:Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...',
+        help='Parameters of phase 2 to change.')]=None, # `key=value`
+    files:Annotated[list[str]|None, typer.Option('--params', metavar='FILE',
+        help='A YAML file with a block of parameters per phase. May be given again.')]=None, # Files
+    processes:Annotated[int, typer.Option(
+        help='Processes that share each update, with a GPU each if there are as many.')]=1, # How many
+    timeout:Annotated[float, typer.Option(
+        help='Seconds after which a process that says nothing is given up.')]=600, # Seconds
 ):
     "Train the autoencoders of phase 2, which then finds them trained."
     from steerlens.params import resolve

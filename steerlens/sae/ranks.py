@@ -235,8 +235,8 @@ def start(
     need(1 <= n <= BLOCKS, f'{n} processes', 'too few or too many', f'1 to {BLOCKS}')
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n)))
     logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)
-    how = LaunchConfig(1, 1, n, run_id=f'{os.getpid()}', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0)
-    try: elastic_launch(how, sys.executable)(*args)
+    meet = dict(run_id=f'{os.getpid()}', rdzv_backend='c10d', rdzv_endpoint='localhost:0')
+    try: elastic_launch(LaunchConfig(1, 1, n, max_restarts=0, **meet), sys.executable)(*args)
     except ChildFailedError as e: raise _failed(e.failures, n) from None
     except SignalException as e:
         raise SteerlensError(f'{n} processes', f'stopped by {e.sigval.name}', do=AGAIN) from None

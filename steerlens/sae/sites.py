@@ -41,9 +41,9 @@ class Recipe:
     epochs:float = 0             # Passes over the rows; the training's own steps if 0
 
 # %% ../../nbs/39_sae.sites.ipynb #39a70002
-MADE_OF = ('architecture', 'config', 'init', 'd_sae', 'k', 'schedule', 'steps', 'batch', 'lr', 'warmup', 'clip', 'precision',
-           'l1_sum', 'l1_mean', 'dead_after', 'resample', 'longest', 'seed', 'epochs', 'expansion', 'usage_kl', 'usage',
-           'renew') # What an autoencoder's manifest says of them
+MADE_OF = ('architecture', 'config', 'init', 'd_sae', 'k', 'schedule', 'steps', 'batch', 'lr', 'warmup', 'clip',
+           'precision', 'l1_sum', 'l1_mean', 'dead_after', 'resample', 'longest', 'seed', 'epochs', 'expansion',
+           'usage_kl', 'usage', 'renew') # What an autoencoder's manifest says of them
 
 def asked(
     values:dict # Parameters of phase 2

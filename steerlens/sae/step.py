@@ -488,8 +488,8 @@ class DenseStep:
         ranks:Ranks=Ranks(),   # The processes that share the rows
     ):
         across = ranks.world>1 and 'BatchTopK' in type(sae).__name__
-        need(not across, 'dense step', f'{type(sae).__name__}, whose threshold is of the whole batch, in {ranks.world} processes',
-             'one process', 'the fast step takes BatchTopK in several')
+        got = f'{type(sae).__name__}, whose threshold is of the whole batch, in {ranks.world} processes'
+        need(not across, 'dense step', got, 'one process', 'the fast step takes BatchTopK in several')
         self.sae,self.clip,self.autocast,self.usage,self.ranks = sae, clip, autocast, usage, ranks
         self.opt = torch.optim.Adam(sae.parameters(), betas=betas, eps=eps)
     def step(self,

@@ -229,7 +229,8 @@ class _Run(Run):
 
     def _key(self):
         "What a checkpoint must agree in: settings, data, start and code"
-        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','loop','ranks','step','train')]
+        parts = 'gpu', 'kernels', 'loop', 'ranks', 'step', 'train'
+        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in parts]
         settings = {k: v for k,v in asdict(self.t).items() if k not in ('measure','drift','stop')}
         return sha256(dict(training=settings, code=code, sae=self.sae.cfg.to_dict(), start=_hash(self.start),
                            stream=self.stream._settled(), held=_hash(self.held)))

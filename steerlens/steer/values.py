@@ -85,7 +85,8 @@ def _ranked(says_H, group_H, draws, seed):
     mean = np.bincount(group_H.numpy(), says_H.double().numpy())/n
     chance = {k: _chance(says_H.numpy(), k, draws, seed) for k in np.unique(n)}
     p = [chance_p(-m, -chance[k]) for m,k in zip(mean, n)]
-    t = pd.DataFrame(dict(cluster=range(len(n)), neurons=n, says=mean, chance=[np.median(chance[k]) for k in n], p=p, q=fdr(p)))
+    by_chance = [np.median(chance[k]) for k in n]
+    t = pd.DataFrame(dict(cluster=range(len(n)), neurons=n, says=mean, chance=by_chance, p=p, q=fdr(p)))
     return t.sort_values('says', ascending=False, ignore_index=True)
 
 def _chance(says, k, draws, seed):
@@ -131,4 +132,5 @@ def placebo(self:ValueClusters,
     v = self.values_HD[at].mean(0)
     v = v*(d.residual.norm()/v.norm().clamp_min(1e-9))
     mask = torch.zeros_like(d.mask).scatter(0, at, True)
-    return Direction('value_placebo', v, d.site, d.stream, d.contrast, mask=mask, origin=d.origin | dict(placebo=str(seed)))
+    made_of = d.origin | dict(placebo=str(seed))
+    return Direction('value_placebo', v, d.site, d.stream, d.contrast, mask=mask, origin=made_of)
