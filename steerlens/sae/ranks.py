@@ -27,7 +27,6 @@ class Ranks:
     "The processes that train together, and which of them this one is; by default it is alone"
     rank:int = 0      # From 0 on
     world:int = 1     # How many there are
-    device:str = 'cpu' # Where numbers must be to be told
 
     @property
     def first(self): return self.rank==0 # It measures, prints and writes
@@ -35,7 +34,7 @@ class Ranks:
 def here()->Ranks:
     "The ranks of this process group, if there is one"
     if not (dist.is_available() and dist.is_initialized()): return Ranks()
-    return Ranks(dist.get_rank(), dist.get_world_size(), 'cuda' if dist.get_backend()=='nccl' else 'cpu')
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 # %% ../../nbs/31_sae.ranks.ipynb #ra000009
 @contextmanager
@@ -49,7 +48,7 @@ def together(
     at,n = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     cuda = n >= int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     if cuda: torch.cuda.set_device(at)
-    dist.init_process_group('nccl' if cuda else 'gloo', timeout=timedelta(seconds=timeout))
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=timedelta(seconds=timeout))
     try: yield here()
     finally: dist.destroy_process_group()
 
@@ -161,7 +160,7 @@ def most(self:Ranks,
 def _of_all(ranks, number, op):
     "One whole number from those of all ranks"
     if ranks.world==1: return int(number)
-    t = torch.tensor([int(number)], device=ranks.device)
+    t = torch.tensor([int(number)])
     with _telling(ranks): dist.all_reduce(t, op)
     return t.item()
 
@@ -171,7 +170,7 @@ def told(self:Ranks,
 )->float:
     "What the first rank says"
     if self.world==1: return number
-    x = torch.tensor([float(number or 0)], dtype=torch.float64, device=self.device)
+    x = torch.tensor([float(number or 0)], dtype=torch.float64)
     with _telling(self): dist.broadcast(x, 0)
     return x.item()
 
@@ -183,7 +182,7 @@ def agree(self:Ranks,
     "Refuse to go on where processes have different things"
     if self.world==1: return
     n = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
-    found = torch.tensor([n, -n], device=self.device)
+    found = torch.tensor([n, -n])
     with _telling(self): dist.all_reduce(found, dist.ReduceOp.MAX)
     need(found.tolist()==[n, -n], f'process {self.rank} of {self.world}', f'{what} other than in another process',
          'the same in all', 'start all processes alike, on machines of one kind')
