@@ -110,11 +110,35 @@ rule share:
     shell: "steerlens acts share {wildcards.subject} {wildcards.rank} {params.ranks} {params.out:q} {params.extra:q}"
 
 
+PROCESSES = int(config.get("processes", 1))  # that share each update of phase 2's training, --config processes=4
+TRAINED = reports(f"{NUMBERED['2']}/.{{subject}}.trained_by_{PROCESSES}")
+
+
+rule train:
+    input:
+        reports(f"{NUMBERED['1']}/{{subject}}/metrics.json"),
+        asked(NUMBERED["2"]),
+        weights,
+        library=list(library(BELOW["2"])),
+    output: touch(TRAINED)
+    params:
+        out=f"out={OUT}",
+        extra=[a for p in EXTRA for a in ("--params", p)],
+        processes=PROCESSES,
+    threads: max(2, PROCESSES)
+    resources:
+        mem_mb=lambda w, attempt: PROCESSES * wants(NUMBERED["2"], "mem_mb", 16000)(w, attempt),
+        runtime=wants(NUMBERED["2"], "runtime", 240),
+        gpu=lambda w: PROCESSES * job(PLANS, NUMBERED["2"], w.subject).get("gpu", 0),
+    shell: "steerlens sae train {wildcards.subject} {params.out:q} {params.extra:q} --processes {params.processes}"
+
+
 for number, phase in NUMBERED.items():
     rule:
         name: f"phase_{phase}"
         input:
             *[share(rank) for rank in range(RANKS) if RANKS > 1 and number == "1"],
+            *[TRAINED] * (PROCESSES > 1 and number == "2"),
             before(number),
             asked(phase),
             weights,

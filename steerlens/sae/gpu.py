@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from ..core import SteerlensError, need
 from .kernels import rebuild, revived_grads
+from .ranks import Ranks
 from .step import FastStep, Step, check_dead, load_state, bf16_units, unsupported
 
 # %% auto #0
@@ -89,6 +90,7 @@ class GPUStep:
         clip:float=1.,         # Largest norm of the gradient
         encode:torch.dtype|None=None, # Of the screening product: bfloat16 where the hardware has units for it
         margin:float=.25,      # Candidates beyond `k` that are judged by exact values, as a share of k
+        ranks:Ranks=Ranks(),   # The processes that share the rows
     ):
         why = unsupported(sae, ('cuda','cpu') if _interpreted() else ('cuda',))
         need(not why, 'fast step on a GPU', why, do='train it with the dense step')
@@ -98,7 +100,7 @@ class GPUStep:
         if self.device.type=='cuda': torch.cuda.set_device(self.device) # kernels run on the current one
         units = torch.cuda.get_device_capability(self.device)>=(8, 0) if self.device.type=='cuda' else bf16_units()
         self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and units else self.dtype)
-        self.t,self.pre = 0, None
+        self.t,self.pre,self.ranks = 0, None, ranks
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t() # the same numbers, a latent's together
         self.state = {k: w.new_zeros(3, *w.shape) for k,w in self._weights().items()} # gradient and moments
         self.norm = self.state['b_enc'].new_ones(self.F)
@@ -134,14 +136,21 @@ def _best(pre, want):
     i = cells.gather(2, s[:,None].expand(-1, cells.shape[1], -1)).flatten(1).topk(want, sorted=False).indices
     return torch.arange(B, device=pre.device).repeat_interleave(want), (i//want*S + s.gather(1, i%want)).flatten()
 
-def _best_of_batch(pre, want):
+def _best_of_batch(pre, want, ranks=Ranks()):
     "Row and position of the largest of all, `want` for each row and some more, if they are positive"
     cells = pre.view(len(pre), -1, _width(pre.shape[1], want))
     top = cells.amax(1)
-    least = top.flatten().topk(want*len(pre), sorted=False).values.amin().clamp(min=torch.finfo(pre.dtype).tiny)
+    least = _least(top, want*len(pre), ranks).clamp(min=torch.finfo(pre.dtype).tiny)
     row,s = (top>=least).nonzero(as_tuple=True)
     cell,i = (cells[row,:,s]>=least).nonzero(as_tuple=True)
     return row[cell], i*cells.shape[2]+s[cell]
+
+def _least(x, k, ranks):
+    "What the k largest numbers reach, in all ranks as many as k in each of them; of several ranks' at least 0"
+    if ranks.world==1: return x.flatten().topk(min(k, x.numel()), sorted=False).values.amin()
+    k = int(ranks.sum(torch.tensor([float(k)], dtype=torch.float64, device=x.device)))
+    bits = x.clamp(min=0).flatten().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    return torch.tensor([ranks.kth(bits, k)], dtype=bits.dtype, device=x.device).view(x.dtype)[0]
 
 # %% ../../nbs/33_sae.gpu.ipynb #be6f7fab
 class _Entries(NamedTuple):
@@ -185,10 +194,11 @@ def _codes(self:GPUStep, x):
     want = min(math.ceil(k*(1+self.margin)), self.F)
     if self.pre is None or len(self.pre)!=B: self.pre = torch.empty(B, self.F, dtype=self.encode, device=self.device)
     torch.addmm(self.bias, x.to(self.encode), self.screen.t(), out=self.pre)
-    e = self._entries(*(_best_of_batch if batch else _best)(self.pre, want), B)
+    e = self._entries(*(_best_of_batch(self.pre, want, self.ranks) if batch else _best(self.pre, want)), B)
     c = self._dot(x, w['W_enc'], e) + w['b_enc'][e.at]
     s = (c*self.norm[e.at]).relu()
-    if batch: best = s.topk(min(int(k*B), len(s)), sorted=False).indices
+    if batch and self.ranks.world > 1: best = (s>=_least(s, k*B, self.ranks)).nonzero()[:,0]
+    elif batch: best = s.topk(min(int(k*B), len(s)), sorted=False).indices
     else:
         row = want*torch.arange(B, device=s.device)[:,None]
         best = (s.view(B, want).topk(int(k), sorted=False).indices + row).flatten()
@@ -197,18 +207,18 @@ def _codes(self:GPUStep, x):
 
 # %% ../../nbs/33_sae.gpu.ipynb #92742625
 @patch
-def _aux(self:GPUStep, at, x, left):
+def _aux(self:GPUStep, at, x, left, B):
     "The auxiliary loss of dead latents; its gradients go to `state`"
     n,k,norm = len(at), max(1, self.D//2), self.norm[at]
     by,W = self.sae.cfg.aux_loss_coefficient*min(n/k, 1.), (self._weights()['W_dec'][at]/norm[:,None]).to(self.encode)
     value,i = self.pre[:,at].topk(min(k, n), sorted=False)
     c,back = value.new_zeros(len(x), n).scatter_(1, i, value), value.new_empty(len(x), n)
-    loss,g = rebuild(c, W, left, 2/len(x)*by, back)
+    loss,g = rebuild(c, W, left, 2/B*by, back)
     if n > k: back.masked_fill_(c==0, 0) # of fewer all are among the strongest
     x = torch.nn.functional.pad(x.to(self.encode), (0, 8), value=1) # 8, since products like widths of whole vectors
     grads = revived_grads(c, back, g, x, norm)
     for k,g in zip(('W_dec','W_enc','b_enc'), grads): self.state[k][0].zero_().index_copy_(0, at, g)
-    return loss*by/len(x)
+    return loss*by/B
 
 # %% ../../nbs/33_sae.gpu.ipynb #c8a7951a
 @patch
@@ -218,24 +228,39 @@ def _gradients(self:GPUStep, x, dead):
     got = f'batch {list(x.shape)} of {x.dtype} on {x.device}'
     need(fits, 'fast step on a GPU', got, f'[rows, {self.D}] of {self.dtype} on {self.device}')
     check_dead(dead, self.F)
-    w,g,B,x = self._weights(), {k: s[0] for k,s in self.state.items()}, len(x), (x-self.sae.b_dec).contiguous()
+    B,x = len(x), x[self.ranks.own(self.ranks.cuts(len(x)))]
+    w,g,x = self._weights(), {k: s[0] for k,s in self.state.items()}, (x-self.sae.b_dec).contiguous()
     (e,c),left,aux = self._codes(x), torch.empty_like(x), x.new_zeros(())
     mse,_ = self._sum(left, x, -1, e.by_row, torch.arange(len(c), device=c.device), c, e.at, w['W_dec'])
     wanted = dead is not None and self.sae.cfg.aux_loss_coefficient
     more = bool(wanted and len(at := dead.nonzero()[:,0]))
-    if more: aux = self._aux(at, x, left)
+    if more: aux = self._aux(at, x, left, B)
     by = torch.where(c!=0, self._dot(left, w['W_dec'], e), 0)*(2/B)
     dec,_ = self._sum(g['W_dec'], g['W_dec'], int(more), e.by_latent, e.order, c*(2/B), e.row, left)
     enc,b = self._sum(g['W_enc'], g['W_enc'], int(more), e.by_latent, e.order, by, e.row, x)
     g['b_enc'].copy_(g['b_enc']+b if more else b)
     g['b_dec'].copy_(left.sum(0)*(2/B) - w['W_enc'].t()@g['b_enc'])
+    dec,enc = self._of_all(dec, enc)
     so_far = torch.nn.functional.pad((c!=0)[e.order].cumsum(0), (1, 0)) # chosen entries of the latents up to here
     fired = so_far[e.by_latent[1:]]-so_far[e.by_latent[:-1]]
+    fired = self.ranks.sum(fired)
     norm = (dec+enc+g['b_enc'].double().square().sum()+g['b_dec'].double().square().sum()).sqrt()
-    mse,aux,n,norm = torch.stack([v.double() for v in (mse/B, aux, fired.sum(), norm)]).tolist() # waits for the GPU
+    mse,aux = self.ranks.sum(torch.stack([mse.double()/B, aux.double()]))
+    mse,aux,n,norm = torch.stack([v.double() for v in (mse, aux, fired.sum(), norm)]).tolist() # waits for the GPU
     do = 'look for NaN or infinity in the batch, or lower the learning rate'
     need(math.isfinite(norm), 'fast step on a GPU', 'the gradient is not finite', do=do)
     return Step(mse, aux, n/B, norm, fired)
+
+# %% ../../nbs/33_sae.gpu.ipynb #33a70002
+@patch
+def _of_all(self:GPUStep, dec, enc):
+    "Gradients of all ranks' rows, and the squares of those of decoder and encoder"
+    if self.ranks.world==1: return dec, enc
+    for s in self.state.values(): self.ranks.sum(s[0])
+    return (self.state[k][0].double().square().sum() for k in ('W_dec', 'W_enc'))
+
+@patch
+def collect(self:GPUStep): "Every rank has all of it"
 
 # %% ../../nbs/33_sae.gpu.ipynb #22020abc
 @patch

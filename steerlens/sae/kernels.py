@@ -205,12 +205,14 @@ def decode_rows(
     W_dec, # [F, D]
     e,     # Entries; `g` is filled
     loss,  # Where squared errors go, [B]
-    a, b   # Rows
-): # Sum of these rows' gradients, [D]
+    total, # Where the rows' gradients are summed, by blocks, [blocks, D]
+    size,  # Rows in a block
+    a, b   # Rows, whole blocks
+):
     "Squared error of the decoded codes, and its gradient"
-    total = np.zeros_like(x[0])
     for r in range(a, b):
-        y,xr = e.g[r],x[r]
+        y,xr,t = e.g[r],x[r],total[r//size]
+        if r % size == 0: t[:] = 0
         for d in range(len(y)): y[d] = -xr[d]
         for j in range(e.n[r]):
             w,c = W_dec[e.at[r,j]],e.c[r,j]
@@ -219,9 +221,8 @@ def decode_rows(
         for d in range(len(y)):
             z += y[d]*y[d]
             y[d] *= scale
-            total[d] += y[d]
+            t[d] += y[d]
         loss[r] = z
-    return total
 
 # %% ../../nbs/31_sae.kernels.ipynb #10704eba
 class Grads(NamedTuple):
@@ -240,12 +241,15 @@ def sum_grads(
     W_dec, # [F, D]
     W_enc, # [F, D]
     out,   # `Grads`; where `n` isn't 0, the auxiliary loss's are there already and these are added
-    a, b   # Latents
-): # What the output bias's gradient lacks for its part through `x`, [D]
+    total, # Where what the output bias's gradient lacks for its part through `x` is summed, by blocks, [blocks, D]
+    size,  # Latents in a block
+    a, b   # Latents, whole blocks
+):
     "Gradients of latents' weights"
-    total,c,zero = np.zeros_like(W_dec[0]),e.c.reshape(-1),W_dec.dtype.type(0)
+    c,zero = e.c.reshape(-1),W_dec.dtype.type(0)
     for f in range(a, b):
-        w,dd,de = W_dec[f],out.W_dec[f],out.W_enc[f]
+        w,dd,de,ts = W_dec[f],out.W_dec[f],out.W_enc[f],total[f//size]
+        if f % size == 0: ts[:] = 0
         t,z = out.b_enc[f] if out.n[f] else zero,zero
         for q in range(e.off[f], e.off[f+1]):
             g,xr,v,cp = e.g[e.row[q]],x[e.row[q]],zero,c[e.ent[q]]
@@ -262,9 +266,8 @@ def sum_grads(
             z,w = t*t,W_enc[f]
             for d in range(len(w)):
                 z += dd[d]*dd[d]+de[d]*de[d]
-                total[d] += t*w[d]
+                ts[d] += t*w[d]
         out.b_enc[f],out.square[f] = t,z
-    return total
 
 # %% ../../nbs/31_sae.kernels.ipynb #c7162d57
 @_part
@@ -318,10 +321,12 @@ def prepare(
     rescale, # Are latents chosen by their value times that norm?
     screen,  # Bits of the screening's weights, and of its bias behind them, [F, D+1...]
     q,       # Room for one row's bits, [D]
-    shift    # Bits that the screening drops
+    shift,   # Bits that the screening drops
+    a, b     # Latents
 ):
-    "What the screening needs of all latents"
-    for f in range(len(W_dec)): _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
+    "What the screening needs of some latents"
+    q = np.empty_like(q)
+    for f in range(a, b): _ready(f, W_dec, W_enc, b_enc, norm, rescale, screen, q, shift)
 
 # %% ../../nbs/31_sae.kernels.ipynb #06a2f97b
 class Adam(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from ..core import SteerlensError, atomic, lock, need, read_json, sha256, write_json
+from .ranks import Ranks
 
 # %% auto #0
 __all__ = ['Run', 'checkpoints', 'go_on']
@@ -26,6 +27,7 @@ class Run:
         t # How: its `steps`, `measure`, `checkpoint`; `stop` at the first drift?
     ):
         self.t = t
+        self.ranks = Ranks()     # the processes that share the work
         self.done = 0            # updates
         self.log,self.best = [], {}
 
@@ -41,8 +43,10 @@ class Run:
         "A row of the log"
     def said(self, row:dict)->str: return f"{self.what} {row[self.what]:.4f}"
     def drift(self, row:dict)->str|None: return None
+    def collect(self): "Bring to the first rank what others hold; called in all of them"
     def settle(self): "What has to be right before weights are used or saved"
     def write(self, folder:Path): "The files of a checkpoint"
+    def fingerprint(self)->str: return '' # Of what all ranks must have alike
     def state(self)->dict: return {}
     def restore(self,
         state:dict, # What `state` said
@@ -64,6 +68,9 @@ def _digests(folder, state):
 
 def _save(run, folder, row):
     "A checkpoint; what isn't the latest, the one before or the best is removed"
+    if run.ranks.world > 1: run.ranks.agree('weights', run.fingerprint())
+    run.collect()
+    if not run.ranks.first: return
     score = row[run.what]
     if score is not None and (not run.best or score>run.best[run.what]):
         run.best = {k: row[k] for k in ('step', run.what)}
@@ -100,6 +107,16 @@ def _resume(run, folder):
     run.restore(state, files)
     run.done,run.log,run.best = state['done'], state['log'], state['best']
     _tidy(run, folder)
+
+def _join(run, folder):
+    "All ranks to where the first one finds the run"
+    run.ranks.agree('settings, data, start or code', run.key)
+    if run.ranks.first: _resume(run, folder)
+    done = int(run.ranks.told(run.done))
+    if run.ranks.first or not done: return
+    state,files = _read([Path(folder)/'checkpoints'/f'{done:07d}'])
+    run.restore(state, files)
+    run.done,run.log,run.best = state['done'], state['log'], state['best']
 
 def _read(found):
     "State and tensors of the latest of these checkpoints"
@@ -143,10 +160,8 @@ def _note(run, folder, row, rate):
     run.log.append(row)
     print(f"{row['step']:6,d}/{run.t.steps:,}  {run.said(row)}  {rate:,.0f} {run.unit}/s", flush=True)
     if row['drift']: print(f"drift: {row['drift']}", flush=True)
-    log = pd.DataFrame(run.log)
     if folder:
-        with atomic(folder/'metrics.parquet') as tmp: log.to_parquet(tmp, index=False)
-    return log
+        with atomic(folder/'metrics.parquet') as tmp: pd.DataFrame(run.log).to_parquet(tmp, index=False)
 
 # %% ../../nbs/33_sae.loop.ipynb #0173cc4d
 def go_on(
@@ -156,9 +171,11 @@ def go_on(
 ):
     "From the start or the latest checkpoint to the last update, or to the first drift"
     folder = None if folder is None else Path(folder)
-    with lock(folder/'.lock', str(folder)) if folder else nullcontext(), _bar(run.t.steps) as show:
-        _resume(run, folder)
-        print(f"{f'from update {run.done:,}, ' if run.done else ''}{run.kind}", flush=True)
+    first,n = run.ranks.first, run.ranks.world
+    with lock(folder/'.lock', str(folder)) if folder and first else nullcontext(), _bar(run.t.steps) as show:
+        _join(run, folder)
+        among = f', in {n} processes' if n>1 else ''
+        if first: print(f"{f'from update {run.done:,}, ' if run.done else ''}{run.kind}{among}", flush=True)
         _updates(run, folder, callbacks, show)
 
 def _updates(run, folder, callbacks, show):
@@ -172,11 +189,15 @@ def _updates(run, folder, callbacks, show):
         show(run.done)
         last,save = run.done==t.steps, run.done%t.checkpoint==0
         if not (last or save or run.done%t.measure==0): continue
-        rate = rows/(time.perf_counter()-clock)
-        row = run.measured(step, rate)
-        log = _note(run, folder, row, rate)
-        ended = bool(t.stop and row['drift'])
+        row = _looked(run, folder, step, rows/(time.perf_counter()-clock)) if run.ranks.first else {}
+        ended = bool(run.ranks.told(bool(t.stop and row.get('drift'))))
         if last or ended or save: _save(run, folder, row)
-        for call in callbacks: call(log)
+        for call in callbacks if run.ranks.first else (): call(pd.DataFrame(run.log))
         clock,rows = time.perf_counter(), 0
     batches.close()
+
+def _looked(run, folder, step, rate):
+    "A measurement, made, kept and shown"
+    row = run.measured(step, rate)
+    _note(run, folder, row, rate)
+    return row

@@ -12,16 +12,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from ..core import atomic, need
+from ..core import atomic, need, read_json, root
 from ..acts.store import Acts
 from ..acts.stream import Stream
 from .adapters import begin
 from .models import for_use, load_sae, new_sae, save_sae, similarity
+from .ranks import a_rank
 from .scores import quality, typical_rows
 from .train import Training, train
 
 # %% auto #0
-__all__ = ['Recipe', 'held_out_rows', 'Made', 'train_site']
+__all__ = ['MADE_OF', 'TRAINING', 'RECIPE', 'Recipe', 'asked', 'harvested', 'held_out_rows', 'Made', 'train_site', 'train_sites']
 
 # %% ../../nbs/39_sae.sites.ipynb #27d5a839
 @dataclass
@@ -40,6 +41,37 @@ class Recipe:
     expansion:float = 0          # Latents for each dimension of the site
     epochs:float = 0             # Passes over the rows; the training's own steps if 0
     adapt:dict = field(default_factory=dict) # How an adapter is fitted, see `adapters.Fitting`
+
+# %% ../../nbs/39_sae.sites.ipynb #39a70002
+MADE_OF = ('architecture', 'config', 'init', 'd_sae', 'k', 'schedule', 'steps', 'batch', 'lr', 'warmup', 'clip',
+           'precision', 'l1_sum', 'l1_mean', 'dead_after', 'resample', 'longest', 'seed', 'epochs', 'expansion',
+           'usage_kl', 'usage', 'renew', 'adapt') # What an autoencoder's manifest says of them
+
+def asked(
+    values:dict # Parameters of phase 2
+)->tuple[Recipe,Training,dict]: # And what the manifest says
+    "What phase 2 is asked to make"
+    v = values
+    need(not (v['l1_sum'] and v['l1_mean']), 'l1_sum and l1_mean', 'both given', 'one of them')
+    coefficients = {n: v[n] for n in ('l1_sum', 'l1_mean', 'usage_kl') if v[n]}
+    coefficients |= {n: pieces for n,pieces in v['schedule'].items() if n!='lr'}
+    config = v['config'] | (dict(l1_warm_up_steps=v['l1_warmup']) if v['l1_warmup'] else {})
+    v = v | dict(config=config, resample=v['resample_at'] or v['resample'])
+    how = Training(lr=v['schedule'].get('lr', v['lr']), coefficients=coefficients, **{n: v[n] for n in TRAINING})
+    recipe = Recipe(k=v['k'] or None, longest=v['longest'] or None, **{n: v[n] for n in RECIPE})
+    return recipe, how, {n: v[n] for n in MADE_OF}
+
+TRAINING = ('steps', 'warmup', 'usage', 'clip', 'dead_after', 'resample', 'measure', 'checkpoint', 'precision', 'seed',
+            'drift', 'stop', 'renew') # Parameters that are a training's fields by the same name
+RECIPE = ('d_sae', 'architecture', 'init', 'config', 'batch', 'memory_mb', 'held_rows', 'seed', 'expansion', 'epochs',
+          'adapt')
+
+def harvested(
+    values:dict # Parameters of phase 2
+)->Acts:
+    "The activations that phase 1 left"
+    at = root()/(values['harvest'] or values['out'])
+    return Acts(at/read_json(at/'reports'/'1_residuals'/values['subject']/'metrics.json')['acts'])
 
 # %% ../../nbs/39_sae.sites.ipynb #eee86715
 def held_out_rows(
@@ -74,6 +106,19 @@ def train_site(
 )->Made:
     "Train, judge and save the autoencoder of a site"
     folder = Path(folder)
+    sae,start,done,held,n_rows,before = _trained(acts, site, folder, recipe, training, callbacks)
+    sae.fold_activation_norm_scaling_factor(done.scale) # from now on it takes the network's own vectors
+    scores,density = quality(for_use(sae), held) # each row alone, as it will be used
+    moved = similarity(sae, start)
+    with atomic(folder/'similarity.parquet') as tmp: moved.to_parquet(tmp, index=False)
+    last = done.log.iloc[-1]
+    scores |= moved.drop(columns='latent').mean().to_dict() | dict(updates=int(last.step), drift=last.drift) | before
+    facts = scores | dict(best=done.best, architecture=sae.cfg.architecture())
+    save_sae(sae, folder, site, density, done.log, params, [acts.folder/'catalog.json'], seed=recipe.seed, **facts)
+    return Made(load_sae(folder, site), held, done.log, scores, n_rows)
+
+def _trained(acts, site, folder, recipe, training, callbacks=()):
+    "An autoencoder after training and before, the training, rows to judge it by, of how many, and what it made of them"
     watch,held = held_out_rows(acts, site, recipe)
     typical_rows(held) # refused here, before training, if nothing can be judged by them
     stream = Stream(acts, site, seed=recipe.seed, batch=recipe.batch, memory_mb=recipe.memory_mb,
@@ -84,15 +129,8 @@ def train_site(
     if training.renew: _check_origin(sae, recipe.init, site)
     start = deepcopy(sae)
     done = train(sae, stream, watch, folder, training, callbacks)
-    sae.fold_activation_norm_scaling_factor(done.scale) # from now on it takes the network's own vectors
-    scores,density = quality(for_use(sae), held) # each row alone, as it will be used
-    moved = similarity(sae, start)
-    with atomic(folder/'similarity.parquet') as tmp: moved.to_parquet(tmp, index=False)
-    last = done.log.iloc[-1]
-    scores |= moved.drop(columns='latent').mean().to_dict() | dict(updates=int(last.step), drift=last.drift) | before
-    facts = scores | dict(best=done.best, architecture=sae.cfg.architecture())
-    save_sae(sae, folder, site, density, done.log, params, [acts.folder/'catalog.json'], seed=recipe.seed, **facts)
-    return Made(load_sae(folder, site), held, done.log, scores, stream.n_rows)
+    return sae, start, done, held, stream.n_rows, before
+
 def _check_origin(sae, init, site):
     "Latents can be renewed in the autoencoder that they are of, and nowhere else"
     at = sae.cfg.metadata.init.get('site')
@@ -117,3 +155,16 @@ def _before(sae, held_BD):
         print(f"from {init['source']}, {sae.cfg.architecture()} ({changes}): explained variance "
               f"{found['explained_variance']:.4f}, L0 {found['l0']:.1f} before training", flush=True)
     return {f'{k}_before': found[k] for k in ('explained_variance', 'l0')}
+
+# %% ../../nbs/39_sae.sites.ipynb #39a70005
+def train_sites(
+    values:dict,      # Parameters of phase 2
+    timeout:float=600 # Seconds after which a silent process is given up
+):
+    "Train the autoencoders of phase 2, together with the other processes if there are any, and judge none"
+    with a_rank(timeout) as ranks:
+        acts,(recipe,how,_) = harvested(values), asked(values)
+        for site in values['sites']: acts.streams_at(site) # what can't work is refused here
+        for site in values['sites']:
+            if ranks.first: print(site, flush=True)
+            _trained(acts, site, root()/values['out']/'sae'/values['subject']/site, recipe, how)

@@ -17,12 +17,14 @@ from ..core import SteerlensError, need
 from .kernels import Adam, Entries, Grads, adam_rows, by_latent, choose_rows, decode_rows, kth, mask_rows
 from .kernels import prepare, rebuild, rescore, revived_grads, screened, strongest, sum_grads, tops
 from .kernels import update_rows
+from .ranks import Ranks, block, cuts
 
 # %% auto #0
 __all__ = ['FastStep', 'unsupported', 'bf16_units', 'Step', 'check_dead', 'load_state', 'Usage', 'DenseStep']
 
 # %% ../../nbs/32_sae.step.ipynb #744de6bd
 _PAD = 32 # Columns after the weights, the first of which is the bias
+_WHOLE = 16 # Columns of a product that has the same bits for any number of such parts: whole vectors
 
 def _numpy(x): return x.detach().numpy()
 
@@ -47,10 +49,12 @@ class FastStep:
         clip:float=1.,         # Largest norm of the gradient
         encode:torch.dtype|None=None, # Of the screening product: bfloat16 where the processor has units for it
         margin:float=.25,      # Candidates beyond `k` that are judged by exact values, as a share of k
+        ranks:Ranks=Ranks(),   # The processes that share the work
     ):
         if why := unsupported(sae, ('cpu',)): raise SteerlensError(f'fast step: {why}; train it with the dense step')
         self.sae,self.betas,self.eps,self.clip,self.margin = sae, betas, eps, clip, margin
         self.F,self.D,self.dtype = sae.cfg.d_sae, sae.cfg.d_in, sae.W_dec.dtype
+        self.ranks,self.latents = ranks, ranks.cuts(sae.cfg.d_sae, block(sae.cfg.d_sae))
         self.encode = encode or (torch.bfloat16 if self.dtype==torch.float32 and bf16_units() else self.dtype)
         self.threads,self.t = torch.get_num_threads(), 0
         self.pool = _workers(self.threads)
@@ -91,7 +95,8 @@ def _begin(self:FastStep):
     self.moments = Adam(moments(F, D), moments(F, D), moments(F), np.full(F, self.rest+1))
     self.b_dec = moments(D)
     self.out = Grads(zeros(F, D), zeros(F, D), zeros(F), np.zeros(F, 'i8'), zeros(F))
-    self.norm,self.room,self.round = np.ones(F, f), {}, max(1, F//64)
+    self.norm,self.room,self.round = np.ones(F, f), {}, max(_WHOLE, F//64)
+    self.by_latents = zeros(-(-F//block(F)), D)
     self.screen = torch.zeros(F, D+_PAD, dtype=self.encode)
     self.q,self.shift = np.zeros(D, f'u{self.dtype.itemsize}'), 8*(self.dtype.itemsize-self.encode.itemsize)
     self.refresh()
@@ -100,7 +105,7 @@ def _begin(self:FastStep):
 @patch
 def refresh(self:FastStep):
     "To be called when the weights were changed from outside"
-    prepare(*self._weights())
+    self._share(prepare, self._even(self.F), *self._weights())
 
 @patch
 def _bits(self:FastStep, x):
@@ -118,15 +123,18 @@ def _weights(self:FastStep):
 @patch
 def _room(self:FastStep, B, want):
     "Arrays for a batch of B rows"
-    if (have := self.room.get('main')) is not None and len(have.n)==B: return
+    if self.room and len(self.x)==B: return
     f,S = str(self.dtype).split('.')[1], min(self.F, 1 << math.ceil(math.log2(6*want)))
+    self.size,self.rows = block(B), self.ranks.cuts(B, block(B))
+    self.mine = self.ranks.own(self.rows)
+    b = self.mine.stop-self.mine.start
     self.x = torch.zeros(B, self.D+_PAD, dtype=self.encode)
     self.x[:,self.D] = 1
     self.centred = torch.zeros(B, self.D, dtype=self.dtype)
-    self.pre = torch.zeros(B, self.F, dtype=self.encode)
-    self.top = np.zeros((B, S), _BITS[self.encode][0])
-    self.loss = np.zeros(B, f)
-    self.room,self.s = dict(main=self._entries(B, 2*want), aux=self.pre[0,:0]), np.zeros((B, 2*want), f)
+    self.pre = torch.zeros(b, self.F, dtype=self.encode)
+    self.top = np.zeros((b, S), _BITS[self.encode][0])
+    self.loss,self.by_rows = np.zeros(B, f), np.zeros((-(-B//self.size), self.D), f)
+    self.room,self.s = dict(main=self._entries(b, 2*want), aux=self.pre[0,:0]), np.zeros((b, 2*want), f)
 
 @patch
 def _entries(self:FastStep, B, C):
@@ -137,16 +145,19 @@ def _entries(self:FastStep, B, C):
 
 # %% ../../nbs/32_sae.step.ipynb #2447fb49
 @patch
-def _even(self:FastStep, n): return np.linspace(0, n, self.threads+1).astype(int)
+def _even(self:FastStep, n, size=1): return cuts(n, self.threads, size)
 
 @patch
-def _rows(self:FastStep, fn, *args): return self._share(fn, self._even(len(self.loss)), *args)
+def _rows(self:FastStep, fn, *args): return self._share(fn, self._even(len(self.top), self.size), *args)
 
 @patch
-def _latents(self:FastStep, fn, *args):
-    "Over the latents, in parts of about as much work"
-    work = self.room['main'].off+np.arange(self.F+1) # without entries it is some, too
-    return self._share(fn, np.searchsorted(work, self._even(work[-1])), *args)
+def _latents(self:FastStep, part, off, fn, *args):
+    "Over some latents, in parts of about as much work: entries begin at `off`, and without any it is some, too"
+    work,size = (off+np.arange(self.F+1))[part.start:part.stop+1], block(self.F)
+    at = np.searchsorted(work, work[0]+self._even(work[-1]-work[0]))
+    at = np.minimum((at+size//2)//size*size, part.stop-part.start)
+    at[-1] = part.stop-part.start
+    return self._share(fn, part.start+at, *args)
 
 @patch
 def _share(self:FastStep, fn, cuts, *args):
@@ -159,8 +170,8 @@ def _product(self:FastStep, x):
     "The screening's pre-activations as integers, [B, F]"
     b_dec = self.sae.b_dec.detach()
     def centre(a, b): self.x[a:b,:self.D].copy_(torch.sub(x[a:b], b_dec, out=self.centred[a:b]))
-    def multiply(a, b): torch.mm(self.x, self.screen[a:b].t(), out=self.pre[:,a:b])
-    self._rows(centre)
+    def multiply(a, b): torch.mm(self.x[self.mine], self.screen[a:b].t(), out=self.pre[:,a:b])
+    self._share(centre, self._even(len(x)))
     self._share(multiply, self._even(self.F))
     return self._bits(self.pre)
 
@@ -171,15 +182,21 @@ def _candidates(self:FastStep, x, want, batch):
     pre,B,t = self._product(x), len(x), 0
     if batch:
         self._rows(tops, pre, self.top)
-        t = max(int(kth(self.top.reshape(-1), want*B)), 1)
+        t = max(self._kth(self.top, want*B), 1)
     e = self.room['main']
     self._rows(screened, pre, self.top, want, t, e.at, e.n)
     if batch and (C := e.n.max()) > e.at.shape[1]:
-        e = self.room['main'] = self._entries(B, int(C*1.25))
+        e = self.room['main'] = self._entries(len(e.n), int(C*1.25))
         self.s = np.zeros(e.c.shape, e.c.dtype)
         self._rows(screened, pre, self.top, want, t, e.at, e.n)
     by_latent(e)
     return e
+
+@patch
+def _kth(self:FastStep, x, k):
+    "What at least k of the numbers of all ranks reach"
+    x = x.reshape(-1)
+    return int(kth(x, k)) if self.ranks.world==1 else self.ranks.kth(torch.from_numpy(x), k)
 
 # %% ../../nbs/32_sae.step.ipynb #8bbee10a
 @patch
@@ -192,8 +209,9 @@ def _codes(self:FastStep, x):
     if batch: self.s[:] = 0
     bits = self.s.view(f'i{self.s.itemsize}')
     W_enc,b_enc = _numpy(self.sae.W_enc.t()), _numpy(self.sae.b_enc)
-    self._latents(rescore, self.centred.numpy(), W_enc, b_enc, self.norm, e, self.s.reshape(-1))
-    if batch: t = max(int(kth(bits.reshape(-1), int(k*B))), 1) if int(k*B) else np.iinfo(bits.dtype).max
+    x = self.centred.numpy()[self.mine]
+    self._latents(slice(0, self.F), e.off, rescore, x, W_enc, b_enc, self.norm, e, self.s.reshape(-1))
+    if batch: t = max(self._kth(bits, int(k*B)), 1) if int(k*B) else np.iinfo(bits.dtype).max
     self._rows(choose_rows, bits, int(k), t, e)
     return e
 
@@ -201,10 +219,11 @@ def _codes(self:FastStep, x):
 @patch
 def _dead_codes(self:FastStep, at, k):
     "The k strongest codes of each row, room for what comes back, decoder rows of length one, their norms before"
-    B,n = len(self.loss), len(at)
-    N = min(self.F, math.ceil(n/self.round)*self.round)
+    B,n = len(self.top), len(at)
+    N = math.ceil(n/self.round)*self.round
     if self.room['aux'].numel() < B*N: self.room['aux'] = self.pre.new_zeros(B*N)
-    codes,back = self.room['aux'][:B*N].view(B, N), self.pre.view(-1)[:B*N].view(B, N)
+    codes = self.room['aux'][:B*N].view(B, N)
+    back = self.pre.view(-1)[:B*N].view(B, N) if N<=self.F else self.pre.new_empty(B, N)
     W,norm = self.pre.new_empty(N, self.D), torch.ones(N, dtype=self.dtype)
     norm[:n] = torch.from_numpy(self.norm)[at]
     def weights(a, b):
@@ -219,27 +238,41 @@ def _dead_codes(self:FastStep, at, k):
 
 # %% ../../nbs/32_sae.step.ipynb #7879f955
 @patch
-def _aux(self:FastStep, dead):
-    "The auxiliary loss; its gradients go to `out`"
+def _aux(self:FastStep, dead, left):
+    "The auxiliary loss, of what the living leave over in these rows; gradients of this rank's latents go to `out`"
     self.out.n[:] = 0
     coefficient = self.sae.cfg.aux_loss_coefficient
     if dead is None or not coefficient or not len(at := dead.nonzero()[:,0]): return 0.
     B,n,k = len(self.loss), len(at), max(1, self.D//2)
-    by,left = coefficient*min(n/k, 1.), torch.from_numpy(self.room['main'].g)
+    by,left = coefficient*min(n/k, 1.), torch.from_numpy(left)
     codes,back,W,norm = self._dead_codes(at, k)
     g = self.pre.new_empty(B, self.D)
+    mine = g[self.mine]
     def rows(a, b):
-        loss,g[a:b] = rebuild(codes[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
+        loss,mine[a:b] = rebuild(codes[a:b], W, left[a:b]*(B/2), 2/B*by, back[a:b])
         if n > k: mask_rows(self._bits(back), self._bits(codes), a, b) # of fewer all are among the strongest
         return loss
+    loss = torch.tensor(float(sum(self._rows(rows))), dtype=torch.float64)
+    self.ranks.gather((g, self.rows))
+    at,codes,back,norm = self._own_dead(at, codes, back, norm)
+    n = len(at)
     def latents(a, b):
         found = revived_grads(codes[:,a:b], back[:,a:b], g, self.x, norm[a:b])
         for to,v in zip((self.out.W_dec, self.out.W_enc, self.out.b_enc), found):
             torch.from_numpy(to).index_copy_(0, at[a:b], v[:max(0, n-a)])
-    loss = by/B*float(sum(self._rows(rows)))
-    self._share(latents, self._even(len(W)))
+    self._share(latents, self._even(codes.shape[1], _WHOLE))
     self.out.n[at] = 1
-    return loss
+    return by/B*self.ranks.sum(loss).item()
+
+@patch
+def _own_dead(self:FastStep, at, codes, back, norm):
+    "Of the dead, this rank's latents with the codes of all rows"
+    if self.ranks.world==1: return at, codes, back, norm
+    edges = np.searchsorted(at.numpy(), self.latents)
+    own = self.ranks.own(edges)
+    pad = -(own.stop-own.start)%self.round # shapes of products are few here, too
+    codes,back = (torch.nn.functional.pad(self.ranks.swap(x, self.rows, edges), (0, pad)) for x in (codes, back))
+    return at[own], codes, back, torch.nn.functional.pad(norm[own], (0, pad), value=1.)
 
 # %% ../../nbs/32_sae.step.ipynb #06822985
 @dataclass
@@ -270,17 +303,66 @@ def _gradients(self:FastStep, x, dead):
     need(fits, 'fast step', f'batch {list(x.shape)} of {x.dtype}', f'[rows, {self.D}] of {self.dtype}')
     check_dead(dead, self.F)
     W_dec,B,f = _numpy(self.sae.W_dec), len(x), self.norm.dtype.type
-    e,x = self._codes(x.detach()), self.centred.numpy()
+    own,x = self._codes(x.detach()), self.centred.numpy()
+    e = self._of_all(own)
     order = self.pool.submit(by_latent, e)
     try:
-        b_dec = sum(self._rows(decode_rows, x, f(2/B), W_dec, e, self.loss))
-        mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead)
+        own,mine = own._replace(g=e.g[self.mine]), self.mine
+        to = self.loss[mine], self.by_rows[mine.start//self.size:], self.size
+        self._rows(decode_rows, x[mine], f(2/B), W_dec, own, *to)
+        self._tell_rows(e)
+        mse,aux = float(self.loss.mean(dtype='f8')), self._aux(dead, own.g)
     finally: order.result() # nothing goes on without it
-    b_dec -= sum(self._latents(sum_grads, e, x, W_dec, _numpy(self.sae.W_enc.t()), self.out))
+    latents,W_enc = self.ranks.own(self.latents), _numpy(self.sae.W_enc.t())
+    self._latents(latents, e.off, sum_grads, e, x, W_dec, W_enc, self.out, self.by_latents, block(self.F))
+    self._tell_sums()
+    b_dec = self.by_rows.sum(0)-self.by_latents.sum(0)
     norm = math.sqrt(self.out.square.sum(dtype='f8') + np.square(b_dec, dtype='f8').sum())
     do = 'look for NaN or infinity in the batch, or lower the learning rate'
     need(math.isfinite(norm), 'fast step', 'the gradient is not finite', do=do)
+    self.off = e.off
     return Step(mse, aux, int(e.off[-1])/B, norm, torch.from_numpy(np.diff(e.off))), b_dec
+
+# %% ../../nbs/32_sae.step.ipynb #5a7e0002
+@patch
+def _of_all(self:FastStep, e):
+    "The entries of all ranks"
+    if self.ranks.world==1: return e
+    topk = type(self.sae).__name__=='TopKTrainingSAE'
+    most = int(self.sae.cfg.k) if topk else self.ranks.most(e.n.max())
+    of_all = self._entries(len(self.loss), most)
+    for to,x in ((of_all.at, e.at[:,:most]), (of_all.c, e.c[:,:most])): to[self.mine,:x.shape[1]] = x
+    of_all.n[self.mine] = e.n
+    self.ranks.gather(*((torch.from_numpy(x), self.rows) for x in (of_all.at, of_all.n, of_all.c)))
+    return of_all
+
+@patch
+def _tell_rows(self:FastStep, e):
+    "What decoding has found, by row"
+    blocks = -(-self.rows//self.size)
+    found = (e.g, self.rows), (self.loss, self.rows), (self.by_rows, blocks)
+    self.ranks.gather(*((torch.from_numpy(x), at) for x,at in found))
+
+@patch
+def _tell_sums(self:FastStep):
+    "What a pass over the latents has found"
+    blocks = -(-self.latents//block(self.F))
+    found = (self.out.square, self.latents), (self.by_latents, blocks)
+    self.ranks.gather(*((torch.from_numpy(x), at) for x,at in found))
+
+@patch
+def _tell_weights(self:FastStep):
+    "The latents' new weights, and what the screening makes of those of others"
+    if self.ranks.world==1: return
+    sae,own = self.sae, self.ranks.own(self.latents)
+    self.ranks.gather(*((w.detach(), self.latents) for w in (sae.W_dec, sae.W_enc.t(), sae.b_enc)))
+    for a,b in ((0, own.start), (own.stop, self.F)): self._share(prepare, a+self._even(b-a), *self._weights())
+
+@patch
+def collect(self:FastStep):
+    "Bring the moments, each rank's own, to the first one"
+    m = self.moments
+    for x in (*m.W_dec, *m.W_enc, *m.b_enc, m.age): self.ranks.collect(torch.from_numpy(x), self.latents)
 
 # %% ../../nbs/32_sae.step.ipynb #611aca90
 @patch
@@ -308,8 +390,10 @@ def step(self:FastStep,
     f,(b1,b2) = self.loss.dtype.type, self.betas
     coef = f(min(1., self.clip/(done.grad_norm+1e-6)))
     how = f(lr/(1-b1**self.t)), f(b1), f(b2), f(1/math.sqrt(1-b2**self.t)), f(self.eps)
-    self._latents(update_rows, *self._weights(), self.out, self.moments, coef, *how, self.rest)
+    own = self.ranks.own(self.latents)
+    self._latents(own, self.off, update_rows, *self._weights(), self.out, self.moments, coef, *how, self.rest)
     adam_rows(_numpy(self.sae.b_dec), b_dec, *self.b_dec, coef, *how)
+    self._tell_weights()
     return done
 
 # %% ../../nbs/32_sae.step.ipynb #b253547c
@@ -374,18 +458,20 @@ class Usage:
         target:float=.05,  # Share of rows in which each is to fire
         decay:float=.99,   # Of the moving average
         width:float=.3,    # Of the sigmoid that passes the gradient on
+        ranks:Ranks=Ranks(), # The processes that share the rows
     ):
         need(0<target<1, 'usage', f'target {target}', 'a share of rows, above 0 and below 1')
-        self.target,self.decay,self.width = target, decay, width
+        self.target,self.decay,self.width,self.ranks = target, decay, width, ranks
         self.ema,self.t = torch.zeros(d_sae), torch.zeros(())
     def __call__(self,
         pre_BF:Tensor,  # Pre-activations, [B, F]
         acts_BF:Tensor, # Activations, [B, F]
     )->Tensor: # In nats, with a gradient
-        self.ema = torch.lerp(self.ema.to(pre_BF), (acts_BF!=0).float().mean(0), 1-self.decay)
+        B = self.ranks.sum(torch.tensor(float(len(pre_BF)), device=pre_BF.device))
+        self.ema = torch.lerp(self.ema.to(pre_BF), self.ranks.sum((acts_BF!=0).float().sum(0))/B, 1-self.decay)
         self.t += 1
         soft = torch.sigmoid(pre_BF/self.width).mean(0)
-        least = 1/len(pre_BF)
+        least = 1/B
         p = (self.ema/(1-self.decay**self.t)).clamp(least, 1-least) + (soft-soft.detach())
         return (torch.xlogy(self.target, self.target/p) + torch.xlogy(1-self.target, (1-self.target)/(1-p))).mean()
 
@@ -399,8 +485,12 @@ class DenseStep:
         clip:float=1.,         # Largest norm of the gradient
         autocast:bool=False,   # Products in bfloat16
         usage:Usage|None=None, # A penalty on how often latents fire, weighted by the coefficient `usage_kl`
+        ranks:Ranks=Ranks(),   # The processes that share the rows
     ):
-        self.sae,self.clip,self.autocast,self.usage = sae, clip, autocast, usage
+        across = ranks.world>1 and 'BatchTopK' in type(sae).__name__
+        got = f'{type(sae).__name__}, whose threshold is of the whole batch, in {ranks.world} processes'
+        need(not across, 'dense step', got, 'one process', 'the fast step takes BatchTopK in several')
+        self.sae,self.clip,self.autocast,self.usage,self.ranks = sae, clip, autocast, usage, ranks
         self.opt = torch.optim.Adam(sae.parameters(), betas=betas, eps=eps)
     def step(self,
         x:Tensor,              # Activations [B, d_in]
@@ -410,6 +500,8 @@ class DenseStep:
     )->Step:
         "Update the autoencoder once"
         from sae_lens.saes.sae import TrainStepInput
+        mine = x[self.ranks.own(self.ranks.cuts(len(x)))]
+        B,share,x = len(x), len(mine)/len(x), mine
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
             given = dict(sae_in=x, coefficients=coefficients, dead_neuron_mask=dead, n_training_steps=self.t)
             out = self.sae.training_forward_pass(TrainStepInput(**given, is_logging_step=False))
@@ -417,13 +509,17 @@ class DenseStep:
         if self.usage: loss = loss + coefficients['usage_kl']*self.usage(out.hidden_pre.float(), out.feature_acts)
         self.opt.param_groups[0]['lr'] = lr
         self.opt.zero_grad()
-        loss.backward()
+        (loss*share).backward()
+        for p in self.sae.parameters(): self.ranks.sum(p.grad)
         norm = float(torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip))
         do = 'look for NaN or infinity in the batch, or lower the learning rate'
         need(math.isfinite(norm), 'dense step', 'the gradient is not finite', do=do)
         self.opt.step()
-        fired,mse = (out.feature_acts!=0).sum(0), out.losses['mse_loss'].item()
-        return Step(mse, loss.item()-mse, int(fired.sum())/len(x), norm, fired)
+        fired = self.ranks.sum((out.feature_acts!=0).sum(0))
+        losses = torch.stack([out.losses['mse_loss'].detach(), loss.detach()]).double()*share
+        mse,loss = self.ranks.sum(losses).tolist()
+        return Step(mse, loss-mse, int(fired.sum())/B, norm, fired)
+    def collect(self): "Every rank has all of it"
 
 # %% ../../nbs/32_sae.step.ipynb #96e58635
 @patch(as_prop=True)

@@ -19,6 +19,7 @@ from ..acts.stream import Stream
 from .gpu import fast_step
 from .loop import Run, go_on
 from .models import calibrate
+from .ranks import here
 from .step import DenseStep, Usage, unsupported
 
 # %% auto #0
@@ -207,7 +208,8 @@ class _Run(Run):
     def __init__(self, sae, stream, held, t):
         super().__init__(t)
         self.sae,self.stream,self.held = sae, stream, held
-        self.usage = Usage(sae.cfg.d_sae, t.usage) if 'usage_kl' in t.coefficients else None
+        self.ranks = here()
+        self.usage = Usage(sae.cfg.d_sae, t.usage, ranks=self.ranks) if 'usage_kl' in t.coefficients else None
         self.why = 'asked for' if t.dense else unsupported(sae) or 'a penalty on usage'*bool(self.usage)
         self.stepper,self.kind = self._stepper()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device) # rows since each latent fired
@@ -218,16 +220,17 @@ class _Run(Run):
 
     def _stepper(self):
         "What makes an update, and its name"
-        t = self.t
+        t,shared = self.t, dict(clip=self.t.clip, ranks=self.ranks)
         if self.why:
-            dense = DenseStep(self.sae, clip=t.clip, autocast=t.precision=='bfloat16', usage=self.usage)
+            dense = DenseStep(self.sae, autocast=t.precision=='bfloat16', usage=self.usage, **shared)
             return dense, f'dense step: {self.why}'
-        fast = fast_step(self.sae, clip=t.clip, encode=getattr(torch, t.precision) if t.precision else None)
+        fast = fast_step(self.sae, encode=getattr(torch, t.precision) if t.precision else None, **shared)
         return fast, f"fast step, screened in {str(fast.encode).split('.')[1]}"
 
     def _key(self):
         "What a checkpoint must agree in: settings, data, start and code"
-        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in ('gpu','kernels','loop','step','train')]
+        parts = 'gpu', 'kernels', 'loop', 'ranks', 'step', 'train'
+        code = [sha256(Path(find_spec(f'steerlens.sae.{m}').origin)) for m in parts]
         settings = {k: v for k,v in asdict(self.t).items() if k not in ('measure','drift','stop')}
         return sha256(dict(training=settings, code=code, sae=self.sae.cfg.to_dict(), start=_hash(self.start),
                            stream=self.stream._settled(), held=_hash(self.held)))
@@ -308,6 +311,7 @@ def _resample(run, x):
     if not len(dead) or not living.any(): return 0
     loss = (sae.decode(sae.encode(x))-x).pow(2).sum(1).double().square()
     g = generator('resample', run.t.seed, run.done)
+    run.ranks.agree('latents to resample', _hash(dead))
     picked = torch.multinomial(loss.cpu(), len(dead), generator=g).to(x.device)
     to = torch.nn.functional.normalize(x[picked]-sae.b_dec)
     sae.W_dec[dead] = to*sae.W_dec[living].norm(dim=1).mean()
@@ -329,6 +333,12 @@ def write(self:_Run, folder):
     write_json(folder/'cfg.json', cfg)
     write_json(folder/'activation_scaler.json', dict(scaling_factor=self.scale))
     save_file(self.stepper.state_dict() | dict(silent=self.silent), folder/'training.safetensors')
+
+@patch
+def collect(self:_Run): self.stepper.collect()
+
+@patch
+def fingerprint(self:_Run): return ' '.join(_hash(v.reshape(-1)) for v in self.sae.state_dict().values())
 
 @patch
 def state(self:_Run): return dict(stream=self.stream.state_dict())
@@ -353,7 +363,7 @@ def train(
     _check(sae, stream, held_BD, t)
     run = _Run(sae, stream, held_BD, t)
     go_on(run, folder, callbacks)
-    return Trained(pd.DataFrame(run.log), run.best['step'], run.scale)
+    return Trained(pd.DataFrame(run.log), run.best.get('step', run.done), run.scale)
 
 # %% ../../nbs/34_sae.train.ipynb #69ebf433
 @patch

@@ -25,8 +25,9 @@ from .edits import Add, Intervention, Override, Pid, Setpoint
 # %% auto #0
 __all__ = ['EDITS', 'METHODS', 'PROJECTIONS', 'Rows', 'Fitted', 'added', 'overridden', 'held', 'controlled', 'applied', 'Method',
            'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise', 'fit_sae_event', 'fit_latent',
-           'fit_logistic', 'fit_logistic_latent', 'fit_pca', 'projection', 'fit_haon', 'fit_setpoint', 'fit_pid',
-           'fit_shuffled', 'fit_wrong_sign', 'fit_random_latents', 'fit', 'turned', 'check_methods', 'check_streams']
+           'fit_logistic', 'fit_logistic_latent', 'fit_pca', 'projection', 'says', 'fit_haon', 'fit_setpoint',
+           'fit_pid', 'fit_shuffled', 'fit_wrong_sign', 'fit_random_latents', 'fit', 'turned', 'check_methods',
+           'check_streams']
 
 # %% ../../nbs/53_steer.methods.ipynb #008ba5ca
 @dataclass
@@ -184,9 +185,23 @@ def projection(
     for p in PROJECTIONS if layer.io=='out' else ():
         try: module = subject.module(f'{layer.name}.{p}.in')
         except SteerlensError: continue
-        w = module.weight.detach().float()
+        w = module.weight.detach().float().cpu()
         return f'{layer.name}.{p}.in', w.T if isinstance(module, nn.Linear) else w
     return None
+
+@torch.no_grad()
+def says(
+    subject:Subject, # With a lens
+    v_ND:Tensor,     # Vectors of its stream
+    ids:Sequence,    # Tokens
+    chunk:int=256    # Vectors at a time: their logits for the whole vocabulary are in memory
+)->Tensor: # Standard deviations above the mean logit, a mean over the tokens, [N]
+    "How much each vector says some tokens, by the lens"
+    where,found = next(subject.model.parameters()).device, []
+    for v in v_ND.split(chunk):
+        z = subject.lens(v.to(where)).float()
+        found.append(((z[:,list(ids)].mean(1)-z.mean(1))/z.std(1)).cpu())
+    return torch.cat(found)
 
 @method('haon', 'value vectors', '#3b7a57', edit='override', turns=False)
 def fit_haon(rows):
@@ -194,8 +209,7 @@ def fit_haon(rows):
     found = projection(rows.subject, rows.site) if rows.words and rows.subject.head else None
     if not found: return None
     site,values_HD = found
-    z = torch.cat([rows.subject.lens(v) for v in values_HD.split(512)])
-    says_H = (z[:,rows.words[1]]-z.mean(1))/z.std(1)
+    says_H = says(rows.subject, values_HD, [rows.words[1]])
     mask = value_cluster(values_HD, says_H, rows.top_k)
     v = values_HD[mask].sum(0)
     residual = _as_long(v, rows)
