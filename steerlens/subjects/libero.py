@@ -196,7 +196,7 @@ def toy_libero(
     return Path(file)
 
 def _toy_demo(group, e, n, way):
-    "Observations are those after the action, as LIBERO records them; a drawer closes as it opens, backwards"
+    "Observations are those after the action, as in LIBERO; a drawer closes as it opens, backwards"
     t = np.arange(n+1)[:, None]
     at = t[::way] # how far the drawer is open
     sim = np.concatenate([t/20, .1*t+np.arange(7), np.zeros((n+1, 2)), -.02*at, np.zeros((n+1, 10))], 1)

@@ -78,7 +78,7 @@ def _simulator():
         do = 'pip install hf-libero, in an environment of its own; demonstrations need no simulator'
         raise SteerlensError('LIBERO', f'{e.name} is missing', 'the simulator and its assets', do) from None
 
-# %% ../../nbs/16_subjects.libero_live.ipynb #39566d02
+# %% ../../nbs/16_subjects.libero_live.ipynb #d3713867
 MOVED = .05 # How far a drawer moves until that counts, m
 
 def bddl_of(
@@ -96,7 +96,7 @@ def openings(self:Live,
     columns = joint_columns(model, len(state), 'the simulator')
     return np.array([-state[c] for name,c in columns.items() if name.endswith('_level')])
 
-# %% ../../nbs/16_subjects.libero_live.ipynb #427658c1
+# %% ../../nbs/16_subjects.libero_live.ipynb #1be697ee
 @dataclass
 class Acted:
     "What came of an episode"

@@ -27,7 +27,7 @@ from .spoken import Spoken
 
 # %% auto #0
 __all__ = ['KEPT', 'EXECUTED', 'AXES', 'ALONG', 'subject', 'with_world', 'reading_of', 'noise_of', 'inputs_of', 'Decisions',
-           'closer', 'decisions', 'runs', 'world_of', 'files_of', 'decided', 'again', 'held_out', 'work', 'looks',
+           'closer', 'decisions_of', 'runs', 'world_of', 'files_of', 'decided', 'again', 'held_out', 'work', 'looks',
            'next_words', 'first_of', 'replay', 'chunks_of', 'asked', 'under_way', 'trivial', 'held_out_states',
            'first_actions', 'shown', 'steering', 'live', 'closed_loop', 'in_units', 'at_time', 'acting']
 
@@ -75,7 +75,7 @@ def reading_of(
     smooth = 'type' not in read_json(Path(model)/'config.json')
     return Reading(cfg, path and load_tokenizer(path), scales['state'], scales['action'], smooth, pad_state)
 
-# %% ../../nbs/17_subjects.pi05.ipynb #63cf51b2
+# %% ../../nbs/17_subjects.pi05.ipynb #bdbdc1f2
 def noise_of(
     reading:Reading, # Of the policy
     *key             # Whose noise
@@ -144,14 +144,17 @@ def _apart(y, did):
     need(y.shape[1] >= did.shape[1], 'actions', f'{y.shape[1]} numbers', f'{did.shape[1]}, as the demonstrations have')
     return float(np.sqrt(np.square(y[:n,:did.shape[1]]-did[:n]).mean())) if n else np.nan
 
-# %% ../../nbs/17_subjects.pi05.ipynb #31119e41
-def decisions(
+# %% ../../nbs/17_subjects.pi05.ipynb #f7adc431
+def decisions_of(
     world:Recorded, # Demonstrations
     apart:int=10,   # Steps from one decision to the next
-    exchanged:bool=True # Each decision in the opposite words, too, where there are any
+    exchanged:bool=True, # Each decision in the opposite words, too, where there are any
+    most:int=10**9, # Recorded decisions
+    seed:int=0      # Which, if there are more
 )->pd.DataFrame: # A line a run: episode, step, task, instruction, asked, own (recorded like this?), event, ...
     "What is run, in the order of the demonstrations"
     table = world.table[world.table.step%apart==0]
+    table = table.iloc[np.sort(rng('decisions', seed).permutation(len(table))[:most])]
     event = [world.doing(e)[s] or None for e,s in zip(table.episode, table.step)]
     table = table.assign(event=event, own=True).drop(columns='part')
     other = table[table.asked.notna()] if exchanged else table[:0]
@@ -169,22 +172,31 @@ def runs(
     apart:int=10,  # steps from one decision to the next
     together:int=4,  # decisions a run
     asked:int=32,  # decisions for the comparison with the demonstrations
+    decisions:int=20000,  # recorded decisions at most, drawn at random
     exchanged:bool=True,  # run each in the opposite words, too, where its task has any
 )->Runs: # `able` is the share of decisions nearer to their own demonstration than to another's
     "Decisions of recorded demonstrations"
     world = world_of(subject)
-    for name,n in dict(apart=apart, together=together, asked=asked).items(): need(n >= 1, name, n, '1 or more')
-    table = decisions(world, apart, exchanged)
-    few = table[table.own].reset_index(drop=True)
+    numbers = dict(apart=apart, together=together, asked=asked, decisions=decisions)
+    for name,n in numbers.items(): need(n >= 1, name, n, '1 or more')
+    table = decisions_of(world, apart, exchanged, decisions, seed)
+    splits,few = _splits(world, table), table[table.own].reset_index(drop=True)
     few = few.iloc[np.sort(rng('asked', seed).permutation(len(few))[:asked])]
     far = closer(subject, Decisions(subject.reading, world.demos, few, together, seed)).dropna()
     share = float((far.own<far.other).mean())
     title = f'Open loop, {share:.0%} of {len(far)} decisions are nearer to their own demonstration than to another'
     key = dict(weights=weights_sha256(subject), states=_sha256(table))
-    return Runs(Decisions(subject.reading, world.demos, table, together, seed), {e: e for e in table.episode.unique().tolist()},
-                {'open loop': share}, title, 'share of decisions (half by chance)', key,
-                [Path(model)/'config.json'] if model else [], dict(decisions=table),
-                dict(decisions=len(table), demonstrations=len(world.demos)), world.splits)
+    batches = Decisions(subject.reading, world.demos, table, together, seed)
+    inputs = [Path(model)/'config.json'] if model else []
+    return Runs(batches, {e: e for e in table.episode.unique().tolist()}, {'open loop': share}, title,
+                'share of decisions (half by chance)', key, inputs, dict(decisions=table),
+                dict(decisions=len(table), demonstrations=len(world.demos)), splits)
+
+def _splits(world, table):
+    "Who is held out among the episodes that are run"
+    splits = {k: [e for e in v if e in set(table.episode)] for k,v in world.splits.items()}
+    for k,v in splits.items(): need(v, 'decisions', f'{len(table)}, none of them of episodes to {k}', 'more')
+    return splits
 
 def world_of(
     subject:Subject # From `subject`
@@ -248,7 +260,7 @@ def work(
     return Work(partial(held_out, files=files), partial(Outputs, 'actions', 'episode'),
                 apart=('distance, in the units of its actions', rms_apart))
 
-# %% ../../nbs/17_subjects.pi05.ipynb #71d5d86d
+# %% ../../nbs/17_subjects.pi05.ipynb #f82eb5ab
 def looks(
     subject:Subject, # The policy
     acts,            # Its harvested `Acts`
@@ -258,9 +270,11 @@ def looks(
     from steerlens import plot
     found = [d for s in acts.streams for site in acts.sites(s) if (d := _moved_by(acts, site, s))]
     if not found: return {}, {}
-    shown = {f"{d['site']}, {d['stream']}: {what}": d[what] for d in found for what in ('the other verb', 'the next state')}
+    both = 'the other verb', 'the next state'
+    shown = {f"{d['site']}, {d['stream']}: {what}": d[what] for d in found for what in both}
     most = max(found, key=lambda d: d['the other verb'])
-    title = f"The other verb moves {most['stream']} tokens at {most['site']} by {most['the other verb']:.1%} of their length"
+    far = most['the other verb']
+    title = f"The other verb moves {most['stream']} tokens at {most['site']} by {far:.1%} of their length"
     return dict(moved=found), dict(moved=plot.bars(shown, title, 'mean |x - y| / |x|'))
 
 def _moved_by(acts, site, stream, most=20_000):
@@ -275,15 +289,15 @@ def _moved_by(acts, site, stream, most=20_000):
     same = ['episode', 'position', 'denoise']
     rows = rows[['own', 'step', *same]].assign(at=np.arange(len(rows))).sort_values('step', kind='stable')
     own,other = rows[rows.own], rows[~rows.own]
-    pairs = {'the other verb': own.merge(other, on=['step', *same])[['at_x', 'at_y']],
-             'the next state': own.assign(at_x=own['at'], at_y=own.groupby(same)['at'].shift(-1)).dropna()[['at_x', 'at_y']]}
+    later = own.assign(at_x=own['at'], at_y=own.groupby(same)['at'].shift(-1)).dropna()
+    pairs = {'the other verb': own.merge(other, on=['step', *same]), 'the next state': later}
     if not all(map(len, pairs.values())): return None
     def distance(ids):
-        a,b = (x[torch.tensor(ids[c].to_numpy(int))] for c in ids)
+        a,b = (x[torch.tensor(ids[c].to_numpy(int))] for c in ('at_x', 'at_y'))
         return ((a-b).norm(dim=1)/a.norm(dim=1).clamp_min(1e-9)).mean().item()
     return dict(site=site, stream=stream) | {what: distance(ids) for what,ids in pairs.items()}
 
-# %% ../../nbs/17_subjects.pi05.ipynb #4f33c34c
+# %% ../../nbs/17_subjects.pi05.ipynb #efb8cce2
 def next_words(
     subject:Subject, # The policy
     acts,            # Its harvested `Acts`
@@ -305,7 +319,7 @@ def next_words(
         return torch.cat(found)
     return Spoken(says, some.table.episode.to_numpy(), subject.words)
 
-# %% ../../nbs/17_subjects.pi05.ipynb #49c8999a
+# %% ../../nbs/17_subjects.pi05.ipynb #4b3f3202
 EXECUTED = 10 # Actions of a chunk that are carried out
 
 def first_of(
@@ -330,7 +344,7 @@ def replay(
     made = zip(loops, trials, rows.itertuples(), chunks, events)
     return [loop.judged(t, row, y, event) for loop,t,row,y,event in made]
 
-# %% ../../nbs/17_subjects.pi05.ipynb #4f2b1bfb
+# %% ../../nbs/17_subjects.pi05.ipynb #0d51af69
 def chunks_of(
     subject:Subject,    # The policy, perhaps inside an edit
     rows:pd.DataFrame,  # Decisions: episode, step, instruction
@@ -349,7 +363,7 @@ def chunks_of(
         found.append(subject.reading.actions(subject.run(*args, ctx=ctx, **how)).numpy())
     return np.concatenate(found)
 
-# %% ../../nbs/17_subjects.pi05.ipynb #0d5a3d9a
+# %% ../../nbs/17_subjects.pi05.ipynb #507d3cff
 def asked(acts, rows, a, b):
     "The verb of the words, as a label of each row"
     return rows.asked
@@ -380,7 +394,7 @@ def first_actions(
     noise = [noise_of(subject.reading, 'pi05', 0, d, s) for d,s in zip(states.demo, states.step)]
     return chunks_of(subject, rows, noise)[:,:first_of(subject)].mean(1)
 
-# %% ../../nbs/17_subjects.pi05.ipynb #fab8f4a7
+# %% ../../nbs/17_subjects.pi05.ipynb #c26c779e
 AXES = {'x': 'of 5 cm a step', 'y': 'of 5 cm a step', 'z': 'of 5 cm a step', 'turn x': 'of half a radian a step',
         'turn y': 'of half a radian a step', 'turn z': 'of half a radian a step', 'gripper': 'closed (1) or open (-1)'}
 ALONG = 1 # LIBERO's cabinets open along the world's y axis
@@ -404,7 +418,7 @@ def steering(
         decision=Decision(held_out_states, first_actions, lambda a, b: ALONG, apart=.2),
         output=lambda episode: pd.DataFrame(episode.actions, columns=[*AXES][:episode.actions.shape[1]]))
 
-# %% ../../nbs/17_subjects.pi05.ipynb #6a2c105f
+# %% ../../nbs/17_subjects.pi05.ipynb #137a66e3
 def live(
     subject:Subject,     # The policy, perhaps inside an edit
     trials:list[Trial]   # What to run
@@ -429,10 +443,10 @@ def closed_loop(
     "The same in the simulator: what the drawer does first decides"
     def judge(episode, a, b): return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')
     def told(episode): return dict(event=episode.event, steps=episode.steps) | smoothness(np.array(episode.actions))
-    return replace(steering(verbs), run=live, outcome=judge, able=lambda episode, c: episode.event==c, shown=told, events=False,
-                   output=lambda episode: pd.DataFrame(episode.actions, columns=list(AXES)))
+    return replace(steering(verbs), run=live, outcome=judge, able=lambda episode, c: episode.event==c, shown=told,
+                   events=False, output=lambda episode: pd.DataFrame(episode.actions, columns=list(AXES)))
 
-# %% ../../nbs/17_subjects.pi05.ipynb #b65832ce
+# %% ../../nbs/17_subjects.pi05.ipynb #8d5768ff
 def _other(subject, forward, steps=1):
     "The same network, asked for something else"
     types = {a: subject.token_types(f'{a}.0.out') for a in ('lm', 'expert')}
@@ -461,7 +475,7 @@ def at_time(
         return subject.reading.actions(y)-subject.reading.actions(torch.zeros_like(y))
     return _other(subject, field), replace(batch, args=(pixels, tokens, x, *state))
 
-# %% ../../nbs/17_subjects.pi05.ipynb #287b5b2d
+# %% ../../nbs/17_subjects.pi05.ipynb #89f20818
 def acting(
     files:Callable=files_of # Who knows its files
 )->Acting:
