@@ -1,8 +1,6 @@
-"pi0.5 from files to steered decisions, in small: the phases as a user runs them, and what could be wrong with their numbers"
-from pathlib import Path
+"pi0.5 from files to steered decisions, in small: the phases as a user runs them, and numbers that could be wrong"
 import numpy as np, pandas as pd, pytest
 import torch
-from conftest import ROOT
 from steerlens.acts.store import Acts
 from steerlens.core import read_json, read_manifest, threads
 from steerlens.running import execute

@@ -207,5 +207,6 @@ def _toy_demo(group, e, n, way):
     robot = np.concatenate([seen['gripper_states'], seen['ee_pos'], np.tile([0, 0, 0, 1.], (n, 1))], 1)
     group.attrs.update(num_samples=n, model_file=TOY_MODEL, init_state=sim[0])
     for k,x in (seen | dict(agentview_rgb=pictures, eye_in_hand_rgb=pictures)).items(): group[f'obs/{k}'] = x
-    for k,x in dict(actions=np.full((n, 7), .1*way)*t[:n], states=sim[:n], robot_states=robot, rewards=np.zeros(n, 'u1'),
-                    dones=np.zeros(n, 'u1')).items(): group[k] = x
+    nothing = np.zeros(n, 'u1')
+    for k,x in dict(actions=np.full((n, 7), .1*way)*t[:n], states=sim[:n], robot_states=robot, rewards=nothing,
+                    dones=nothing).items(): group[k] = x

@@ -20,8 +20,8 @@ def thin(
     cfg:Pi05Config=FULL # Whose depth and wiring
 )->Subject: # Random weights
     "The same policy, a few numbers wide"
-    small = replace(cfg, vocab=8, width=8, mlp=8, expert_width=8, expert_mlp=8, heads=1, kv_heads=1, head_dim=8, chunk=2,
-                    action_dim=2, state_dim=2, tokens=3, steps=2, cameras=1, image=2, patch=2, vision_width=4,
+    small = replace(cfg, vocab=8, width=8, mlp=8, expert_width=8, expert_mlp=8, heads=1, kv_heads=1, head_dim=8,
+                    chunk=2, action_dim=2, state_dim=2, tokens=3, steps=2, cameras=1, image=2, patch=2, vision_width=4,
                     vision_mlp=4, vision_layers=1, vision_heads=1)
     return as_subject(draw(Pi05(small)))
 
