@@ -12,14 +12,15 @@ from steerlens.running import plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 NUMBERED = {p.split("_")[0]: p for p in PHASES}
-ASKED = {"nano_vla": "123457", "nano_lm": "12357", "set_model": "1257"}
+ASKED = {"nano_vla": "123457", "nano_lm": "123457", "set_model": "12457"}
 if "everything" in config:  # and what takes longer than `make run` may
-    ASKED["walker"] = "123567"
+    ASKED["walker"] = "1234567"
     ASKED["nano_lm"] += "8"
 if "subjects" in config:  # others, through phases 1 and 2 or those named: --config subjects=smollm2 phases=123
     ASKED = {s: str(config.get("phases", 12)) for s in str(config["subjects"]).split(",")}
 SUBJECTS = {s: [NUMBERED[n] for n in numbers if n in NUMBERED] for s, numbers in ASKED.items()}
-READS = {"2": "1", "3": "2", "4": "3", "5": "2", "7": "5", "8": "2"}  # a phase reads what another left; the others stand alone
+READS = {"2": "1", "3": "2", "4": "2", "5": "2", "7": "5", "8": "2"}  # a phase reads what another left; the others stand alone
+READS_TOO = {"4": "3"}  # where the subject goes through it
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93, "8": 87}  # it imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))
@@ -60,6 +61,14 @@ def asked(phase):
 def wants(phase, what, unplanned):
     "Memory or minutes of a phase's job: with a margin over what was planned, and more where that was too little"
     return lambda w, attempt: attempt * job(PLANS, phase, w.subject).get(what, unplanned)
+
+
+def before(number):
+    "What the phases that a phase reads have left"
+    def runs(w):
+        too = [n for n in READS_TOO.get(number, "") if n in ASKED[w.subject]]
+        return [reports(f"{NUMBERED[n]}/{w.subject}/metrics.json") for n in [*READS.get(number, ""), *too] if n in NUMBERED]
+    return runs
 
 
 def weights(w):
@@ -106,7 +115,7 @@ for number, phase in NUMBERED.items():
         name: f"phase_{phase}"
         input:
             *[share(rank) for rank in range(RANKS) if RANKS > 1 and number == "1"],
-            *[reports(f"{NUMBERED[n]}/{{subject}}/metrics.json") for n in READS.get(number, "") if n in NUMBERED],
+            before(number),
             asked(phase),
             weights,
             notebook=f"sae_notebooks/{phase}.ipynb",

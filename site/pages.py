@@ -167,9 +167,7 @@ def steered(subject):
     from steerlens import facts, findings
     m = read(SHOWCASE/'3_steering'/subject/'metrics.json')
     films,figures = shown(SHOWCASE/'3_steering'/subject)
-    tokens = SHOWCASE/'4_tokens'/subject
-    words = shown(tokens)[1] if tokens.exists() else []
-    told = [f'**{findings.headline(m)}.**', *films, '### Flips', findings.flips_md(m), *figures, *words]
+    told = [f'**{findings.headline(m)}.**', *films, '### Flips', findings.flips_md(m), *figures]
     return [*told, '### The run', facts.facts_md(m)]
 
 
@@ -185,6 +183,13 @@ def able(subject):
         shutil.copy(svg, to)
         parts.append(figure(f'showcase/{phase}/{subject}/{name}.svg', alt(svg)))
     return parts
+
+
+def lenses(subject):
+    "What the showcase says of a subject that was read through its lenses"
+    run = SHOWCASE/'4_tokens'/subject
+    if not run.exists(): return []
+    return ['### What it says', read(run/'metrics.json')['says'], *shown(run)[1]]
 
 
 def studio(subject):
@@ -213,6 +218,6 @@ def showcase():
         read_on = ', '.join(f'[{phase}]({phase}.{s}.md)' for phase in phases)
         flipped = (SHOWCASE/'3_steering'/s/'metrics.json').exists()
         parts += [f'## {s}', read_on and f'The executed phases: {read_on}.', *(steered(s) if flipped else able(s))]
-        parts += studio(s)
+        parts += [*lenses(s), *studio(s)]
     parts = parts or ['There is no showcase yet: `make showcase` makes one from a finished run.']
     return [('showcase', 'Showcase', '\n\n'.join(filter(None, [head, *parts, *gates()])))]

@@ -9,9 +9,9 @@ from steerlens.running import execute
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
 PHASES = params.phases()
-RUNS = [(phase, SUBJECT) for phase in PHASES[:4]]+[(phase, 'nano_lm') for phase in PHASES[:3]] # as in the Snakefile
+RUNS = [(phase, SUBJECT) for phase in PHASES[:4]]+[(phase, 'nano_lm') for phase in PHASES[:4]] # as in the Snakefile
 RUNS += [('5_codes', 'nano_lm'), ('7_explore', 'nano_lm'), ('8_decoders', 'nano_lm'), ('6_studio', 'walker')]
-RUNS += [(phase, 'set_model') for phase in PHASES[:2]]
+RUNS += [(phase, 'set_model') for phase in ('1_residuals', '2_sae', '4_tokens')]
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 

@@ -47,7 +47,7 @@ def notebook(path):
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    "The address of a JupyterLab with nobody's settings, and its folder; it doesn't ask whether to build Dash's extension"
+    "The address of a JupyterLab with nobody's settings, which doesn't ask to build Dash's extension, and its folder"
     home = tmp_path_factory.mktemp('lab')
     folder,page_config = home/'work', home/'CONFIG'/'labconfig'/'page_config.json'
     folder.mkdir()

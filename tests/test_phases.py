@@ -41,3 +41,30 @@ def test_a_sweep_plans_every_combination(tmp_path):
     planned = {tuple(v[k] for k in ('k', 'd_sae', 'seed')) for v in plan['variants'].values()}
     assert planned==set(product((8, 16, 32, 64), (1024, 4096), (0, 1)))
     assert {*re.findall(r'(\w+)/params\.yaml', r.out+r.err)}=={*plan['variants']}
+
+
+@pytest.mark.parametrize('subject', ['nano_vla', 'nano_lm'])
+def test_lenses_stand_beside_their_placebos(smoke, subject):
+    m = read_json(smoke/'reports/4_tokens'/subject/'metrics.json')
+    kl = {(t['who'], t['layer']): t['kl'] for t in m['layers']}
+    last = max(layer for _,layer in kl)
+    assert abs(kl['logit lens',last]) < 1e-5 # there the lens is the model
+    for layer in range(last): assert kl['tuned lens',layer] < min(kl['logit lens',layer], kl['shuffled',layer])
+    assert {'own', 'random', 'unrelated', 'raising'} <= m['causes'].keys()
+    assert {t['space'] for t in m['families']}=={'residual', 'latent', 'token'}
+    assert f'{m["naming"]["hit_rate"]:.0%} of {m["naming"]["hit_n"]}' in m['says']
+
+
+def test_actions_are_read_in_random_company(smoke):
+    m = read_json(smoke/'reports/4_tokens/nano_vla/metrics.json')
+    slopes = [t for t in m['slopes'] if t['axis']=='all']
+    assert len(slopes)==12 and all(t['random'] > 0 and t['q'] >= t['p'] for t in slopes)
+    assert min(t['error'] for t in m['reach'] if t['precision']=='double') < 1e-5
+    assert {t['by'] for t in m['rollouts']}=={'lens', 'decision', 'length'}
+
+
+def test_what_cannot_be_asked_is_said(smoke):
+    m = read_json(smoke/'reports/4_tokens/set_model/metrics.json')
+    assert m['says'].startswith('Of 1,024 latents at hidden.out') and m['latents_beyond']['n']==1024
+    assert 'Not asked, since it takes no actions: actions, what rollouts did, arrows.' in m['says']
+    assert 'Not asked, since its module has no next_words(): what latents cause.' in m['says']

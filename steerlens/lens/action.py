@@ -504,7 +504,8 @@ def agreement(
     parts = {'all': (every, None), WITHIN: (every, cell)} | {c: (every[cell==c], None) for c in cell.unique()}
     for alpha,g in settings.groupby('alpha'): parts[f'alpha {alpha:g}'] = g.index, cell[g.index]
     by = [c for c in GUESSES if c in settings]
-    return pd.DataFrame([dict(of=of, by=c) | agrees(rows, c, s) for of,(rows,s) in parts.items() for c in by])
+    enough = {of: part for of,part in parts.items() if len(part[0]) >= 3} # fewer have no ranks to speak of
+    return pd.DataFrame([dict(of=of, by=c) | agrees(rows, c, s) for of,(rows,s) in enough.items() for c in by])
 
 WITHIN = 'all, within contrasts'
 

@@ -139,7 +139,7 @@ def show_alike(
     below = .3*math.ceil(len({families[k] for k in cos.index})/4) if families else 0
     fig,(ax,) = plot.sheet(title, .8 + below + max(.33*n if few else .125*n, 1.2))
     image = ax.pcolormesh(cos.to_numpy(), cmap='RdBu_r', vmin=-top, vmax=top, edgecolors='white',
-                          linewidth=1 if few else .2, rasterized=n > 30)
+                          linewidth=1 if few else .2, rasterized=n > 12)
     fig.set_dpi(200) # of what is rasterized
     ax.grid(False)
     ax.set(ylim=(n, 0), yticks=np.arange(n)+.5, xticks=[])

@@ -256,7 +256,7 @@ def translator(
     seed:int=0           # Which episodes choose the penalty, and who is paired with whom in the placebo
 )->Translator: # Raises `SteerlensError` where an episode is on both sides, or rows don't pair
     "Fit a translator, with its errors on held-out episodes"
-    who,train = np.asarray(episode), np.asarray(train, dtype=bool)
+    who,train = np.asarray(episode), np.array(train, dtype=bool) # a copy, which torch may take
     _check_pairs(x_NE, y_ND, who, train)
     x,y = x_NE.double(), y_ND.double()
     a,b = x[train],y[train]
