@@ -5,14 +5,14 @@
 # %% ../../nbs/17_subjects.pi05.ipynb #790d941b
 from __future__ import annotations
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import device as device_named, generator, need, read_json, read_manifest, rng, root, sha256
-from .acting import Acting
+from .acting import Acting, unchanged
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work, tap, weights_sha256
 from .episodes import batch_of, episodes
 from .hf import dtype_named
@@ -29,7 +29,7 @@ from .spoken import Spoken
 __all__ = ['KEPT', 'EXECUTED', 'AXES', 'ALONG', 'subject', 'with_world', 'reading_of', 'noise_of', 'inputs_of', 'Decisions',
            'closer', 'decisions_of', 'runs', 'world_of', 'files_of', 'decided', 'again', 'held_out', 'work', 'looks',
            'next_words', 'first_of', 'replay', 'chunks_of', 'asked', 'under_way', 'trivial', 'held_out_states',
-           'first_actions', 'shown', 'steering', 'live', 'closed_loop', 'in_units', 'at_time', 'acting']
+           'first_actions', 'shown', 'steering', 'live', 'closed_loop', 'at_time', 'Padded', 'acting']
 
 # %% ../../nbs/17_subjects.pi05.ipynb #7d130292
 def subject(
@@ -395,8 +395,7 @@ def first_actions(
     return chunks_of(subject, rows, noise)[:,:first_of(subject)].mean(1)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #c26c779e
-AXES = {'x': 'of 5 cm a step', 'y': 'of 5 cm a step', 'z': 'of 5 cm a step', 'turn x': 'of half a radian a step',
-        'turn y': 'of half a radian a step', 'turn z': 'of half a radian a step', 'gripper': 'closed (1) or open (-1)'}
+AXES = ['x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper'] # Of LIBERO's arm
 ALONG = 1 # LIBERO's cabinets open along the world's y axis
 
 def shown(episode):
@@ -416,7 +415,7 @@ def steering(
         trials=trials_of, run=replay, outcome=outcome, able=lambda episode, c: looks_like(episode)==c, shown=shown,
         scene=lambda c: 'recorded', events='open' in verbs, trivial=trivial,
         decision=Decision(held_out_states, first_actions, lambda a, b: ALONG, apart=.2),
-        output=lambda episode: pd.DataFrame(episode.actions, columns=[*AXES][:episode.actions.shape[1]]))
+        output=lambda episode: pd.DataFrame(episode.actions, columns=AXES[:episode.actions.shape[1]]))
 
 # %% ../../nbs/17_subjects.pi05.ipynb #137a66e3
 def live(
@@ -444,38 +443,30 @@ def closed_loop(
     def judge(episode, a, b): return {a: 'stay', b: 'flip'}.get(episode.event, 'neither')
     def told(episode): return dict(event=episode.event, steps=episode.steps) | smoothness(np.array(episode.actions))
     return replace(steering(verbs), run=live, outcome=judge, able=lambda episode, c: episode.event==c, shown=told,
-                   events=False, output=lambda episode: pd.DataFrame(episode.actions, columns=list(AXES)))
+                   events=False, output=lambda episode: pd.DataFrame(episode.actions, columns=AXES))
 
 # %% ../../nbs/17_subjects.pi05.ipynb #8d5768ff
-def _other(subject, forward, steps=1):
-    "The same network, asked for something else"
-    types = {a: subject.token_types(f'{a}.0.out') for a in ('lm', 'expert')}
-    calls = {a: steps for a in subject.aliases if a!='lm'}
-    return Subject(subject.model, forward, subject.aliases, calls, types)
-
-def in_units(
-    subject:Subject, # The policy
-    batch:Batch      # Decisions
-)->tuple[Subject,Batch]: # The policy as it acts in the robot's units
-    def act(*args, **kwargs): return subject.reading.actions(subject.forward(*args, **kwargs))
-    return _other(subject, act, subject.model.cfg.steps), batch
-
 def at_time(
     taken:int,       # Denoising steps behind it
     subject:Subject, # The policy
     batch:Batch      # Decisions, with the noise that they begin with
 )->tuple[Subject,Batch]: # The policy asked for its velocity field; the decisions, with actions half denoised
-    "The velocity field at one flow time, in the robot's units for a unit of flow time, towards the end"
+    "The velocity field at one flow time, towards the end"
     model,(pixels,tokens,noise,*state) = subject.model, batch.args
     with torch.no_grad(): x = model.sample_actions(pixels, tokens, noise, *state, **batch.kwargs, taken=taken)
     def field(pixels, tokens, x, *state, attention_mask):
         cache,pad = model.see(pixels, tokens, attention_mask)
         t = x.new_full((len(x),), 1-taken/model.cfg.steps)
-        y = -model.velocity(x, t, cache, pad, *(s.to(x) for s in state))
-        return subject.reading.actions(y)-subject.reading.actions(torch.zeros_like(y))
-    return _other(subject, field), replace(batch, args=(pixels, tokens, x, *state))
+        return -model.velocity(x, t, cache, pad, *(s.to(x) for s in state))
+    types = {a: subject.token_types(f'{a}.0.out') for a in ('lm', 'expert')}
+    return Subject(model, field, subject.aliases, token_types=types), replace(batch, args=(pixels, tokens, x, *state))
 
 # %% ../../nbs/17_subjects.pi05.ipynb #89f20818
+@dataclass
+class Padded(Acting):
+    "Actions of which the robot has the first numbers"
+    def read(self, output): return super().read(output[...,:len(self.axes)])
+
 def acting(
     files:Callable=files_of # Who knows its files
 )->Acting:
@@ -487,5 +478,6 @@ def acting(
     def runs_of(states, condition):
         if condition: states = states.assign(instruction=[reworded(w, condition) for w in states.instruction])
         return [*again(states.harvest.iloc[0], states, files)] if len(states) else []
-    moments = dict(action=in_units) | {f'velocity at t = {1-i/10:g}': partial(at_time, i) for i in range(10)}
-    return Acting(AXES, states, runs_of, EXECUTED, moments=moments)
+    moments = dict(action=unchanged) | {f'velocity at t = {1-i/10:g}': partial(at_time, i) for i in range(10)}
+    units = dict.fromkeys(AXES, 'half its range a step')
+    return Padded(units, states, runs_of, EXECUTED, moments=moments)
