@@ -109,3 +109,9 @@ def test_edits_in_any_precision(dtype):
     same = [np.array_equal(a.actions, b.actions) for a,b in zip(plain, now)]
     assert same==[True, False, False]
     assert as_computed(torch.ones(1, dtype=torch.bfloat16)).dtype==torch.float32
+
+
+@pytest.mark.slow
+def test_phase_4_asks_it_too(out):
+    execute('4_tokens', 'pi05_tiny', [f'out={out}'], ['params/smoke.yaml'], progress=False)
+    assert metrics(out, '4_tokens')['subject']=='pi05_tiny'
