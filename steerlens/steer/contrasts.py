@@ -110,7 +110,8 @@ def contrasts(
     folder:str|Path|None=None # Where they are written, if anywhere
 )->dict: # (a, b) -> one contrast of each kind
     "The rows that every method sees"
-    streams = list(dict.fromkeys(s for parts in steering.streams.values() for s in parts))
+    wanted = dict.fromkeys(s for parts in steering.streams.values() for s in parts)
+    streams = [s for s in wanted if s in acts.streams] # `check_streams` says which of them a site lacks
     found = {}
     for a,b in cells(steering):
         if (b,a) in found: continue

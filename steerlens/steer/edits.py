@@ -15,7 +15,7 @@ from ..sae.models import written
 
 # %% auto #0
 __all__ = ['Gate', 'Composed', 'Steps', 'During', 'Stream', 'Denoise', 'Call', 'Edit', 'Add', 'Ablate', 'Setpoint', 'Pid',
-           'Latents', 'Override', 'Intervention', 'Made', 'intervened']
+           'Latents', 'Override', 'Intervention', 'Made', 'as_computed', 'intervened']
 
 # %% ../../nbs/52_steer.edits.ipynb #000cb68a
 class Gate:
@@ -295,6 +295,12 @@ class Made:
         self.far[trials] += torch.where(on, z, 0.).sum(1)/on.sum(1).clamp_min(1)
 
 # %% ../../nbs/52_steer.edits.ipynb #4a4a8414
+def as_computed(
+    x:Tensor # Activations, perhaps in half precision or on a GPU
+)->Tensor: # As edits are computed: on the CPU, where directions and autoencoders are, in float32 at least
+    x = x.cpu()
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
 @contextmanager
 def intervened(
     subject:Subject,                        # To edit
@@ -335,8 +341,10 @@ def _change(subject, site, kind, trials, interventions, made):
             open_RT = g(ctx).expand(len(x), x.shape[1])[rows]
             on = on & (open_RT | ~has[at][:,None])
         on = on.expand(len(rows), x.shape[1])
-        x[rows] = torch.where(on[...,None], change(x[rows], at, on), x[rows])
-        made.count(ctx.row_B[rows], on, x[rows], usual and (usual[0][at], usual[1][at]))
+        own = as_computed(x[rows])
+        new = torch.where(on[...,None], change(own, at, on), own)
+        x[rows] = new.to(x)
+        made.count(ctx.row_B[rows], on, new, usual and (usual[0][at], usual[1][at]))
         return x
     return fn
 

@@ -14,7 +14,7 @@ from ..stats import fdr, paired_difference, rate
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject, alone
 from .contrasts import contrasts
-from .methods import METHODS, applied, fit
+from .methods import METHODS, applied, fit, streams_at
 from .edits import Add, Intervention, intervened
 from .trials import Lab, action_flip
 
@@ -168,7 +168,7 @@ def usual(
 )->dict: # (site, stream) -> mean and standard deviation, [D] each
     "What activations are like on held-out episodes"
     found = {}
-    for site,(stream,parts) in product(sites, streams.items()):
+    for site,stream,parts in ((site, *at) for site in sites for at in streams_at(streams, acts, site).items()):
         held = [torch.from_numpy(np.asarray(acts.split(acts.rows(s), 'validation'))) for s in parts]
         x = torch.cat([acts.x(site, s)[h] for s,h in zip(parts, held)])
         need(len(x) > 1, f"site '{site}'", f'{len(x)} held-out rows of {stream}', '2 or more', 'harvest more episodes')

@@ -27,7 +27,7 @@ __all__ = ['EDITS', 'METHODS', 'PROJECTIONS', 'Rows', 'Fitted', 'added', 'overri
            'method', 'fit_sae_topk', 'fit_sae', 'fit_diffmean', 'fit_tokenwise', 'fit_sae_event', 'fit_latent',
            'fit_logistic', 'fit_logistic_latent', 'fit_pca', 'projection', 'says', 'fit_haon', 'fit_setpoint',
            'fit_pid', 'fit_shuffled', 'fit_wrong_sign', 'fit_random_latents', 'fit', 'turned', 'check_methods',
-           'check_streams']
+           'streams_at', 'check_streams']
 
 # %% ../../nbs/53_steer.methods.ipynb #008ba5ca
 @dataclass
@@ -272,11 +272,11 @@ def fit(
     for (a,b),of_cell in made.items():
         back = [replace(c, name=f'{b}->{a}', rows={s: (n,p) for s,(p,n) in c.rows.items()}) for c in of_cell]
         with alone(subject):
-            ds = _fit_cell(subject, steering, read, of_cell, saes, top_k, methods, weights)
+            ds = _fit_cell(subject, steering, acts, read, of_cell, saes, top_k, methods, weights)
             if (b,a) in cells(steering):
                 again = [m for m in methods if not m.turns]
                 ds += [turned(d, f'{b}->{a}') for d in ds if METHODS[d.method].turns]
-                ds += _fit_cell(subject, steering, read, back, saes, top_k, again, weights)
+                ds += _fit_cell(subject, steering, acts, read, back, saes, top_k, again, weights)
         for d in ds: found[*d.contrast.split('->'),d.site,d.stream,d.method] = d
         print('fitted', *of_cell, flush=True)
     if folder:
@@ -302,27 +302,34 @@ def check_methods(
     for m in names: need(m in known, 'methods', f"'{m}'", f'some of {", ".join(known)}')
     need(names, 'methods', 'none', f'some of {", ".join(known)}')
 
+def streams_at(
+    streams:dict, # Where an edit is added -> streams of rows: `Steering.streams`
+    acts:Acts,    # Where directions are fitted
+    site:str      # One of its sites
+)->dict: # Those of them whose rows all pass the site
+    "Where an edit can be added at a site: a policy's words pass its prefix, and its actions the expert"
+    return {s: parts for s,parts in streams.items() if {*parts} <= {*acts.streams_at(site)}}
+
 def check_streams(
     steering:Steering, # Of a subject
     acts:Acts,         # Harvested from it
     sites:list[str]    # Where directions are to be fitted
 ): # Raises `SteerlensError` where rows of a stream are missing
     "Does every stream that a direction is made of pass these sites?"
-    wanted = {s for parts in steering.streams.values() for s in parts}
+    wanted = sorted({s for parts in steering.streams.values() for s in parts})
     for site in sites:
-        missing = wanted - {*acts.streams_at(site)}
-        need(not missing, f"site '{site}'", f'no tokens of {", ".join(sorted(missing))} pass it',
-             f'one of {", ".join(s for s in acts.sites() if wanted <= {*acts.streams_at(s)})}')
+        need(streams_at(steering.streams, acts, site), f"site '{site}'", f'no tokens of {", ".join(wanted)} pass it',
+             f'one of {", ".join(s for s in acts.sites() if streams_at(steering.streams, acts, s))}')
 
 # %% ../../nbs/53_steer.methods.ipynb #87323d87
-def _fit_cell(subject, steering, read, contrasts, saes, top_k, methods, weights):
+def _fit_cell(subject, steering, acts, read, contrasts, saes, top_k, methods, weights):
     "The directions of one cell by some methods, at all sites and streams"
     made,words = [], steering.names and tuple(map(steering.names, contrasts[0].name.split('->')))
     for site,sae in saes.items():
         n_tokens = len(subject.token_types(site) or ())
         origin = {c.kind: c.hash for c in contrasts} | dict(subject=weights)
         if sae is not None: origin['sae'] = hashlib.sha256(sae.W_dec.detach().numpy().tobytes()).hexdigest()[:16]
-        for stream,parts in steering.streams.items():
+        for stream,parts in streams_at(steering.streams, acts, site).items():
             rows = None
             for c in contrasts[::-1]:
                 (pos,pos_at),(neg,neg_at) = (read(c, site, parts, side) for side in (0, 1))

@@ -186,24 +186,27 @@ def toy_libero(
     "A small file of LIBERO's format"
     import h5py
     words = re.sub(r'^[A-Z_]+SCENE\d+_', '', task).replace('_', ' ')
+    way = -1 if words.startswith('close') else 1
     with h5py.File(file, 'w') as f:
         data = f.create_group('data')
         data.attrs.update(problem_info=json.dumps(dict(language_instruction=words)), num_demos=len(lengths),
             env_args=json.dumps(dict(env_kwargs=dict(control_freq=20))), macros_image_convention='opengl',
             bddl_file_name=f'bddl_files/libero_90/{task}.bddl', bddl_file_content=f'(define (:language {words}))')
-        for e,n in enumerate(lengths): _toy_demo(data.create_group(f'demo_{e}'), e, n)
+        for e,n in enumerate(lengths): _toy_demo(data.create_group(f'demo_{e}'), e, n, way)
     return Path(file)
 
-def _toy_demo(group, e, n):
-    "Observations are those after the action, as LIBERO records them"
+def _toy_demo(group, e, n, way):
+    "Observations are those after the action, as in LIBERO; a drawer closes as it opens, backwards"
     t = np.arange(n+1)[:, None]
-    sim = np.concatenate([t/20, .1*t+np.arange(7), np.zeros((n+1, 2)), -.02*t, np.zeros((n+1, 10))], 1)
-    seen = dict(ee_pos=.01*t[1:]+[0, .1, .2], ee_ori=np.ones((n, 3)), gripper_states=np.tile([.04, -.04], (n, 1)),
+    at = t[::way] # how far the drawer is open
+    sim = np.concatenate([t/20, .1*t+np.arange(7), np.zeros((n+1, 2)), -.02*at, np.zeros((n+1, 10))], 1)
+    seen = dict(ee_pos=.01*at[1:]+[0, .1, .2], ee_ori=np.ones((n, 3)), gripper_states=np.tile([.04, -.04], (n, 1)),
                 joint_states=sim[1:, 1:8])
     seen['ee_states'] = np.concatenate([seen['ee_pos'], seen['ee_ori']], 1)
     pictures = np.stack([toy_picture(e, i)[::-1, ::-1] for i in range(n)]) if n else np.zeros((0, 64, 64, 3), 'u1')
     robot = np.concatenate([seen['gripper_states'], seen['ee_pos'], np.tile([0, 0, 0, 1.], (n, 1))], 1)
     group.attrs.update(num_samples=n, model_file=TOY_MODEL, init_state=sim[0])
     for k,x in (seen | dict(agentview_rgb=pictures, eye_in_hand_rgb=pictures)).items(): group[f'obs/{k}'] = x
-    for k,x in dict(actions=np.full((n, 7), .1)*t[:n], states=sim[:n], robot_states=robot, rewards=np.zeros(n, 'u1'),
-                    dones=np.zeros(n, 'u1')).items(): group[k] = x
+    nothing = np.zeros(n, 'u1')
+    for k,x in dict(actions=np.full((n, 7), .1*way)*t[:n], states=sim[:n], robot_states=robot, rewards=nothing,
+                    dones=nothing).items(): group[k] = x

@@ -4,15 +4,19 @@
 
 # %% ../../nbs/16_subjects.libero_live.ipynb #faf63ff0
 from __future__ import annotations
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fastcore.basics import patch
 from importlib import import_module
 from pathlib import Path
 import numpy as np
 from ..core import SteerlensError, need
-from .demos import Obs
+from .demos import Demo, Obs
 from .libero import as_trained
+from .motion import joint_columns
 
 # %% auto #0
-__all__ = ['CAMERAS', 'WAIT', 'LONGEST', 'NOTHING', 'axis_angle', 'seen', 'Live']
+__all__ = ['CAMERAS', 'WAIT', 'LONGEST', 'NOTHING', 'MOVED', 'axis_angle', 'seen', 'Live', 'bddl_of', 'Acted', 'rollout']
 
 # %% ../../nbs/16_subjects.libero_live.ipynb #24647bba
 def axis_angle(
@@ -73,3 +77,55 @@ def _simulator():
     except ImportError as e:
         do = 'pip install hf-libero, in an environment of its own; demonstrations need no simulator'
         raise SteerlensError('LIBERO', f'{e.name} is missing', 'the simulator and its assets', do) from None
+
+# %% ../../nbs/16_subjects.libero_live.ipynb #d3713867
+MOVED = .05 # How far a drawer moves until that counts, m
+
+def bddl_of(
+    task:str # One of LIBERO-90
+)->Path: # Raises `SteerlensError` where LIBERO isn't installed
+    "The task's definition, where the benchmark is installed"
+    _simulator()
+    return Path(import_module('libero.libero').get_libero_path('bddl_files'))/'libero_90'/f'{task}.bddl'
+
+@patch
+def openings(self:Live,
+    model:str # MuJoCo's model of the scene, as XML: a demonstration has it
+)->np.ndarray: # How far each drawer is open, m
+    state = np.asarray(self.env.get_sim_state())
+    columns = joint_columns(model, len(state), 'the simulator')
+    return np.array([-state[c] for name,c in columns.items() if name.endswith('_level')])
+
+# %% ../../nbs/16_subjects.libero_live.ipynb #1be697ee
+@dataclass
+class Acted:
+    "What came of an episode"
+    event:str|None = None # `open` or `close`, whichever came first
+    steps:int = 0         # Actions carried out
+    actions:list = field(default_factory=list) # Those, [7] each
+
+def rollout(
+    policy:Callable,  # (Obs, number of the decision, actions carried out) -> what it would do next, [n, 7]
+    demo:Demo,        # In whose scene; one of LIBERO's files, which have the simulator's states
+    step:int,         # In whose state
+    words:str,        # What is asked
+    seed:int=0,       # Of the simulator
+    executed:int=10,  # Actions carried out before it decides again
+    limit:int=LONGEST # Actions at most
+)->Acted: # Raises `SteerlensError` where LIBERO isn't installed
+    "One episode in the simulator, until a drawer has moved"
+    live,did = Live(bddl_of(demo.task), words), Acted()
+    try:
+        obs = live.reset(seed, demo.array('states')[min(step+demo.lag, demo.steps-1)]) # before its answer
+        start = live.openings(demo.model)
+        need(len(start), demo, 'no drawer in this scene', 'a cabinet')
+        while did.steps < limit and not did.event:
+            for action in policy(obs, did.steps//executed, did.steps)[:executed]:
+                obs,_ = live.step(action)
+                did.actions.append(action)
+                did.steps += 1
+                way = live.openings(demo.model)-start
+                did.event = 'open' if way.max() > MOVED else 'close' if way.min() < -MOVED else None
+                if did.event or did.steps >= limit: break
+    finally: live.env.close()
+    return did

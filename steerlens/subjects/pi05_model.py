@@ -72,12 +72,13 @@ class Pi05(Pi):
 # %% ../../nbs/15_subjects.pi05_model.ipynb #80029b25
 @torch.no_grad()
 def draw(
-    model:nn.Module # Of any size
+    model:nn.Module, # Of any size
+    seed:int=0      # Another one, other weights
 )->nn.Module: # The same, all its weights drawn
-    "Random weights that depend on names alone"
+    "Random weights that depend on names and the seed alone"
     for name,p in model.named_parameters():
         fan_in = int(np.prod(p.shape[1:])) if p.ndim>1 else 11
-        values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(p.shape))
+        values = np.random.RandomState((zlib.crc32(name.encode())+seed)%2**32).standard_normal(tuple(p.shape))
         p.copy_(torch.from_numpy(values.astype('f4'))/fan_in**.5)
     return model
 
@@ -146,21 +147,31 @@ def velocity(self:Pi05,
 
 # %% ../../nbs/15_subjects.pi05_model.ipynb #fc564b10
 @patch
+def see(self:Pi05,
+    pixels_BNCHW:Tensor,    # Pictures, -1 to 1, [B, N, 3, image, image]
+    tokens_BW:Tensor,       # Prompt, [B, W]
+    attention_mask:Tensor   # True where the prefix has a token, [B, N*patches + W]
+)->tuple[list,Tensor]: # Keys and values of each layer; the mask, where the weights are
+    "The prefix, which the expert reads at every step"
+    where = self.action_in_proj.weight.device
+    pad,embs = attention_mask.to(where, torch.bool), self.embed(pixels_BNCHW.to(where), tokens_BW.to(where))
+    need(pad.shape==embs.shape[:2], 'attention_mask', list(pad.shape), f'{list(embs.shape[:2])}: one per token')
+    return self.prefix(embs, pad)[0], pad
+
+@patch
 def sample_actions(self:Pi05,
     pixels_BNCHW:Tensor, # Pictures, -1 to 1, [B, N, 3, image, image]
     tokens_BW:Tensor,    # Prompt, [B, W]
     noise_BCA:Tensor,    # Start of the denoising, [B, chunk, action_dim]
     state_BS:Tensor|None=None, # State of a pi0, normalised and padded with zeros, [B, state_dim]
-    *, attention_mask:Tensor # True where the prefix has a token, [B, N*patches + W]
+    *, attention_mask:Tensor, # True where the prefix has a token, [B, N*patches + W]
+    taken:int|None=None      # Denoising steps, when it is to stop half way; all by default
 )->Tensor: # Normalised actions, [B, chunk, action_dim]
     "What the policy would do, from noise"
-    where = self.action_in_proj.weight.device
-    pad,x = attention_mask.to(where, torch.bool), noise_BCA.to(where)
-    state = None if state_BS is None else state_BS.to(where)
-    embs = self.embed(pixels_BNCHW.to(where), tokens_BW.to(where))
-    need(pad.shape==embs.shape[:2], 'attention_mask', list(pad.shape), f'{list(embs.shape[:2])}: one per token')
-    cache,_ = self.prefix(embs, pad)
-    for i in range(self.cfg.steps):
+    cache,pad = self.see(pixels_BNCHW, tokens_BW, attention_mask)
+    x = noise_BCA.to(pad.device)
+    state = None if state_BS is None else state_BS.to(pad.device)
+    for i in range(self.cfg.steps if taken is None else taken):
         t = x.new_full((len(x),), 1-i/self.cfg.steps)
         x = x - self.velocity(x, t, cache, pad, state)/self.cfg.steps
     return x
