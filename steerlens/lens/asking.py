@@ -102,10 +102,7 @@ class Study:
     def module(self): return self.who.module
 
     @cached_property
-    def lens(self)->Lens|None: # None where nothing reads the site in words
-        try: found = lens_of(self.subject, self.site)
-        except SteerlensError: return None
-        return found if found.words and found.readout.unit=='logits' else None
+    def lens(self): return self.reads(self.site) # None where nothing reads the site in words
 
     @cached_property
     def sae(self): # None where phase 2 has none there
@@ -122,6 +119,15 @@ class Study:
     def steering(self): return self.module.steering()
 
 # %% ../../nbs/67_lens.asking.ipynb #f6331dbd
+@patch
+def reads(self:Study,
+    site:str # Of the subject
+)->Lens|None: # None where nothing does
+    "What reads a site in words"
+    try: found = lens_of(self.subject, site)
+    except SteerlensError: return None
+    return found if found.words and found.readout.unit=='logits' else None
+
 @patch
 def alive(self:Study,
     n:int=8192 # Rows that are looked at

@@ -130,6 +130,7 @@ def directions(
 )->Answer:
     "Do directions say what they are for?"
     files = _files(study, methods)
+    if not files: return Unasked('words of directions', 'phase 3 chose no place that is read in words')
     vectors = {k: load_direction(f).residual for k,f in files.items()}
     lead = {f'{a} to {b}': v for (_,a,b,m),v in vectors.items() if m==methods[0]}
     said = words_table(study.subject, lead, study.lens.words, n_words, study.seed)
@@ -142,8 +143,9 @@ def directions(
                   {k: records(t) for k,t in facts.items()})
 
 def _files(study, methods):
-    "Each direction at its chosen place"
-    return chosen_directions(study.base/'directions'/study.who.name, study.steered['flips'], study.steering, methods)
+    "Each direction at its chosen place, where that is read in words"
+    files = chosen_directions(study.base/'directions'/study.who.name, study.steered['flips'], study.steering, methods)
+    return {k: f for k,f in files.items() if study.reads(load_direction(f).site)}
 
 def _tested(study, vectors, methods, n):
     "Each direction's rank test, and those of all of a method together"
@@ -184,7 +186,7 @@ def names(
     "Is the target's word among the top three, and is it for shuffled labels?"
     acts = _contrasted(study)
     sites = read_json(study.base/'reports'/'3_steering'/study.who.name/'manifest.json')['params']['sites']
-    saes = {s: load_sae(study.base/'sae'/study.who.name/s, s) for s in sites}
+    saes = {s: load_sae(study.base/'sae'/study.who.name/s, s) for s in sites if study.reads(s)}
     table,facts = naming(study.subject, study.steering, acts, saes, methods, shuffles=shuffles, seed=study.seed)
     says = (f'Directions fitted on other episodes have their word among the top {facts["n_tokens"]} for '
             f'{facts["hit_rate"]:.0%} of {facts["hit_n"]} at {facts["site"]}; with shuffled labels '
