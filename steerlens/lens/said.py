@@ -17,7 +17,7 @@ from ..steer.directions import load_direction
 from ..steer.methods import METHODS, fit
 
 # %% auto #0
-__all__ = ['PLACEBOS', 'layers', 'latents', 'neurons', 'causes', 'directions', 'names', 'families', 'translation']
+__all__ = ['OTHERS', 'layers', 'latents', 'neurons', 'causes', 'directions', 'names', 'families', 'translation']
 
 # %% ../../nbs/68_lens.said.ipynb #fefdcf75
 from .asking import Answer, Study, Unasked, question, records
@@ -201,7 +201,7 @@ def _contrasted(study):
     return contrasted(study.subject, study.steering, study.acts, study.acts.sites(), folder)
 
 # %% ../../nbs/68_lens.said.ipynb #f21973ee
-PLACEBOS = 'shuffled', 'wrong_sign', 'random_latents' # Methods that aren't meant to find anything
+OTHERS = 'shuffled', 'wrong_sign', 'random_latents', 'setpoint', 'pid' # Placebos, and what points along `logistic`
 
 @question('families of directions', 'sae', 'directions')
 def families(
@@ -226,13 +226,20 @@ def families(
 
 def _by_method(study, top_k):
     "(contrast, method) -> vector at the study's site, of the first stream; and why methods are missing"
-    acts,steering,found,refused = _contrasted(study), study.steering, {}, []
+    acts,steering = _contrasted(study), study.steering
     made,stream = contrasts(steering, acts), next(iter(steering.streams))
-    for m in [m for m,how in METHODS.items() if how.readable and m not in PLACEBOS]:
-        try: ds = fit(study.subject, steering, acts, made, {study.site: study.sae}, top_k, [m])
-        except SteerlensError as e: refused.append(str(e))
-        else: found |= {(f'{a} to {b}'.replace('_', ' '), m): d.residual for (a,b,_,s,_),d in ds.items() if s==stream}
-    return found, refused
+    def fitted(methods):
+        ds = fit(study.subject, steering, acts, made, {study.site: study.sae}, top_k, methods)
+        return {(f'{a} to {b}'.replace('_', ' '), m): d.residual for (a,b,_,s,m),d in ds.items() if s==stream}
+    return _each([m for m,how in METHODS.items() if how.readable and m not in OTHERS], fitted)
+
+def _each(methods, fitted):
+    "All at once, which shares what they have in common; one by one if one of them fails, and why it does"
+    try: return fitted(methods), []
+    except SteerlensError as e:
+        if len(methods)==1: return {}, [str(e)]
+    parts = [_each([m], fitted) for m in methods]
+    return {k: v for found,_ in parts for k,v in found.items()}, [e for _,why in parts for e in why]
 
 def _kept_apart(space, t, below):
     "The answer of one heatmap"
