@@ -9,9 +9,10 @@ from steerlens.running import execute
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
 PHASES = params.phases()
-RUNS = [(phase, SUBJECT) for phase in PHASES[:4]]+[(phase, 'nano_lm') for phase in PHASES[:4]] # as in the Snakefile
+RUNS = [(phase, SUBJECT) for phase in PHASES[:4]]+[(phase, 'nano_lm') for phase in PHASES[:3]] # as in the Snakefile
 RUNS += [('5_codes', 'nano_lm'), ('7_explore', 'nano_lm'), ('8_decoders', 'nano_lm'), ('6_studio', 'walker')]
-RUNS += [(phase, 'set_model') for phase in ('1_residuals', '2_sae', '4_tokens')]
+RUNS += [(phase, 'set_model') for phase in PHASES[:2]]
+if 'STEERLENS_SLOW' in os.environ: RUNS += [('4_tokens', 'nano_lm'), ('4_tokens', 'set_model')]
 BIN = Path(sys.executable).parent
 os.chdir(ROOT)
 
@@ -29,7 +30,9 @@ LONG = [f'tests/test_{n}.py' for n in ('own_models', 'faults', 'studio_page', 'n
 
 
 def pytest_collection_modifyitems(items):
-    "The longest files first, or one worker is left with them at the end"
+    "What is slow is left out unless asked for; the longest files first, or one worker is left with them at the end"
+    for item in items if 'STEERLENS_SLOW' not in os.environ else ():
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.skip(reason='slow: STEERLENS_SLOW=1 runs it'))
     order = [*SMOKE, *LONG]
     def place(item):
         file = item.nodeid.split('::')[0]

@@ -1,5 +1,5 @@
 "A stranger's project: language models, modules, sweeps and scripts of their own, run from the command line"
-import json, os, shutil, sys
+import json, shutil, sys
 from pathlib import Path
 import pytest
 import yaml
@@ -53,7 +53,6 @@ def test_both_phases_on_a_model_of_ones_own(project):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif('STEERLENS_SLOW' not in os.environ, reason='slow: STEERLENS_SLOW=1 runs it')
 def test_codes_and_explore_on_a_model_of_ones_own(project):
     for phase in '1257':
         said = steerlens(project, 'run', phase, 'my_gpt2')

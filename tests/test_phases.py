@@ -43,7 +43,7 @@ def test_a_sweep_plans_every_combination(tmp_path):
     assert {*re.findall(r'(\w+)/params\.yaml', r.out+r.err)}=={*plan['variants']}
 
 
-@pytest.mark.parametrize('subject', ['nano_vla', 'nano_lm'])
+@pytest.mark.parametrize('subject', ['nano_vla', pytest.param('nano_lm', marks=pytest.mark.slow)])
 def test_lenses_stand_beside_their_placebos(smoke, subject):
     m = read_json(smoke/'reports/4_tokens'/subject/'metrics.json')
     kl = {(t['who'], t['layer']): t['kl'] for t in m['layers']}
@@ -63,6 +63,7 @@ def test_actions_are_read_in_random_company(smoke):
     assert {t['by'] for t in m['rollouts']}=={'lens', 'decision', 'length'}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_said(smoke):
     m = read_json(smoke/'reports/4_tokens/set_model/metrics.json')
     assert m['says'].startswith('Of 1,024 latents at hidden.out') and m['latents_beyond']['n']==1024
