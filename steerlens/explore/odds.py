@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from numba import njit
-from scipy.special import logit
-from scipy.stats import norm, t
+from scipy.special import logit, ndtr, stdtrit
 from ..core import need
 from ..stats import CLUSTERS
 
@@ -154,8 +153,8 @@ def as_table(
     "Sums as log-odds, intervals and p"
     a,q,both,d,dd,uu = sums.T
     with np.errstate(all='ignore'): log_odds = logit((a+PRIOR*q)/(fires+PRIOR))-logit(q) # NaN where all rows have it
-    half = t.ppf(.975, both-1)*np.sqrt(np.maximum(uu, 0))
-    p = np.where(dd>TINY, norm.sf(d/np.sqrt(np.maximum(dd, TINY))), 1.) # 1 where all episodes are as expected
+    half = stdtrit(both-1, .975)*np.sqrt(np.maximum(uu, 0))
+    p = np.where(dd>TINY, ndtr(-d/np.sqrt(np.maximum(dd, TINY))), 1.) # 1 where all episodes are as expected
     return pd.DataFrame(dict(number=number, n=a.astype('i8'), share=a/fires, base=q, log_odds=log_odds,
                              lo=log_odds-half, hi=log_odds+half, p=p, episodes=both.astype('i8')))
 
