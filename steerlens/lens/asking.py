@@ -11,7 +11,7 @@ from pathlib import Path
 from fastcore.basics import patch
 import numpy as np, pandas as pd
 from .. import plot
-from ..core import SteerlensError, need, read_json, rng
+from ..core import SteerlensError, check_inputs, need, read_json, rng
 from ..acts.store import Acts, layer_of
 from ..subjects.settle import Settled
 from ..steer.methods import projection
@@ -89,12 +89,17 @@ class Study:
 
     def __post_init__(self):
         self.acts.streams_at(self.site, None if self.stream=='all' else self.stream) # refused if not harvested
+        for kind,folder in self._left().items(): check_inputs(folder, kind) # or if made from what is gone
+
+    def _left(self):
+        "Folders of earlier phases, as far as they are there"
+        found = {kind: self.base/kind/self.who.name for kind in ('sae', 'directions', 'trials')}
+        found['sae'] = found['sae']/self.site
+        return {kind: folder for kind,folder in found.items() if folder.exists()}
 
     @property
     def inputs(self)->list[Path]: # For the manifest
-        files = [self.acts.folder/'catalog.json', self.base/'sae'/self.who.name/self.site/'sae_weights.safetensors',
-                 self.base/'reports'/'3_steering'/self.who.name/'metrics.json']
-        return [f for f in files if f.exists()]
+        return [self.acts.folder/'catalog.json', *(folder/'manifest.json' for folder in self._left().values())]
 
     @property
     def subject(self): return self.who.subject
@@ -107,8 +112,8 @@ class Study:
     @cached_property
     def sae(self): # None where phase 2 has none there
         from steerlens.sae.models import load_sae
-        folder = self.base/'sae'/self.who.name/self.site
-        return load_sae(folder, self.site) if folder.exists() else None
+        folder = self._left().get('sae')
+        return load_sae(folder, self.site) if folder else None
 
     @cached_property
     def steered(self)->dict|None: # The metrics of phase 3, if there was one
