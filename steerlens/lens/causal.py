@@ -15,7 +15,8 @@ from ..stats import auc, chance_p, fdr, rate
 from ..subjects.base import Subject, alone
 from ..subjects.spoken import Spoken
 from ..steer.edits import Add, Intervention, intervened
-from .tables import Tokens, in_words, overlap
+from .tables import Tokens, overlap
+from .words import in_words
 
 # %% auto #0
 __all__ = ['Caused', 'cause', 'chance_caused', 'causal_table', 'Agreement', 'agreement', 'side_by_side', 'show_agreement']
@@ -99,7 +100,9 @@ def causal_table(
     shown:int=8          # Words of it in the table
 )->pd.DataFrame: # direction, raises, lowers, rise, chance, p, q
     "What each direction makes likelier, and less likely"
-    n = min(n, len(words))
+    V = caused.change_N2V.shape[-1]
+    need(V==len(words), 'words', f'{len(words)} of them', f'{V}, one for each token', 'pass the vocabulary of this subject')
+    n = min(n, V)
     by_chance,own = chance.rise(n), caused.rise(n)
     p = [chance_p(-x, -by_chance) for x in own]
     return pd.DataFrame(dict(direction=list(range(len(caused)) if names is None else names),

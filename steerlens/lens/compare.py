@@ -19,8 +19,8 @@ from ..acts.store import Acts
 from ..subjects.base import Steering, Subject
 from ..steer.contrasts import Contrast, contrasts
 from ..steer.methods import METHODS, fit
-from .tables import in_words, jaccard, latent_tokens, overlap
-from .words import cosines
+from .tables import jaccard, latent_tokens, overlap
+from .words import cosines, in_words
 
 # %% auto #0
 __all__ = ['spaces', 'alike', 'lists_alike', 'distinct', 'disentanglement', 'clustered', 'show_alike', 'best_rank',
@@ -39,6 +39,12 @@ def spaces(
     latent = {} if sae is None else {'latent': lambda v: v@sae.W_enc.detach()}
     return {'residual': lambda v: v, **latent, 'token': said}
 
+def _stacked(directions):
+    "[N, D]; refuse those that point nowhere"
+    bad = [k for k,x in directions.items() if not (x.isfinite().all() and x.any())]
+    need(not bad, 'directions', f'{", ".join(map(str, bad))}: zero, NaN or infinite', 'vectors that point somewhere')
+    return torch.stack(list(directions.values()))
+
 def alike(
     directions:dict,  # Name -> vector [D]
     space:Callable,   # From `spaces`
@@ -47,9 +53,7 @@ def alike(
 )->tuple[pd.DataFrame,float]: # Cosines, and what 95% of pairs of random directions stay below in size
     "Cosines in one space"
     need(directions, 'directions', 'none', '1 or more')
-    v = torch.stack(list(directions.values()))
-    bad = [k for k,x in directions.items() if not (x.isfinite().all() and x.any())]
-    need(not bad, 'directions', f'{", ".join(map(str, bad))}: zero, NaN or infinite', 'vectors that point somewhere')
+    v = _stacked(directions)
     r = torch.nn.functional.normalize(space(torch.randn(draws, v.shape[1], generator=generator('alike', seed))), dim=1)
     between = (r@r.T)[~torch.eye(draws, dtype=torch.bool)]
     return cosines(dict(zip(directions, space(v)))), float(between.abs().quantile(.95))
@@ -101,7 +105,7 @@ def disentanglement(
     fits,told = len(concepts)==len(directions) > 2, f'{len(concepts)} for {len(directions)} directions'
     need(fits, 'concepts', told, 'one for each of 3 or more')
     need(len(set(concepts)) > 1, 'concepts', f"all of them '{concepts[0]}'", '2 or more')
-    v,g = torch.stack(list(directions.values())), rng('disentanglement', seed)
+    v,g = _stacked(directions), rng('disentanglement', seed)
     x,noise = space(v), torch.randn(draws, *v.shape, generator=generator('disentanglement', seed))
     own = _kept_apart(x, concepts)
     random = pd.DataFrame([_kept_apart(space(r), concepts) for r in noise])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
+from torch.nn.functional import normalize
 from .. import plot
 from ..core import SteerlensError, read_json, rng
 from ..stats import fdr, rate
@@ -24,10 +25,11 @@ from .asking import Answer, Study, Unasked, question, records
 from .causal import agreement, causal_table, cause, chance_caused, show_agreement, side_by_side
 from .compare import alike, disentanglement, distinct, naming, show_alike, spaces
 from .streams import paired, translator
-from .tables import chance_tokens, in_words, latent_tokens, token_table, value_centroids
+from .tables import chance_tokens, latent_tokens, token_table, value_centroids
 from .tuned import (TunedLens, Tuning, by_layer, by_token, layers_of, save_tuned, show_by_layer,
                                   show_by_token, some_aside, tune)
-from .words import chosen_directions, cosines, joint_rank_test, opposite_pairs, rank_test, words_table
+from .words import (chosen_directions, cosines, in_words, joint_rank_test, opposite_pairs, rank_test,
+                                  words_table)
 
 # %% ../../nbs/68_lens.said.ipynb #11ccd2ba
 def _tuned(study, sites, folder, t, inputs):
@@ -60,6 +62,16 @@ def layers(
     return Answer(says, figures=figures, facts=dict(layers=records(table)))
 
 # %% ../../nbs/68_lens.said.ipynb #f5c345b1
+def _listed(study, v_ND, n_random):
+    "The lists of directions, as if of length 1, beside those of random ones; and how many are beyond chance, in words"
+    found = latent_tokens(study.subject, normalize(v_ND))
+    chance = chance_tokens(study.subject, v_ND.shape[1], draws=n_random, seed=study.seed)
+    table = token_table(found, chance, study.lens.words, n=6)
+    beyond,all_ = rate(table.q < .05), int((table.p <= 1/(n_random+1)).sum())
+    says = (f'{beyond["rate"]:.0%} have tokens with higher logits than those of random directions (q < .05); {all_} are '
+            f'beyond all {n_random:,} random ones, where {len(table)/(n_random+1):.1f} would be by chance.')
+    return table, beyond | dict(all=all_), says
+
 @question('tokens of latents', 'lens', 'sae')
 def latents(
     study:Study,       # With an autoencoder
@@ -67,15 +79,9 @@ def latents(
     n_random:int=1000  # Random directions
 )->Answer:
     "Which tokens do latents raise and lower most?"
-    v_FD = study.sae.W_dec.detach()
-    found = latent_tokens(study.subject, v_FD)
-    chance = chance_tokens(study.subject, v_FD.shape[1], draws=n_random, seed=study.seed)
-    table = token_table(found, chance, study.lens.words, n=6).rename(columns=dict(direction='latent'))
-    beyond = rate(table.q < .05)
-    says = (f'Of {len(table):,} latents at {study.site}, {beyond["rate"]:.0%} have tokens with higher logits than '
-            f'those of random directions (q < .05).')
-    best = table.sort_values('peak', ascending=False).head(n).round(3)
-    return Answer(says, dict(latents=best), facts=dict(latents_beyond=beyond))
+    table,beyond,says = _listed(study, study.sae.W_dec.detach(), n_random)
+    best = table.rename(columns=dict(direction='latent')).sort_values('peak', ascending=False).head(n).round(3)
+    return Answer(f'Of {len(table):,} latents at {study.site}, {says}', dict(latents=best), facts=dict(latents_beyond=beyond))
 
 # %% ../../nbs/68_lens.said.ipynb #3e2ce4e1
 @question('value vectors', 'lens', 'mlp')
@@ -86,13 +92,10 @@ def neurons(
 )->Answer:
     "What do clusters of neurons write?"
     centroids,sizes = value_centroids(study.subject, study.site, seed=study.seed)
-    chance = chance_tokens(study.subject, centroids.shape[1], draws=n_random, seed=study.seed)
-    table = token_table(latent_tokens(study.subject, centroids), chance, study.lens.words, n=6)
+    table,beyond,says = _listed(study, centroids, n_random)
     table = table.rename(columns=dict(direction='cluster')).assign(neurons=sizes)
-    beyond = rate(table.q < .05)
-    says = f'Of {len(table):,} clusters of value vectors there, {beyond["rate"]:.0%} have (q < .05).'
     best = table.sort_values('peak', ascending=False).head(n).round(3)
-    return Answer(says, dict(neurons=best), facts=dict(neurons_beyond=beyond))
+    return Answer(f'Of {len(table):,} clusters of value vectors there, {says}', dict(neurons=best), facts=dict(neurons_beyond=beyond))
 
 # %% ../../nbs/68_lens.said.ipynb #e7304922
 @question('what latents cause', 'lens', 'sae', 'next_words')
@@ -115,9 +118,9 @@ def causes(
     causal = causal_table(own, chance, spoken.words, ids, length)
     table = side_by_side(says_it, causal, both, spoken.words).rename(columns=dict(direction='latent'))
     fig,raising = show_agreement(both), rate(causal.q < .05)
-    says = (f'{fig.title}; {raising["rate"]:.0%} of them raise their own list more than a random push raises one '
+    says = (f'{fig.title}; {raising["rate"]:.0%} ({raising["lo"]:.0%} to {raising["hi"]:.0%}) of them raise their own list more than a random push raises one '
             f'(n = {len(spoken.groups)} held-out prompts).')
-    return Answer(says, dict(causes=table.head(shown).round(2)), dict(causes=fig),
+    return Answer(says, dict(causes=table.head(shown).round(4)), dict(causes=fig),
                   dict(causes=both.facts | dict(raising=raising)))
 
 # %% ../../nbs/68_lens.said.ipynb #b1e9aacd
@@ -213,7 +216,7 @@ def families(
     found,refused = _by_method(study, top_k)
     label = {k: f'{k[0]}, {plot.LABELS[k[1]]}' for k in found}
     apart = distinct({label[k]: v for k,v in found.items()})
-    method,concept = {label[k]: k[1] for k in found}, {label[k]: k[0] for k in found}
+    method,concept = {label[k]: k[1] for k in found}, {label[k]: _concept(k[0]) for k in found}
     figures,told = {}, []
     for name,space in spaces(study.subject, study.sae).items():
         cos,below = alike(apart, space, seed=study.seed)
@@ -232,6 +235,8 @@ def _by_method(study, top_k):
         ds = fit(study.subject, steering, acts, made, {study.site: study.sae}, top_k, methods)
         return {(f'{a} to {b}'.replace('_', ' '), m): d.residual for (a,b,_,s,m),d in ds.items() if s==stream}
     return _each([m for m,how in METHODS.items() if how.readable and m not in OTHERS], fitted)
+
+def _concept(name): return ' and '.join(sorted(name.split(' to '))) # there and back is one
 
 def _each(methods, fitted):
     "All at once, which shares what they have in common; one by one if one of them fails, and why it does"

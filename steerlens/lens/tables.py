@@ -11,15 +11,16 @@ from numba import njit
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from ..core import generator, need, threads
 from ..stats import chance_p, fdr
 from ..subjects.base import Subject
 from ..sae.step import bf16_units
+from .words import in_words
 
 # %% auto #0
 __all__ = ['BITS', 'Best', 'Unembedding', 'unembedding', 'Screen', 'rounded', 'slack', 'products', 'beyond', 'in_order', 'ends',
-           'Tokens', 'cuts', 'latent_tokens', 'chance_tokens', 'token_table', 'in_words', 'value_centroids', 'overlap',
-           'jaccard']
+           'Tokens', 'cuts', 'latent_tokens', 'chance_tokens', 'token_table', 'value_centroids', 'overlap', 'jaccard']
 
 # %% ../../nbs/63_lens.tables.ipynb #aedaa203
 class Best:
@@ -67,7 +68,8 @@ def unembedding(
     need(subject.head, type(subject.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
     head = subject.model.get_submodule(subject.head)
     w,bias = (head.weight, head.bias) if hasattr(head, 'weight') else (head.W_U.T, head.b_U)
-    need(v_ND.ndim==2 and v_ND.shape[1]==w.shape[1], 'directions', list(v_ND.shape), f'[N, {w.shape[1]}]',
+    fits = v_ND.ndim==2 and len(v_ND) and v_ND.shape[1]==w.shape[1]
+    need(fits, 'directions', list(v_ND.shape), f'[N, {w.shape[1]}]',
          'take directions of this stream')
     bad = (~v_ND.isfinite().all(1)).nonzero()[:,0].tolist()
     told = f'{len(bad)} of {len(v_ND)} have NaN or infinite numbers (first: {bad[:1]})'
@@ -215,9 +217,10 @@ class Tokens:
     high:np.ndarray   # Their logits
     bottom:np.ndarray # Ids, [N, n]
     low:np.ndarray    # Their logits
+    of:int            # Tokens that there are
 
     def __len__(self): return len(self.top)
-    def __getitem__(self, i): return Tokens(self.top[i], self.high[i], self.bottom[i], self.low[i])
+    def __getitem__(self, i): return Tokens(self.top[i], self.high[i], self.bottom[i], self.low[i], self.of)
 
     @property
     def peak(self): return self.high.mean(1) # Mean logit at the top, [N]
@@ -260,7 +263,7 @@ def latent_tokens(
     high,low = sides[1], sides[-1]
     whole = np.isfinite([high.values, low.values]).all()
     need(whole, 'logits', 'NaN or infinite', 'finite ones', 'are vectors too long?')
-    return Tokens(high.ids, high.values, low.ids, -low.values)
+    return Tokens(high.ids, high.values, low.ids, -low.values, V)
 
 # %% ../../nbs/63_lens.tables.ipynb #8229bcc1
 def _look(half, sides, rows, part, w_TD, of_tile, first):
@@ -289,12 +292,13 @@ def chance_tokens(
     seed:int=0,      # Which
     **how            # As for `latent_tokens`
 )->Tokens:
-    "The lists of random directions"
-    return latent_tokens(subject, torch.randn(draws, width, generator=generator('lens tables', seed)), n, **how)
+    "The lists of random directions of length 1"
+    v = torch.randn(draws, width, generator=generator('lens tables', seed))
+    return latent_tokens(subject, normalize(v), n, **how)
 
 def token_table(
     found:Tokens,        # Lists
-    chance:Tokens,       # Of random directions, as long
+    chance:Tokens,       # Of random directions, as long: without a norm before the head, the longer are louder
     words:Sequence[str], # What each token id says
     names:Sequence|None=None, # Of the directions; numbers by default
     n:int=8              # Words shown of each list
@@ -302,22 +306,12 @@ def token_table(
     "Lists in words, each beside what random directions reach"
     long,by_chance = found.top.shape[1], chance.top.shape[1]
     need(long==by_chance, 'lists', f'{long} tokens, {by_chance} by chance', 'as many')
-    need(max(found.top.max(), found.bottom.max()) < len(words), 'words', f'{len(words)} of them', 'one for each token',
+    need(found.of==len(words), 'words', f'{len(words)} of them', f'{found.of}, one for each token',
          'pass the vocabulary of this subject')
     p = [chance_p(-x, -chance.peak) for x in found.peak]
     return pd.DataFrame(dict(direction=list(range(len(found)) if names is None else names),
                              top=in_words(found.top[:,:n], words), bottom=in_words(found.bottom[:,:n], words),
                              peak=found.peak, chance=np.median(chance.peak), p=p, q=fdr(p)))
-
-def in_words(
-    ids_NK:np.ndarray,   # Token ids
-    words:Sequence[str]  # What each says
-)->list[str]: # One a list
-    "Lists as text; what would not show is written as in Python, and parts of a character by their id"
-    def shown(i):
-        w = words[i]
-        return f'<{i}>' if '\ufffd' in w else w.strip() if w.strip() and w.isprintable() else repr(w)
-    return [' '.join(map(shown, ids)) for ids in ids_NK]
 
 # %% ../../nbs/63_lens.tables.ipynb #04d9661b
 def value_centroids(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from ..core import generator, need
@@ -14,9 +14,26 @@ from ..stats import chance_p
 from ..subjects.base import Steering, Subject
 
 # %% auto #0
-__all__ = ['top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'words_table', 'cosines', 'chosen_directions', 'opposite_pairs']
+__all__ = ['pointing', 'top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'in_words', 'words_table', 'cosines',
+           'chosen_directions', 'opposite_pairs']
 
 # %% ../../nbs/60_lens.words.ipynb #583d0d81
+def pointing(
+    v_ND:Tensor # Directions, [N, D]
+)->Tensor: # The same; raises `SteerlensError` where one is zero, NaN or infinite
+    "Refuse what points nowhere: every token would come first"
+    bad = (~v_ND.isfinite().all(-1) | ~v_ND.any(-1)).sum().item()
+    told = f'{bad} of {v_ND.shape[:-1].numel()} are zero, NaN or infinite'
+    need(not bad, 'directions', told, 'vectors that point somewhere')
+    return v_ND
+
+def _said(subject, v_D, words):
+    "Logits of one direction, a word for each"
+    logits = subject.lens(pointing(v_D[None]))[0]
+    need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words',
+         do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
+    return logits
+
 def top_tokens(
     subject:Subject,     # With a norm and an unembedding
     v_D:Tensor,          # A direction in residual space, [D]
@@ -24,9 +41,7 @@ def top_tokens(
     n:int=8              # How many
 )->list[tuple[str,float]]: # Token and logit, highest first
     "What `v_D` says through the final norm and unembedding (the logit lens)"
-    logits = subject.lens(v_D[None])[0]
-    need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words',
-         do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
+    logits = _said(subject, v_D, words)
     return [(words[i], float(logits[i])) for i in logits.topk(min(n, len(words))).indices]
 
 # %% ../../nbs/60_lens.words.ipynb #c4ba9b91
@@ -35,7 +50,7 @@ def rank(
     v_ND:Tensor,         # Directions, [N, D]
     token:int            # A token id
 )->Tensor: # Rank of the token under each direction, 1 is the top, [N]
-    logits = subject.lens(v_ND)
+    logits = subject.lens(pointing(v_ND))
     return (logits > logits[:,token,None]).sum(1) + 1
 
 # %% ../../nbs/60_lens.words.ipynb #5a0cdad6
@@ -68,6 +83,16 @@ def joint_rank_test(
     return dict(rank_sum=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
 
 # %% ../../nbs/60_lens.words.ipynb #2ded48d7
+def in_words(
+    ids_NK:np.ndarray,   # Token ids
+    words:Sequence[str]  # What each says
+)->list[str]: # One a list
+    "Lists as text; what would not show is written as in Python, and parts of a character by their id"
+    def shown(i):
+        w = words[i]
+        return f'<{i}>' if '\ufffd' in w else w.strip() if w.strip() and w.isprintable() else repr(w)
+    return [' '.join(map(shown, ids)) for ids in ids_NK]
+
 def words_table(
     subject:Subject,     # With a norm and an unembedding
     directions:dict,     # Name -> vector [D]
@@ -77,7 +102,7 @@ def words_table(
 )->pd.DataFrame: # direction, says, random says
     "Top tokens of each direction, a random direction's beside them"
     r = torch.randn(len(directions), len(next(iter(directions.values()))), generator=generator('lens table', seed))
-    def say(v): return ' '.join(w for w,_ in top_tokens(subject, v, words, n))
+    def say(v): return in_words(_said(subject, v, words).topk(min(n, len(words))).indices[None].numpy(), words)[0]
     return pd.DataFrame([dict(direction=k, says=say(v), random=say(x)) for (k,v),x in zip(directions.items(), r)])
 
 # %% ../../nbs/60_lens.words.ipynb #b31fcc02

@@ -246,7 +246,9 @@ def _failed(failures, n):
     rank,first = min(failures.items(), key=order)
     if first.exitcode < 0:
         return SteerlensError(f'process {rank} of {n}', f'killed by {signal.Signals(-first.exitcode).name}', do=AGAIN)
-    return SteerlensError(first.message if first.error_file_data.get('message') else f'process {rank} of {n} failed')
+    said = first.error_file_data.get('message')
+    said = said.get('message') if isinstance(said, dict) else said
+    return SteerlensError(said or f'process {rank} of {n} failed')
 
 @contextmanager
 def a_rank(

@@ -535,7 +535,8 @@ def next_words(
     def says(subject):
         ctx,cache = Ctx(row_B=trial), deepcopy(before) # a run adds to the cache
         return subject.run(ids[:,-1:], attention_mask=mask, cache=cache, ctx=ctx).logits[:,-1]
-    return Spoken(says, groups, read.words)
+    beyond = range(len(read.words), subject.facts.get('vocabulary', 0)) # rows that a padded head has without a token
+    return Spoken(says, groups, [*read.words, *(f'<{i}>' for i in beyond)])
 
 # %% ../../nbs/16_subjects.lm.ipynb #f222db4a
 def _per_window(batch, nats_BT):
