@@ -91,8 +91,9 @@ class Study:
         self.acts.streams_at(self.site, None if self.stream=='all' else self.stream) # refused if not harvested
         for kind,folder in self._left().items():
             made = [n for n in check_inputs(folder, kind)['inputs'] if 'acts/' in n] # or if made from what is gone
-            own = not made or any(f'acts/{self.who.name}' in n for n in made)
-            need(own, folder, f'made from {made[0] if made else ""}', f'acts/{self.who.name}', "another subject's: remove it")
+            mine = f'acts/{self.who.name}'
+            own = not made or any(mine in n for n in made)
+            need(own, folder, f'made from {made[:1]}', mine, "it is another subject's: remove it")
 
     def _left(self):
         "Folders of earlier phases, as far as they are there"

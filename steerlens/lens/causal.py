@@ -101,7 +101,7 @@ def causal_table(
 )->pd.DataFrame: # direction, raises, lowers, rise, chance, p, q
     "What each direction makes likelier, and less likely"
     V = caused.change_N2V.shape[-1]
-    need(V==len(words), 'words', f'{len(words)} of them', f'{V}, one for each token', 'pass the vocabulary of this subject')
+    need(V==len(words), 'words', f'{len(words)} of them', f'{V}', 'pass the vocabulary of this subject')
     n = min(n, V)
     by_chance,own = chance.rise(n), caused.rise(n)
     p = [chance_p(-x, -by_chance) for x in own]

@@ -67,10 +67,10 @@ def _listed(study, v_ND, n_random):
     found = latent_tokens(study.subject, normalize(v_ND))
     chance = chance_tokens(study.subject, v_ND.shape[1], draws=n_random, seed=study.seed)
     table = token_table(found, chance, study.lens.words, n=6)
-    beyond,all_ = rate(table.q < .05), int((table.p <= 1/(n_random+1)).sum())
-    says = (f'{beyond["rate"]:.0%} have tokens with higher logits than those of random directions (q < .05); {all_} are '
-            f'beyond all {n_random:,} random ones, where {len(table)/(n_random+1):.1f} would be by chance.')
-    return table, beyond | dict(all=all_), says
+    beyond,most = rate(table.q < .05), int((table.p <= 1/(n_random+1)).sum())
+    says = (f'{beyond["rate"]:.0%} have tokens with higher logits than those of random directions (q < .05); '
+            f'{most} are beyond all {n_random:,} random ones, where {len(table)/(n_random+1):.1f} would be by chance.')
+    return table, beyond | dict(all=most), says
 
 @question('tokens of latents', 'lens', 'sae')
 def latents(
@@ -81,7 +81,8 @@ def latents(
     "Which tokens do latents raise and lower most?"
     table,beyond,says = _listed(study, study.sae.W_dec.detach(), n_random)
     best = table.rename(columns=dict(direction='latent')).sort_values('peak', ascending=False).head(n).round(3)
-    return Answer(f'Of {len(table):,} latents at {study.site}, {says}', dict(latents=best), facts=dict(latents_beyond=beyond))
+    says = f'Of {len(table):,} latents at {study.site}, {says}'
+    return Answer(says, dict(latents=best), facts=dict(latents_beyond=beyond))
 
 # %% ../../nbs/68_lens.said.ipynb #3e2ce4e1
 @question('value vectors', 'lens', 'mlp')
@@ -95,7 +96,8 @@ def neurons(
     table,beyond,says = _listed(study, centroids, n_random)
     table = table.rename(columns=dict(direction='cluster')).assign(neurons=sizes)
     best = table.sort_values('peak', ascending=False).head(n).round(3)
-    return Answer(f'Of {len(table):,} clusters of value vectors there, {says}', dict(neurons=best), facts=dict(neurons_beyond=beyond))
+    says = f'Of {len(table):,} clusters of value vectors there, {says}'
+    return Answer(says, dict(neurons=best), facts=dict(neurons_beyond=beyond))
 
 # %% ../../nbs/68_lens.said.ipynb #e7304922
 @question('what latents cause', 'lens', 'sae', 'next_words')
@@ -118,7 +120,8 @@ def causes(
     causal = causal_table(own, chance, spoken.words, ids, length)
     table = side_by_side(says_it, causal, both, spoken.words).rename(columns=dict(direction='latent'))
     fig,raising = show_agreement(both), rate(causal.q < .05)
-    says = (f'{fig.title}; {raising["rate"]:.0%} ({raising["lo"]:.0%} to {raising["hi"]:.0%}) of them raise their own list more than a random push raises one '
+    sure = f'{raising["lo"]:.0%} to {raising["hi"]:.0%}'
+    says = (f'{fig.title}; {raising["rate"]:.0%} ({sure}) of them raise their own list more than a random push raises one '
             f'(n = {len(spoken.groups)} held-out prompts).')
     return Answer(says, dict(causes=table.head(shown).round(4)), dict(causes=fig),
                   dict(causes=both.facts | dict(raising=raising)))
