@@ -121,8 +121,8 @@ def causes(
     table = side_by_side(says_it, causal, both, spoken.words).rename(columns=dict(direction='latent'))
     fig,raising = show_agreement(both), rate(causal.q < .05)
     sure = f'{raising["lo"]:.0%} to {raising["hi"]:.0%}'
-    says = (f'{fig.title}; {raising["rate"]:.0%} ({sure}) of them raise their own list more than a random push raises one '
-            f'(n = {len(spoken.groups)} held-out prompts).')
+    says = (f'{fig.title}; {raising["rate"]:.0%} ({sure}) of them raise their own list more than a random push '
+            f'raises one (n = {len(spoken.groups)} held-out prompts).')
     return Answer(says, dict(causes=table.head(shown).round(4)), dict(causes=fig),
                   dict(causes=both.facts | dict(raising=raising)))
 
