@@ -43,7 +43,8 @@ def layers_of(
     for alias,path in subject.aliases.items():
         numbered = [n for n,_ in named[path].named_children() if n.isdigit()]
         if numbered: found[alias] = {f'{alias}.{n}': f'{path}.{n}' for n in numbered}
-    blocks = {h.rpartition('.')[0]: Site.parse(s).name for h,s in subject.hooks.items() if h.endswith('hook_resid_post')}
+    ends = {h: s for h,s in subject.hooks.items() if h.endswith('hook_resid_post')}
+    blocks = {h.rpartition('.')[0]: Site.parse(s).name for h,s in ends.items()}
     return found or ({'residual stream': blocks} if blocks else {})
 
 def width_of(
@@ -175,12 +176,14 @@ def _box(ax, y, box, io, widest):
     look = dict(fc='#dceaf4', ec=plot.HUES['blue']) if box[0].layer else dict(fc='#f2f2f2', ec='#999')
     ax.add_patch(FancyBboxPatch((-half, y-.34), 2*half, .68, boxstyle='round,pad=0,rounding_size=.06', lw=.9, **look))
     ax.text(0, y, _label(box), ha='center', va='center', fontsize=8.5)
-    for side in io: ax.plot(half-.08, y+(.34 if side=='out' else -.34), 'o', color=plot.HUES['red'], ms=5, clip_on=False)
+    for side in io:
+        ax.plot(half-.08, y+(.34 if side=='out' else -.34), 'o', color=plot.HUES['red'], ms=5, clip_on=False)
 
 def _says(name, subject, columns, sites):
     "The title: how many layers of which width, and where it is read"
     parts = {c: [p for p in own if p.layer] for c,own in columns.items()}
-    told = [f"{len(own)} layers of {plot.span([p.width or 0 for p in own], ',')}"+(f' ({c})' if len(layers_of(subject)) > 1 else '')
+    several = len(layers_of(subject)) > 1
+    told = [f"{len(own)} layers of {plot.span([p.width or 0 for p in own], ',')}"+f' ({c})'*several
             for c,own in parts.items() if own]
     n = sum(p.numel() for p in subject.model.parameters())
     read = f'; dots: read at {len(sites)} site{"s"*(len(sites)>1)}' if sites else ''

@@ -325,7 +325,8 @@ def plan(
     made = {p: asdict(forecast(p, subject, found[p], files)) for p in asked}
     kept = root()/out/'.plan'/f'{subject}.json'
     before = read_plans([kept]).get(subject, {}) if kept.exists() else {}
-    write_json(kept, dict(subject=subject, machine=here(out), phases=before | {p: f for p,f in made.items() if f['seconds']}))
+    known = before | {p: f for p,f in made.items() if f['seconds']}
+    write_json(kept, dict(subject=subject, machine=here(out), phases=known))
     return dict(subject=subject, machine=here(out), phases=made)
 
 def read_plans(

@@ -25,7 +25,8 @@ STYLE = {'font.size': 9.5, 'axes.titlesize': 9.5, 'figure.titlesize': 11, 'figur
          'text.color': '#222', 'axes.labelcolor': '#222', 'xtick.color': '#444', 'ytick.color': '#222',
          'axes.edgecolor': '#999', 'axes.spines.top': False, 'axes.spines.right': False,
          'axes.spines.left': False, 'axes.grid': True, 'axes.grid.axis': 'y', 'grid.color': '#e8e8e8',
-         'axes.axisbelow': True, 'figure.facecolor': 'white', 'svg.fonttype': 'none', 'svg.hashsalt': 'steerlens', 'pdf.fonttype': 42}
+         'axes.axisbelow': True, 'figure.facecolor': 'white', 'svg.fonttype': 'none', 'svg.hashsalt': 'steerlens',
+         'pdf.fonttype': 42}
 WIDTH = 6.5 # inches, 624 px on a page
 
 # %% ../nbs/02_plot.ipynb #ff24c1cf
@@ -91,11 +92,11 @@ def printed(
     "Write `fig` fit for print"
     path = Path(path)
     files = [path.with_name(f'{path.name}.{kind}') for kind in ('svg', 'pdf')]
-    dates = dict(svg={'Date': None}, pdf={'CreationDate': None})
+    dates = dict(svg='Date', pdf='CreationDate')
     with mpl.rc_context(STYLE | {'svg.fonttype': 'path'}):
         for f in files:
-            kind = f.suffix[1:]
-            with atomic(f) as tmp: fig.savefig(tmp, format=kind, metadata=dates[kind] | {'Title': getattr(fig, 'title', '')})
+            kind,title = f.suffix[1:], getattr(fig, 'title', '')
+            with atomic(f) as tmp: fig.savefig(tmp, format=kind, metadata={dates[kind]: None, 'Title': title})
     return files
 
 # %% ../nbs/02_plot.ipynb #400a0f90

@@ -130,8 +130,9 @@ def spent(
     began = end and wall and datetime.fromisoformat(end)-timedelta(seconds=wall)
     cores = use and use['seconds'] and f"{use['cpu_seconds']/use['seconds']:.1f} cores on average"
     gpu = 'none' if run.kept and use.get('gpu_mb') is None else _mb(use.get('gpu_mb'))
-    return {'began': f'about {began:%Y-%m-%d %H:%M:%S} UTC' if began else NOT, 'ended': str(end or NOT).replace('T', ' '),
-            'wall time': took(wall), 'processor time': took(use.get('cpu_seconds'))+(f' ({cores})' if cores else ''),
+    began = f'about {began:%Y-%m-%d %H:%M:%S} UTC' if began else NOT
+    busy = took(use.get('cpu_seconds'))+(f' ({cores})' if cores else '')
+    return {'began': began, 'ended': str(end or NOT).replace('T', ' '), 'wall time': took(wall), 'processor time': busy,
             'memory at most': _mb(use.get('memory_mb')), 'GPU memory at most': gpu}
 
 def took(
@@ -224,7 +225,8 @@ RECORD_CSS = 'td code, th code { background: none; padding: 0; white-space: pre-
 
 def _list(told): return Dl(*[x for k,v in told.items() for x in (Dt(k), Dd(v))])
 def _table(heads, rows):
-    return Div(Table(Thead(Tr(*[Th(h, scope='col') for h in heads])), Tbody(*rows), cls='wide'), cls='scroll', tabindex='0')
+    top = Thead(Tr(*[Th(h, scope='col') for h in heads]))
+    return Div(Table(top, Tbody(*rows), cls='wide'), cls='scroll', tabindex='0')
 
 # %% ../nbs/96_record.ipynb #c0288763
 def write_records(

@@ -60,8 +60,8 @@ def differences(
         x,y = a.get(path, gone), b.get(path, gone)
         d = Difference(path, *('not there' if v is gone else v for v in (x, y)))
         same = x is not gone and y is not gone and type(x)==type(y) and x==y
-        near = d.share is not None and d.share <= tolerance or bool(tolerance) and isinstance(x, str) and isinstance(y, str)
-        if not (same or near): found.append(d)
+        words = bool(tolerance) and isinstance(x, str) and isinstance(y, str)
+        if not (same or words or d.share is not None and d.share <= tolerance): found.append(d)
     return found
 
 # %% ../nbs/97_reproduce.ipynb #c0117854
@@ -77,7 +77,8 @@ def chain(
         except SteerlensError as e: raise SteerlensError(f'{run.name} reads {phase}', e) from None
     return [*found, run]
 
-MADE = 'acts', 'codes', 'decoders', 'directions', 'reports', 'sae', 'sweeps', 'tokens', 'trials' # Folders that phases fill
+# Folders that phases fill
+MADE = 'acts', 'codes', 'decoders', 'directions', 'reports', 'sae', 'sweeps', 'tokens', 'trials'
 
 def given(
     run:Run # A run
@@ -133,7 +134,8 @@ def elsewhere(
     "Activations that a run names, and that the first phase beside it has not made"
     first = runs[0].manifest.get('inputs') or {}
     mine = [n for n in runs[-1].manifest.get('inputs') or {} if f'acts/{runs[0].subject}/' in n]
-    return [f'{runs[-1].name} was made from {n}, and {runs[0].name} beside it made another' for n in mine if n not in first]
+    said = f'and {runs[0].name} beside it made another'
+    return [f'{runs[-1].name} was made from {n}, {said}' for n in mine if n not in first]
 
 def exactly(
     run:Run,  # What is to be made again
@@ -231,7 +233,7 @@ def _before(runs, new, share, folder):
     "What is about to be done, in lines"
     times = [r.metrics.get('seconds') for r in runs]
     took = f', {sum(times)/60:.1f} minutes when they were made' if None not in times else ''
-    how = 'to the last digit' if not share else f'within {share:.1%}, since machine or threads are others or not recorded'
+    how = f'within {share:.1%} (another machine, other threads, or not recorded)' if share else 'to the last digit'
     yield f"to run: {', '.join(r.name for r in runs)}{took}, in {folder}"
     yield f'numbers are compared {how}'
     if new: yield 'parameters that are new since: '+', '.join(f'{k}={v!r}' for k,v in new.items())

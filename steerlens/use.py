@@ -70,7 +70,7 @@ def _read(file):
 @contextmanager
 def using(
     every:float=.2, # Seconds between two looks
-): # Yields a dict: seconds, cpu_seconds, memory_mb and gpu_mb (None where nothing counts them), once the block has ended
+): # Yields a dict: seconds, cpu_seconds, memory_mb, gpu_mb (None where nothing counts it), once the block has ended
     "What the processes that a block starts take"
     others,peaks,gpu = {*peak_mb(os.getpid())}, {}, gpu_mb()
     found,used,over = {}, [gpu], threading.Event()

@@ -10,7 +10,7 @@ from conftest import ROOT
 CONFIGS = dict(
     gpt2=('gpt2', {}), gpt2_medium=('gpt2', {}),
     pythia_1_4b=('gpt_neox', dict(rotary_pct=.25, use_parallel_residual=True, tie_word_embeddings=False)),
-    gemma_2b=('gemma', dict(head_dim=256)),
+    gemma_2b=('gemma', dict(head_dim=256)), gemma2_2b=('gemma2', dict(head_dim=256)),
     llama3_8b=('llama', dict(rope_theta=5e5, tie_word_embeddings=False)),
     phi2=('phi', dict(partial_rotary_factor=.4, tie_word_embeddings=False)))
 SIZES = dict(width='hidden_size', layers='num_hidden_layers', heads='num_attention_heads', ffn='intermediate_size',
@@ -42,8 +42,9 @@ def test_sites_and_lens_in_small(name):
     few = values['expect']['heads']//values['expect']['kv_heads'] # queries that share a key
     heads = dict(num_attention_heads=few, num_key_value_heads=1) if few > 1 else dict(num_attention_heads=2)
     if few==1 and CONFIGS[name][0]!='gpt2': heads['num_key_value_heads'] = 2
-    sizes = dict(hidden_size=40*heads['num_attention_heads'], intermediate_size=32, vocab_size=97, max_position_embeddings=64)
-    if CONFIGS[name][0]=='gemma': sizes |= dict(head_dim=8)
+    sizes = dict(hidden_size=40*heads['num_attention_heads'], intermediate_size=32, vocab_size=97,
+                 max_position_embeddings=64)
+    if CONFIGS[name][0].startswith('gemma'): sizes |= dict(head_dim=8)
     net = model(name, **sizes | heads)
     with torch.no_grad():
         for p in net.parameters(): p.normal_(0, .1)

@@ -29,8 +29,8 @@ def record(
 def reproduce(
     report:Report, # A run's folder
     to:Annotated[str, typer.Option(help='A new folder; below reproduced/ by default.')]='', # Where it is made
-    tolerance:Annotated[float|None, typer.Option(min=0, help='How far numbers may be apart, as a share; by default 0 on '
-        'the machine that made them, with as many threads.')]=None, # A share
+    tolerance:Annotated[float|None, typer.Option(min=0, help='How far numbers may be apart, as a share; by default 0 '
+        'on the machine that made them, with as many threads.')]=None, # A share
 ):
     "Run a report's phases again in a new folder, and compare every number."
     from steerlens.reproduce import reproduce as again

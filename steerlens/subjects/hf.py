@@ -89,7 +89,7 @@ def _name_of(model, module):
 # %% ../../nbs/15_subjects.hf.ipynb #8e241e74
 def facts_of(
     model:nn.Module # A transformers causal language model, its weights perhaps on the device `meta`
-)->dict[str,int|None]: # width, layers, vocabulary, heads, context, kv_heads, ffn, parameters; None where it has no such number
+)->dict[str,int|None]: # width, layers, vocabulary, heads, context, kv_heads, ffn, parameters; None where not said
     "Numbers that tell one model from another"
     config = model.config.get_text_config()
     rows,width = model.get_input_embeddings().weight.shape
