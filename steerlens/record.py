@@ -5,7 +5,7 @@
 # %% ../nbs/96_record.ipynb #c0021149
 from __future__ import annotations
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import re
 from fastcore.xml import *
@@ -16,7 +16,7 @@ from .html import size
 from .report import page, phase_title
 
 # %% auto #0
-__all__ = ['SAYS', 'NOT', 'SCHEDULE', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat', 'sources', 'inputs_now',
+__all__ = ['NOT', 'SAYS', 'SCHEDULE', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat', 'sources', 'inputs_now',
            'said', 'outcome', 'spent', 'took', 'ran_on', 'made_by', 'scheduled', 'parts', 'record_text', 'record_html',
            'write_records']
 
@@ -52,6 +52,8 @@ def run_named(
     return Run(folder, m, metrics)
 
 # %% ../nbs/96_record.ipynb #c0087430
+NOT = 'not recorded'
+
 def parameters(
     run:Run # A run
 )->dict: # Name -> value; empty where they are not recorded
@@ -59,7 +61,15 @@ def parameters(
     if run.kept.get('parameters'): return run.kept['parameters']
     by_hand,notebook = run.folder/'params.json', run.folder.with_name(f'{run.subject}.ipynb')
     if by_hand.exists(): return read_json(by_hand)
-    return read_json(notebook)['metadata'].get('papermill', {}).get('parameters', {}) if notebook.exists() else {}
+    ran = read_json(notebook)['metadata'].get('papermill', {}) if notebook.exists() else {}
+    return ran.get('parameters', {}) if _while(ran, run.manifest.get('created')) else {}
+
+def _while(ran, created):
+    "Was the manifest written while this notebook was executed? Another run's parameters would be wrong"
+    times = [ran.get('start_time'), created, ran.get('end_time')]
+    if None in times: return False
+    utc = [datetime.fromisoformat(t).replace(tzinfo=timezone.utc) for t in times]
+    return utc[0]-timedelta(seconds=1) <= utc[1] <= utc[2]
 
 def flat(
     values:dict # From `parameters`
@@ -73,10 +83,14 @@ def sources(
     "Where the values of a run's parameters came from"
     if run.kept.get('origins'): return run.kept['origins'], True
     values = flat(parameters(run))
-    found = dict.fromkeys(values, 'not recorded')
-    try: laid = params.layers(run.phase, run.subject)
-    except SteerlensError: return found, False # no such phase or subject here any more
-    for where,layer in laid: found |= {n: where for n,v in layer.items() if n in values and values[n]==v}
+    found = dict.fromkeys(values, NOT)
+    more = sorted(p.relative_to(root()).as_posix() for p in (root()/'params').glob('*.yaml'))
+    for files in ([], *([f] for f in more)):
+        try: laid = params.layers(run.phase, run.subject, (), files)
+        except SteerlensError: return found, False # no such phase or subject here any more
+        for where,layer in laid:
+            same = [n for n,v in layer.items() if n in values and values[n]==v]
+            found |= {n: where for n in same if not files or found[n]==NOT}
     return found | dict.fromkeys({'subject', 'out'} & {*values}, 'command line'), False
 
 # %% ../nbs/96_record.ipynb #c0115420
@@ -91,7 +105,6 @@ def inputs_now(
 
 # %% ../nbs/96_record.ipynb #c0148770
 SAYS = ('title', 'says', 'verdict') # Of metrics.json, in words
-NOT = 'not recorded'
 
 def said(
     metrics:dict # Of a run
@@ -132,7 +145,7 @@ def spent(
     gpu = 'none' if run.kept and use.get('gpu_mb') is None else _mb(use.get('gpu_mb'))
     began = f'about {began:%Y-%m-%d %H:%M:%S} UTC' if began else NOT
     busy = took(use.get('cpu_seconds'))+(f' ({cores})' if cores else '')
-    return {'began': began, 'ended': str(end or NOT).replace('T', ' '), 'wall time': took(wall), 'processor time': busy,
+    return {'began': began, 'ended': str(end or NOT).replace('T', ' ').replace('+00:00', ' UTC'), 'wall time': took(wall), 'processor time': busy,
             'memory at most': _mb(use.get('memory_mb')), 'GPU memory at most': gpu}
 
 def took(
@@ -161,11 +174,14 @@ def made_by(
     run:Run # A run
 )->dict: # Name -> text
     "The code"
-    git = run.manifest.get('git') or {}
-    local = ', with local changes' if git.get('dirty') else ''
-    commit = (git.get('commit') or NOT)+local
+    first,last = _commit(run.kept.get('git')), _commit(run.manifest.get('git'))
+    commit = last if first in (NOT, last) else f'{first} when it began, {last} when it ended'
     packages = run.manifest.get('packages') or {}
     return {'commit': commit, 'python': run.manifest.get('python') or NOT} | packages
+
+def _commit(git):
+    if not (git or {}).get('commit'): return NOT
+    return git['commit']+(', with local changes' if git.get('dirty') else '')
 
 SCHEDULE = ('steps', 'epochs', 'batch', 'lr', 'warmup', 'schedule', 'checkpoint', 'measure', 'passes', 'episodes',
             'windows', 'seed') # Parameters that say how long something goes on, and in which pieces
@@ -221,7 +237,8 @@ def record_html(
                 H2('Parameters'), table, *([P(note, cls='note')] if note and rows else []), css=RECORD_CSS)
 
 PLAIN = ('Outcome', 'Schedule', 'Use', 'Hardware', 'Code') # Parts that are lists
-RECORD_CSS = 'td code, th code { background: none; padding: 0; white-space: pre-wrap } .wide td { vertical-align: top }'
+RECORD_CSS = '''.wide code { background: none; padding: 0; white-space: pre-wrap; overflow-wrap: break-word }
+.wide td { vertical-align: top } .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
 
 def _list(told): return Dl(*[x for k,v in told.items() for x in (Dt(k), Dd(v))])
 def _table(heads, rows):

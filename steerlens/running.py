@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from pydantic import ValidationError
-from .core import SteerlensError, lock, need, read_json, root, sha256, unwritable, write_json
+from .core import SteerlensError, git_state, lock, need, read_json, root, sha256, unwritable, write_json
 from .params import (executed, literal, origins, phases, pick, problem, read_file, record, resolve,
                               schema, subjects)
 from .use import machine, using
@@ -86,7 +86,7 @@ def execute(
     "Run a phase on a subject"
     overrides,extra_files = list(overrides), list(extra_files)
     values = resolve(phase, subject, overrides, extra_files)
-    how = dict(parameters=values, origins=origins(phase, subject, overrides, extra_files))
+    asked = dict(parameters=values, origins=origins(phase, subject, overrides, extra_files))
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError
     path = executed(phase, subject, values['out'])
@@ -95,7 +95,7 @@ def execute(
     with lock(path.with_name(f'.{subject}.lock'), f'{phase} {subject}'):
         failed.unlink(missing_ok=True)
         kept = record(phase, subject, values['out']).with_name('manifest.json')
-        was = _written(kept)
+        was,asked['git'] = _written(kept), git_state()
         try:
             with using() as use: _papermill(phase, tmp, log, values, progress)
         except (PapermillExecutionError, DeadKernelError, RuntimeError, FileNotFoundError) as e:
@@ -106,7 +106,7 @@ def execute(
             tmp.unlink(missing_ok=True)
             raise SteerlensError(f'{phase} {subject}', 'stopped by hand; finished shards and checkpoints are kept',
                                  do='the same command goes on from there') from None
-        if _written(kept) > was: _keep(kept, how | dict(use=use, machine=machine()))
+        if _written(kept) > was: _keep(kept, asked | dict(use=use, machine=machine()))
         return tmp.replace(path)
 
 # %% ../nbs/04_running.ipynb #readscd1
