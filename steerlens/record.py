@@ -16,9 +16,9 @@ from .html import size
 from .report import page, phase_title
 
 # %% auto #0
-__all__ = ['NOT', 'SAYS', 'SCHEDULE', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat', 'sources', 'inputs_now',
-           'said', 'outcome', 'spent', 'took', 'ran_on', 'made_by', 'scheduled', 'parts', 'record_text', 'record_html',
-           'write_records']
+__all__ = ['NOT', 'SAYS', 'SCHEDULE', 'TODAYS', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat', 'sources',
+           'inputs_now', 'said', 'outcome', 'spent', 'took', 'ran_on', 'made_by', 'scheduled', 'parts', 'record_text',
+           'record_html', 'write_records']
 
 # %% ../nbs/96_record.ipynb #c0058037
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def sources(
     found = dict.fromkeys(values, NOT)
     more = sorted(p.relative_to(root()).as_posix() for p in (root()/'params').glob('*.yaml'))
     for files in ([], *([f] for f in more)):
+        if files and NOT not in found.values(): break
         try: laid = params.layers(run.phase, run.subject, (), files)
         except SteerlensError: return found, False # no such phase or subject here any more
         for where,layer in laid:
@@ -196,14 +197,12 @@ def scheduled(
 # %% ../nbs/96_record.ipynb #c0225172
 def parts(
     run:Run # A run
-)->dict[str,dict]: # Heading -> name -> text
+)->dict[str,dict]: # Heading -> name -> text; of a file its hash and state, of a parameter its value and source
     "All that is told of a run"
-    where,own = sources(run)
-    values = {n: f'{v!r}   [{where.get(n, NOT)}]' for n,v in flat(parameters(run)).items()}
-    files = {name: f'{was[:16]}  {now}' for name,(was,now) in inputs_now(run).items()}
-    todays = '' if own or not values else ' (where from: by the files of today)'
+    where,_ = sources(run)
+    values = {n: (repr(v), where.get(n, NOT)) for n,v in flat(parameters(run)).items()}
     return {'Outcome': outcome(run), 'Schedule': scheduled(run), 'Use': spent(run), 'Hardware': ran_on(run),
-            'Made from': files, 'Code': made_by(run), f'Parameters{todays}': values}
+            'Code': made_by(run), 'Made from': inputs_now(run), 'Parameters': values}
 
 def record_text(
     run:Run # A run
@@ -212,29 +211,30 @@ def record_text(
     lines = [run.name, *(f'  {s}' for s in said(run.metrics))]
     for head,told in parts(run).items():
         wide = max(map(len, told), default=0)
-        lines += ['', head, *(f'  {k:<{wide}}  {v}' for k,v in told.items())]
-        if not told: lines.append('  '+NOT)
-    return '\n'.join(lines)
+        text = {k: v if isinstance(v, str) else f'{v[0]}   [{v[1]}]' for k,v in told.items()}
+        lines += ['', head, *(f'  {k:<{wide}}  {v}' for k,v in text.items())]
+    return '\n'.join([*lines, *([] if run.kept.get('origins') else ['', TODAYS])])
+
+TODAYS = 'Where each value came from was not kept with this run; it is told by the files of today.'
 
 # %% ../nbs/96_record.ipynb #c0254322
 def record_html(
     run:Run # A run
 )->str: # HTML
     "The record of a run as a page"
-    where,own = sources(run)
-    note = '' if own else 'Where each value came from was not kept with this run; it is told by the files of today.'
-    rows = [Tr(Th(Code(n), scope='row'), Td(Code(repr(v))), Td(where.get(n, NOT)))
-            for n,v in flat(parameters(run)).items()]
+    of = parts(run)
+    rows = [Tr(Th(Code(n), scope='row'), Td(Code(value)), Td(where)) for n,(value,where) in of['Parameters'].items()]
     table = _table(('parameter', 'value', 'from'), rows) if rows else P(NOT, cls='note')
     files = [Tr(Th(name, scope='row'), Td(now if now=='as it was' else Strong(now)), Td(Code(was[:16], title=was)))
-             for name,(was,now) in inputs_now(run).items()]
+             for name,(was,now) in of['Made from'].items()]
     made_from = _table(('file', 'now', 'sha256'), files) if files else P('of no files', cls='note')
-    told = [x for head,d in parts(run).items() if head in PLAIN and d for x in (H2(head), _list(d))]
+    told = [x for head in PLAIN if of[head] for x in (H2(head), _list(of[head]))]
+    note = [] if run.kept.get('origins') or not rows else [P(TODAYS, cls='note')]
     top = P(A('report', href='../../index.html'), ' · ', A('metrics.json', href='metrics.json'), ' · ',
             A('manifest.json', href='manifest.json'), cls='note')
     return page(f'{run.name}: the record', P(f'steerlens · {run.subject}', cls='kicker'),
                 H1(phase_title(run.phase)), top, *map(P, said(run.metrics)), *told, H2('Made from'), made_from,
-                H2('Parameters'), table, *([P(note, cls='note')] if note and rows else []), css=RECORD_CSS)
+                H2('Parameters'), table, *note, css=RECORD_CSS)
 
 PLAIN = ('Outcome', 'Schedule', 'Use', 'Hardware', 'Code') # Parts that are lists
 RECORD_CSS = '''.wide code { background: none; padding: 0; white-space: pre-wrap; overflow-wrap: break-word }

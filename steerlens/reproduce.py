@@ -32,7 +32,7 @@ def leaves(
     return {p: leaf for k,v in kept for p,leaf in leaves(v, k).items()}
 
 # %% ../nbs/97_reproduce.ipynb #c0083087
-TOLERANCE = .02 # Share of the larger number, on another machine or with other threads
+TOLERANCE = .001 # Share of the larger number, on another machine or with other threads
 
 class Difference(NamedTuple):
     "A number that didn't come out the same"
