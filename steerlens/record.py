@@ -146,7 +146,8 @@ def spent(
     gpu = 'none' if run.kept and use.get('gpu_mb') is None else _mb(use.get('gpu_mb'))
     began = f'about {began:%Y-%m-%d %H:%M:%S} UTC' if began else NOT
     busy = took(use.get('cpu_seconds'))+(f' ({cores})' if cores else '')
-    return {'began': began, 'ended': str(end or NOT).replace('T', ' ').replace('+00:00', ' UTC'), 'wall time': took(wall), 'processor time': busy,
+    ended = str(end or NOT).replace('T', ' ').replace('+00:00', ' UTC')
+    return {'began': began, 'ended': ended, 'wall time': took(wall), 'processor time': busy,
             'memory at most': _mb(use.get('memory_mb')), 'GPU memory at most': gpu}
 
 def took(
@@ -197,7 +198,7 @@ def scheduled(
 # %% ../nbs/96_record.ipynb #c0225172
 def parts(
     run:Run # A run
-)->dict[str,dict]: # Heading -> name -> text; of a file its hash and state, of a parameter its value and source
+)->dict[str,dict]: # Heading -> name -> text; of a file (hash, state), of a parameter (value, source)
     "All that is told of a run"
     where,_ = sources(run)
     values = {n: (repr(v), where.get(n, NOT)) for n,v in flat(parameters(run)).items()}

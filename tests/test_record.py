@@ -24,7 +24,8 @@ def test_report_makes_and_links_records(tmp_path):
     assert said.rc==0, said.err
     html = (tmp_path/'reports/index.html').read_text()
     for subject in ('nano_lm', 'walker'):
-        assert f'href="2_sae/{subject}/record.html"' in html and (tmp_path/f'reports/2_sae/{subject}/record.html').exists()
+        assert f'href="2_sae/{subject}/record.html"' in html
+        assert (tmp_path/f'reports/2_sae/{subject}/record.html').exists()
 
 
 @pytest.mark.parametrize('found', [{}, [], dict(format='another')])
