@@ -48,14 +48,14 @@ def layers_of(
     return found or ({'residual stream': blocks} if blocks else {})
 
 def width_of(
-    module:nn.Module # A layer, a norm, an embedding
+    module:nn.Module, # A layer, a norm, an embedding
+    name:str=''       # What it is called
 )->int|None: # None where nothing tells
     "How wide what leaves a module is: as its last linear map, outside of norms; else as what it looks up or norms"
-    named = [(n.lower(), m) for n,m in module.named_modules() if 'norm' not in type(module).__name__.lower()]
-    wide = [_out(m) for n,m in named if 'norm' not in n and _out(m)]
-    if wide: return wide[-1]
-    norms = [p.shape[0] for p in module.parameters() if p.ndim==1]
-    return norms[0] if norms else None
+    norm = 'norm' in (type(module).__name__+name).lower() # linear maps in one are its conditions
+    wide = [_out(m) for n,m in module.named_modules() if _out(m) and 'norm' not in n.lower()]
+    if wide and not norm: return wide[-1]
+    return next((p.shape[0] for p in module.parameters(recurse=False) if p.ndim==1), None)
 
 def _out(m): return getattr(m, 'out_features', None) or getattr(m, 'nf', None) or getattr(m, 'embedding_dim', None)
 
@@ -78,7 +78,7 @@ def anatomy(
 
 def _part(model, path, name, layer):
     module = model.get_submodule(path)
-    return Part(name, path, type(module).__name__, width_of(module), layer)
+    return Part(name, path, type(module).__name__, width_of(module, name), layer)
 
 def _outside(model, layers, at=''):
     "The largest modules that hold no layer and are in none"

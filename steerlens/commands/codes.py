@@ -252,7 +252,7 @@ def doctor(
     if any(f.level not in ('ok', 'slow') for f in found): raise typer.Exit(1)
 
 def _codes_named():
-    "Does the environment name any codes?"
+    "Does the environment name any codes? `codes.server` knows these names, too, and takes long to import"
     import os
     return any(os.environ.get(v) for v in ('ACTIVATION_DATA_DIR', 'ACTIVATION_TRANSPOSED_DIR', 'ACTIVATION_SERVER_URL'))
 
