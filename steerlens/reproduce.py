@@ -26,10 +26,17 @@ def leaves(
     at:str=''  # Where in the whole it is
 )->dict: # Path, such as `sites.0.fvu` -> number, text, True, False or None
     "The numbers and words of nested results, by path"
-    items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else None
+    items = x.items() if isinstance(x, dict) else _named(x) if isinstance(x, list) else None
     if items is None: return {at: x}
     kept = [(f'{at}.{k}'.lstrip('.'), v) for k,v in items if not TIMES.fullmatch(str(k))]
     return {p: leaf for k,v in kept for p,leaf in leaves(v, k).items()}
+
+def _named(xs):
+    "What is in a list, by its name where each has one of its own: a row that is new then moves no others"
+    for key in ('name', 'site', 'swap'):
+        names = [x.get(key) for x in xs if isinstance(x, dict)]
+        if len(names)==len(xs)==len({*map(str, names)}) and None not in names: return [*zip(names, xs)]
+    return enumerate(xs)
 
 # %% ../nbs/97_reproduce.ipynb #c0083087
 TOLERANCE = .001 # Share of the larger number, on another machine or with other threads

@@ -55,7 +55,7 @@ def test_a_phase_made_again_is_the_same_and_another_seed_is_not(tmp_path):
     m['run']['parameters']['seed'] = 1
     write_json(run/'manifest.json', m)
     other = steerlens('reproduce', run, '--to', tmp_path/'other')
-    assert other.rc==1 and 'sites.0.fvu' in other.out, other.out+other.err
+    assert other.rc==1 and 'sites.blocks.1.hook_resid_post.fvu' in other.out, other.out+other.err
 
 
 def test_release_notes_take_their_numbers_from_metrics(tmp_path):
