@@ -226,9 +226,9 @@ def record_html(
     of = parts(run)
     rows = [Tr(Th(Code(n), scope='row'), Td(Code(value)), Td(where)) for n,(value,where) in of['Parameters'].items()]
     table = _table(('parameter', 'value', 'from'), rows) if rows else P(NOT, cls='note')
-    files = [Tr(Th(name, scope='row'), Td(now if now=='as it was' else Strong(now)), Td(Code(was[:16], title=was)))
+    files = [Tr(Td(now if now=='as it was' else Strong(now)), Th(name, scope='row'), Td(Code(was[:16], title=was)))
              for name,(was,now) in of['Made from'].items()]
-    made_from = _table(('file', 'now', 'sha256'), files) if files else P('of no files', cls='note')
+    made_from = _table(('now', 'file', 'sha256'), files) if files else P('of no files', cls='note')
     told = [x for head in PLAIN if of[head] for x in (H2(head), _list(of[head]))]
     note = [] if run.kept.get('origins') or not rows else [P(TODAYS, cls='note')]
     top = P(A('report', href='../../index.html'), ' · ', A('metrics.json', href='metrics.json'), ' · ',
@@ -239,7 +239,7 @@ def record_html(
 
 PLAIN = ('Outcome', 'Schedule', 'Use', 'Hardware', 'Code') # Parts that are lists
 RECORD_CSS = '''.wide code { background: none; padding: 0; white-space: pre-wrap; overflow-wrap: break-word }
-.wide td { vertical-align: top } .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
+.wide :is(th, td) { vertical-align: top } .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
 
 def _list(told): return Dl(*[x for k,v in told.items() for x in (Dt(k), Dd(v))])
 def _table(heads, rows):
