@@ -54,20 +54,21 @@ class Difference(NamedTuple):
         return abs(self.then-self.now)/top if top else 0.
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+def _wording(x): return re.sub(r'\d[\d.,]*', '#', x) if ' ' in x else x # names have no blanks
 
 def differences(
     then:dict,        # metrics.json of the old run
     now:dict,         # And of the new one
     tolerance:float=0 # Share of the larger number; 0 for exactly the same
 )->list[Difference]: # Empty where all is the same
-    "What differs between two results; words may differ where numbers may"
+    "What differs between two results; where numbers may differ, so may those in a sentence"
     a,b,gone = leaves(then), leaves(now), object()
     found = []
     for path in {**a, **b}:
         x,y = a.get(path, gone), b.get(path, gone)
         d = Difference(path, *('not there' if v is gone else v for v in (x, y)))
         same = x is not gone and y is not gone and type(x)==type(y) and x==y
-        words = bool(tolerance) and isinstance(x, str) and isinstance(y, str)
+        words = bool(tolerance) and type(x)==type(y)==str and _wording(x)==_wording(y)
         if not (same or words or d.share is not None and d.share <= tolerance): found.append(d)
     return found
 
@@ -128,7 +129,7 @@ def changes(
     pairs += [(k, then.get(k), now.get(k)) for k in ('python', 'platform')]
     names = {**(then.get('packages') or {}), **now['packages']}
     pairs += [(k, (then.get('packages') or {}).get(k, 'none'), now['packages'].get(k, 'none')) for k in names]
-    pairs += [(k, box.get(k, 'not recorded'), here[k]) for k in ('cpu', 'units', 'threads')]
+    pairs += [(k, box.get(k, 'not recorded'), here[k]) for k in ('cpu', 'units', 'threads', 'gpus')]
     return [(what, str(a), str(b)) for what,a,b in pairs if a!=b or 'local' in str(a)]
 
 def _commit(m):
@@ -150,7 +151,7 @@ def exactly(
 )->bool: # False where nothing is known of the machine
     "Should every last digit be the same here?"
     box = run.kept.get('machine') or {}
-    return bool(box) and all(box.get(k)==here[k] for k in ('cpu', 'units', 'threads'))
+    return bool(box) and all(box.get(k)==here[k] for k in ('cpu', 'units', 'threads', 'gpus'))
 
 # %% ../nbs/97_reproduce.ipynb #c0199299
 @dataclass
