@@ -14,7 +14,7 @@ HERE := $(VENV)/.here-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run everything test check docs lab studio subject sweep showcase bench tables clean codes smollm
+.PHONY: help run everything test check docs lab studio subject sweep showcase figures bench tables clean codes smollm
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -100,6 +100,9 @@ smollm: $(HERE) ## SmolLM2, a real language model (93 MB): read, taken apart and
 showcase: $(HERE) ## copy the committed showcase from the last run and write README anew
 	@"$(BIN)"/python site/showcase.py
 
+figures: $(HERE) ## networks, training and effects fit for print, SVG and PDF in figures/: of what was run, else of the showcase
+	@"$(BIN)"/steerlens figures
+
 bench: ## every benchmark beside its peers, in an environment of their own; the tables go to benchmarks/results/
 	@$(MAKE) --no-print-directory tables VENV=.venv-bench EXTRAS=bench
 
@@ -108,4 +111,4 @@ tables: $(HERE)
 
 clean: ## remove what runs and builds left (weights, showcase and .venv stay)
 	@find reports -mindepth 1 -maxdepth 1 ! -name showcase -exec rm -rf {} +
-	@rm -rf tokens acts sae sweeps codes decoders directions trials .snakemake _proc _site site/docs
+	@rm -rf tokens acts sae sweeps codes decoders directions trials reproduced figures .snakemake _proc _site site/docs

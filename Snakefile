@@ -8,7 +8,7 @@ from pathlib import Path
 from steerlens.core import SteerlensError, need
 from steerlens.params import resolve
 from steerlens.planning import job, read_plans
-from steerlens.running import plan_sweep, wanted
+from steerlens.running import READS, READS_TOO, plan_sweep, wanted
 
 PHASES = sorted((p.stem for p in Path("sae_notebooks").glob("[0-9]*_*.ipynb")), key=lambda p: int(p.split("_")[0]))
 NUMBERED = {p.split("_")[0]: p for p in PHASES}
@@ -19,8 +19,6 @@ if "everything" in config:  # and what takes longer than `make run` may
 if "subjects" in config:  # others, through phases 1 and 2 or those named: --config subjects=smollm2 phases=123
     ASKED = {s: str(config.get("phases", 12)) for s in str(config["subjects"]).split(",")}
 SUBJECTS = {s: [NUMBERED[n] for n in numbers if n in NUMBERED] for s, numbers in ASKED.items()}
-READS = {"2": "1", "3": "2", "4": "2", "5": "2", "7": "5", "8": "2"}  # a phase reads what another left; the others stand alone
-READS_TOO = {"4": "3"}  # where the subject goes through it
 BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93, "8": 87}  # it imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))

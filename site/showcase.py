@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]
 NOTEBOOK, WHOLE = 1e6, 15e6 # bytes: every clone carries them
-KEPT = ('metrics.json', 'manifest.json', '*.svg', '*.mp4', '*.png')
+KEPT = ('metrics.json', 'manifest.json', 'params.json', '*.svg', '*.mp4', '*.png')
 
 
 def finished(reports, names):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'SteerlensError', 'need', 'root', 'atomic', 'unwritable', 'lock', 'write_json', 'read_json',
-           'sha256', 'manifest', 'read_manifest', 'check_inputs', 'seed_of', 'rng', 'generator', 'device', 'threads',
-           'as_worker']
+           'sha256', 'git_state', 'manifest', 'read_manifest', 'check_inputs', 'seed_of', 'rng', 'generator', 'device',
+           'threads', 'as_worker']
 
 # %% ../nbs/00_core.ipynb #d256e50b
 import json, hashlib, math, os, platform, shutil, subprocess, sys
@@ -204,7 +204,7 @@ def _folder_sha256(
     return {p.relative_to(folder).as_posix(): _file_sha256(p) for p in files}
 
 # %% ../nbs/00_core.ipynb #2316fe44
-def _git()->dict: # commit (None without git) and dirty
+def git_state()->dict: # commit (None without git) and dirty
     "The project's commit, and whether the tree had changes"
     try: return dict(commit=_git_says('rev-parse', 'HEAD'), dirty=bool(_git_says('status', '--porcelain')))
     except (OSError, subprocess.CalledProcessError, SteerlensError): _no_commit()
@@ -251,7 +251,7 @@ def manifest(
 )->dict: # What was written
     "Write `folder/manifest.json`: how this folder came to be"
     m = dict(format=f'steerlens.{kind}', version=FORMAT, params=params, params_sha256=sha256(params), seed=seed,
-             inputs={_named(p): sha256(Path(p)) for p in inputs}, packages=_packages(), git=_git(),
+             inputs={_named(p): sha256(Path(p)) for p in inputs}, packages=_packages(), git=git_state(),
              created=datetime.now(timezone.utc).isoformat(timespec='seconds'), python=platform.python_version(),
              platform=platform.platform(), **extra)
     write_json(Path(folder)/'manifest.json', m)

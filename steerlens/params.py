@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'GIVEN', 'PLAIN', 'phases', 'subjects', 'pick', 'phase_named', 'literal', 'schema', 'own_fields', 'read_yaml',
-           'read_file', 'layers', 'problem', 'resolve', 'table', 'executed', 'record', 'check']
+           'read_file', 'layers', 'problem', 'resolve', 'table', 'origins', 'executed', 'record', 'check']
 
 # %% ../nbs/01_params.ipynb #f00aae35
 import ast, difflib, json, re
@@ -324,13 +324,22 @@ def table(
     extra_files:Iterable[str]=(),  # Files with a block per phase
 )->list[tuple[str,...]]: # (name, type, value, where from, comment)
     "Every parameter of a phase, with its value and where it comes from"
-    values,origin = resolve(phase, subject, overrides, extra_files), {}
+    values,origin = resolve(phase, subject, overrides, extra_files), origins(phase, subject, overrides, extra_files)
     values |= values.get('own', {})
-    found = layers(phase, subject, overrides, extra_files)
-    for where,layer in found: origin |= dict.fromkeys(layer, where)
     model = schema(phase, _module(phase, subject, _files(phase, subject, extra_files), list(overrides)))
     kinds = {t: name for name,t in TYPES.items()}
     return [(n, kinds[f.annotation], repr(values[n]), origin[n], f.description) for n,f in model.model_fields.items()]
+
+def origins(
+    phase:str,                     # A phase's name
+    subject:str|None=None,         # A subject's name
+    overrides:Iterable[str]=(),    # `key=value`
+    extra_files:Iterable[str]=(),  # Files with a block per phase
+)->dict[str,str]: # Name -> `notebook`, a file, or `command line`; the subject's own parameters by their own names
+    "Where the value of each parameter comes from"
+    found = {}
+    for where,layer in layers(phase, subject, overrides, extra_files): found |= dict.fromkeys(layer, where)
+    return found
 
 # %% ../nbs/01_params.ipynb #e76879e5
 def executed(

@@ -218,9 +218,10 @@ def phase_html(
         return Section(head, P('This phase has not been run: ', Code(f'steerlens run {phase} {subject}'), cls='note'))
     read = 'no executed notebook'
     if nb.exists(): read = A('executed notebook', href=notebook_html(nb).relative_to(base).as_posix())
-    links = P(read, ' · ', A('metrics.json', href=f'{phase}/{subject}/metrics.json'), cls='note')
+    links = [read, ' · ', A('metrics.json', href=f'{phase}/{subject}/metrics.json')]
+    if (folder/'record.html').exists(): links += [' · ', A('the record', href=f'{phase}/{subject}/record.html')]
     figures = [figure_html(p) for p in sorted(folder.glob('*.svg'))]
-    return Section(head, links, *by_hand_html(base, phase, subject), *figures)
+    return Section(head, P(*links, cls='note'), *by_hand_html(base, phase, subject), *figures)
 
 # %% ../nbs/95_report.ipynb #9eee33f5
 def able(

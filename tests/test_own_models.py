@@ -53,6 +53,19 @@ def test_both_phases_on_a_model_of_ones_own(project):
 
 
 @pytest.mark.slow
+def test_figures_of_a_model_of_ones_own(project):
+    "After both phases: the network as transformers built it, and training; no effects, since it wasn't steered"
+    for to in ('figures', 'again'):
+        said = steerlens(project, 'figures', 'my_gpt2', '--to', to)
+        assert said.rc==0 and 'no effects of my_gpt2' in said.out, said.out+said.err
+    for kind in ('network', 'training'):
+        pdf = (project/f'figures/my_gpt2_{kind}.pdf').read_bytes()
+        assert b'/FontFile2' in pdf and b'/Type3' not in pdf
+        for f in (f'my_gpt2_{kind}.pdf', f'my_gpt2_{kind}.svg'):
+            assert (project/'figures'/f).read_bytes()==(project/'again'/f).read_bytes()
+
+
+@pytest.mark.slow
 def test_codes_and_explore_on_a_model_of_ones_own(project):
     for phase in '1257':
         said = steerlens(project, 'run', phase, 'my_gpt2')

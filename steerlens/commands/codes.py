@@ -234,12 +234,13 @@ def serve(
 
 # %% ../../nbs/98_commands.codes.ipynb #c55bf739
 def doctor(
-    folder:Annotated[str|None, typer.Argument(help='A store, a folder of stores, or codes in another layout; by '
-                                                   'default what ACTIVATION_DATA_DIR and its like name.')]=None, # Where
+    folder:Annotated[str|None, typer.Argument(help='A store, a folder of stores, or codes in another layout; without '
+        'it, this machine, and the codes that ACTIVATION_DATA_DIR and its like name.')]=None, # Where
     deep:Annotated[bool, typer.Option('--deep', help='Read every byte.')]=False, # Every byte?
     json:Json=False, # For scripts
 ):
-    "Say what is there, complete, slow, missing, torn or unsafe, and the command that puts it right."
+    "Say what this machine can do; or what is in a folder of codes, and the command that puts it right."
+    if folder is None and not _codes_named(): return _machine(json)
     from steerlens.codes.doctor import doctor as examine
     try: found = examine(folder, deep)
     except SteerlensError as e:
@@ -249,3 +250,21 @@ def doctor(
     else:
         for f in found: print(f'{f.level:<8} {f.what}' + (f'\n         -> {f.do}' if f.do else ''))
     if any(f.level not in ('ok', 'slow') for f in found): raise typer.Exit(1)
+
+def _codes_named():
+    "Does the environment name any codes? `codes.server` knows these names, too, and takes long to import"
+    import os
+    return any(os.environ.get(v) for v in ('ACTIVATION_DATA_DIR', 'ACTIVATION_TRANSPOSED_DIR', 'ACTIVATION_SERVER_URL'))
+
+def _machine(json):
+    "What this machine can do"
+    from steerlens.doctor import doctor as machine
+    found = machine()
+    if json: return show_json(found)
+    for name,told in found['machine'].items(): print(f'{name:<27} {told}')
+    show_table(['subject', 'phase', 'hours', 'memory', 'here'], found['fits'])
+    heads = 'checkpoint', 'parameters', 'float32 GB', 'bfloat16 GB', 'GB a million tokens and site', 'weights fit in'
+    rows = [[c['subject'], c['parameters'], c['float32_gb'], c['bfloat16_gb'],
+             f"{c['activations_gb']:.3g} in {c['dtype']}", c['fits']] for c in found['checkpoints']]
+    show_table(heads, rows)
+    print('on disk, weights take as much again, in the type they were published in')

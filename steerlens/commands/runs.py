@@ -112,7 +112,9 @@ def report(
     out:Annotated[str, typer.Option(help='The folder that holds reports/.')]='.', # As the phases' `out`
 ):
     "Make reports/index.html from what the phases left."
+    from steerlens.record import write_records
     from steerlens.report import build
+    for line in write_records(out): print(f'no record: {line}')
     print(f'report: {build(out)}')
 
 # %% ../../nbs/98_commands.runs.ipynb #7e114c1d

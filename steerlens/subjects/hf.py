@@ -15,8 +15,8 @@ from .base import RESIDUAL, Subject, tap
 from .text import from_local, load_tokenizer, token_words, transformers
 
 # %% auto #0
-__all__ = ['FAMILIES', 'WRITERS', 'DTYPES', 'as_subject', 'check_lens', 'center', 'bf16_units', 'dtype_named', 'model_files',
-           'no_bars', 'load', 'from_transformer_lens', 'generate']
+__all__ = ['FAMILIES', 'WRITERS', 'DTYPES', 'as_subject', 'facts_of', 'check_lens', 'center', 'bf16_units', 'dtype_named',
+           'model_files', 'no_bars', 'load', 'from_transformer_lens', 'generate']
 
 # %% ../../nbs/15_subjects.hf.ipynb #e5114e94
 _LLAMA = ('model.layers', 'model.norm', 'self_attn.out', 'mlp.out', 'post_attention_layernorm.in')
@@ -26,6 +26,7 @@ FAMILIES = dict( # model_type -> layers, final norm; in a layer: hook_attn_out, 
     gpt2 = ('transformer.h', 'transformer.ln_f', 'attn.out', 'mlp.out', 'ln_2.in'),
     gpt_neox = ('gpt_neox.layers', 'gpt_neox.final_layer_norm', 'attention.out', 'mlp.out',
                 'post_attention_layernorm.in'),
+    phi = ('model.layers', 'model.final_layernorm', 'self_attn.out', 'mlp.out'),
     llama=_LLAMA, mistral=_LLAMA, qwen2=_LLAMA, qwen3=_LLAMA, gemma=_LLAMA, gemma2=_GEMMA2, gemma3_text=_GEMMA2,
     gemma3 = ('model.language_model.layers', 'model.language_model.norm', *_GEMMA2[2:]))
 
@@ -67,7 +68,7 @@ def as_subject(
     hooks = _hooks(found[0], n_layers, *found[2:])
     mid = [h for h in hooks if h.endswith('hook_resid_mid')]
     subject = Subject(model, _forward(model), norm=found[1], head=_name_of(model, model.get_output_embeddings()),
-                      hooks=hooks, in_place=mid, facts=_facts(model, config, n_layers), finish=_finish(config),
+                      hooks=hooks, in_place=mid, facts=facts_of(model) | dict(layers=n_layers), finish=_finish(config),
                       readouts=RESIDUAL)
     check_lens(subject, f'blocks.{n_layers-1}.hook_resid_post')
     return subject
@@ -86,11 +87,19 @@ def _name_of(model, module):
     return next(n for n,m in model.named_modules() if m is module)
 
 # %% ../../nbs/15_subjects.hf.ipynb #8e241e74
-def _facts(model, config, n_layers):
+def facts_of(
+    model:nn.Module # A transformers causal language model, its weights perhaps on the device `meta`
+)->dict[str,int|None]: # width, layers, vocabulary, heads, context, kv_heads, ffn, parameters; None where not said
     "Numbers that tell one model from another"
+    config = model.config.get_text_config()
     rows,width = model.get_input_embeddings().weight.shape
-    return dict(width=width, layers=n_layers, vocabulary=rows, heads=getattr(config, 'num_attention_heads', None),
-                context=getattr(config, 'max_position_embeddings', None)) # None: no limit (ALiBi)
+    heads = getattr(config, 'num_attention_heads', None)
+    gpt2 = config.model_type=='gpt2' # which calls it otherwise, and seldom says it
+    ffn = (config.n_inner or 4*width) if gpt2 else getattr(config, 'intermediate_size', None)
+    return dict(width=width, layers=config.num_hidden_layers, vocabulary=rows, heads=heads,
+                context=getattr(config, 'max_position_embeddings', None), # None: no limit (ALiBi)
+                kv_heads=getattr(config, 'num_key_value_heads', None) or heads, # fewer where queries share them
+                ffn=ffn, parameters=sum(p.numel() for p in model.parameters()))
 
 # %% ../../nbs/15_subjects.hf.ipynb #95d83289
 def _forward(model):
