@@ -62,3 +62,8 @@ def test_each_says_where_its_weights_belong():
         text = (ROOT/f'params/subjects/{name}.yaml').read_text()
         values = yaml.safe_load(text)['1_residuals']
         assert values['model']==f'weights/{name}' and values['model'] in text.split('1_residuals')[0]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_phase_2_trains_where_phase_1_harvested(name):
+    assert resolve('2_sae', name)['sites']==resolve('1_residuals', name)['sites']
