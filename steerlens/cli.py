@@ -10,7 +10,7 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import acts, autolabel, cards, codes, dash, journal, label, latent, runs, sae, studio
+from .commands import acts, autolabel, cards, codes, dash, explain, journal, label, latent, runs, sae, studio
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -33,6 +33,7 @@ app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)
 app.command('dash')(dash.dash)
+app.command('explain')(explain.explain)
 app.command('journal')(journal.journal)
 app.add_typer(studio.app, name='policy', help=GROUPS['policy'])
 

@@ -603,7 +603,7 @@ def inputs(
                     for own,r in zip(ids.numpy(), real.numpy())]
     spoken = load_tokenizer(tokenizer)
     def encode(text): return spoken.encode(text, add_special_tokens=False)
-    return text_inputs(Windows(table, read.words, encode, read.size))
+    return text_inputs(Windows(table, read.words, encode, read.size, subject.facts.get('context')))
 
 def showing()->Showing:
     "The text around a token"

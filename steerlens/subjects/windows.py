@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 import numpy as np, pandas as pd
 import torch
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from .base import Batch
 from .inputs import Inputs
 
@@ -26,6 +26,7 @@ class Windows:
     words:np.ndarray     # What each token id says, [V]
     encode:Callable      # Text -> token ids
     size:int = 16        # Windows a batch
+    most:int|None = None # Tokens that the model reads at once, if there is an end to them
 
     @cached_property
     def ids(self): # Of each word; of equal ones, the first
@@ -95,8 +96,13 @@ def typed(
     said:str      # Any text
 )->dict: # Line, looked at in its last token
     "What somebody typed"
+    try: said.encode()
+    except UnicodeEncodeError: raise SteerlensError('text', 'not Unicode (lone surrogates)', 'text') from None
     ids = text.encode(said)
     need(len(ids), 'text', repr(said), 'one token or more')
+    n = len(ids)+1 # with the first one, which nobody looks at
+    need(text.most is None or n <= text.most, 'text', f'{n} tokens', f'at most {text.most}, which are read at once',
+         'leave some of it out')
     first = text.table.ids.iloc[0][0] if len(text.table) else 0
     return dict(episode=-1, step=0, task='typed', group=said, ids=[first, *ids], at=len(ids))
 
