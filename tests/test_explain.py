@@ -148,10 +148,10 @@ def test_a_trace_in_the_browser(served, browser):  # noqa: F811
     tab.goto(served.url+'/trace')
     tab.fill('#trace-text', 'get: call_2 loop_1')
     tab.click('#trace-run')
-    tab.wait_for_selector('.trace')
-    assert 'comes out' in tab.inner_text('.trace') and 'broken into' not in tab.title()
+    tab.wait_for_selector('.whole')
+    assert 'comes out' in tab.inner_text('.whole') and 'broken into' not in tab.title()
     assert tab.evaluate('document.documentElement.scrollWidth') <= 390
-    tab.click('.trace a[href^="/latent/"]')
+    tab.click('.whole a[href^="/latent/"]')
     tab.wait_for_selector('#latent-card')
     tab.goto(served.url+'/trace')
     tab.fill('#trace-text', 'get: <b>zebra</b>')
