@@ -10,8 +10,8 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import (acts, autolabel, cards, codes, dash, journal, label, latent, record, runs, sae,
-                                studio)
+from .commands import (acts, autolabel, cards, codes, dash, explain, journal, label, latent, record, runs,
+                                sae, studio)
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -34,6 +34,7 @@ app.command('serve')(codes.serve)
 app.command('doctor')(codes.doctor)
 app.command('studio')(studio.studio)
 app.command('dash')(dash.dash)
+app.command('explain')(explain.explain)
 app.command('journal')(journal.journal)
 for command in (record.record, record.reproduce, record.figures): app.command()(command)
 app.add_typer(studio.app, name='policy', help=GROUPS['policy'])

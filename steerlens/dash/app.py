@@ -135,7 +135,7 @@ def fault(
     set_props('fault', dict(children=Raw(error(said))))
 
 # %% ../../nbs/85_dash.app.ipynb #54460583
-THEMES = 'find', 'latents', 'compare', 'map', 'queue', 'runs' # Modules beside this one that register pages
+THEMES = 'find', 'latents', 'compare', 'map', 'queue', 'runs', 'trace' # Modules beside this one that register pages
 
 def make_app(
     desk:Desk,  # A store

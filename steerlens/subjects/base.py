@@ -282,6 +282,7 @@ class Work:
     hits:Callable|None = None    # (subject, n, first_seed) -> True where one of n trials per task succeeds
     measures:dict = field(default_factory=dict) # What and in which unit -> (batch, output) -> one number per input, [B]
     apart:tuple|None = None      # Its name and unit, and (batch, clean output, output) -> distances, [B]
+    margin:Callable|None = None  # (batch, output, said=None, among=None) -> `Margin`: what came out, and how surely
 
 # %% ../../nbs/10_subjects.base.ipynb #5e6ccc28
 @dataclass

@@ -34,6 +34,7 @@ class Inputs:
     events:Callable|None = None   # () -> episode, step, event: what was happening, or None
     outputs:tuple = ()            # What each output of the unembedding is called
     family_of:Callable|None = None # A word -> the family that it is a level of
+    asked:Callable = lambda table, seed: table # (table, seed) -> each line as far as one output of it
 
 # %% ../../nbs/11_subjects.inputs.ipynb #93457836
 @patch

@@ -17,6 +17,7 @@ from .. import plot
 from ..core import need, read_manifest, rng, root, sha256, write_json
 from ..stats import CLUSTERS, check_finite, cluster_means
 from .base import Batch, Ctx, Runs, Subject, Work, alone, tap
+from .margins import Margin, lead
 from .hf import load, model_files
 from .inputs import Inputs
 from .showing import Showing
@@ -28,7 +29,7 @@ from .windows import Windows, text_inputs
 # %% auto #0
 __all__ = ['BLOCKS', 'subject', 'COUNTED', 'WINDOWS', 'episodes', 'Batches', 'batches', 'Bigram', 'bigram', 'baselines',
            'show_baselines', 'reading', 'runs', 'looks', 'NextTokens', 'held_out', 'next_words', 'window_loss',
-           'window_kl', 'work', 'inputs', 'showing']
+           'window_kl', 'next_token', 'work', 'inputs', 'showing']
 
 # %% ../../nbs/16_subjects.lm.ipynb #df09076c
 BLOCKS = 20 # A document with more than one in so many windows is cut into blocks
@@ -564,11 +565,26 @@ def window_kl(
     p,q = (getattr(o, 'logits', o)[:,:-1].float().log_softmax(-1) for o in (clean, output))
     return _per_window(batch, (p.exp()*(p-q)).sum(-1))
 
+# %% ../../nbs/16_subjects.lm.ipynb #c0691578
+def next_token(
+    batch:Batch, # What was run
+    output,      # What came out
+    said=None,   # Which token is asked about, [B]; the likeliest by default
+    among=None   # Tokens in question; all by default
+)->Margin:
+    "The likeliest token after each window, and how far its logit is above the next one's"
+    z = getattr(output, 'logits', output)
+    words = batch.words.get('*')
+    n = [z.shape[1]]*len(z) if words is None else [max((i+1 for i,w in enumerate(own) if w is not None), default=1)
+                                                   for own in words]
+    last = torch.tensor(n, device=z.device)-1
+    return lead(z[torch.arange(len(z), device=z.device), last].float(), said, among)
+
 # %% ../../nbs/16_subjects.lm.ipynb #f410900b
 def work()->Work:
     "A language model predicts the next token"
     return Work(held_out, NextTokens, measures={'loss, nats/token': window_loss},
-                apart=('KL divergence, nats/token', window_kl))
+                apart=('KL divergence, nats/token', window_kl), margin=next_token)
 
 # %% ../../nbs/16_subjects.lm.ipynb #29badba1
 WINDOWS = 192 # That experiments draw from, at most
@@ -587,7 +603,7 @@ def inputs(
                     for own,r in zip(ids.numpy(), real.numpy())]
     spoken = load_tokenizer(tokenizer)
     def encode(text): return spoken.encode(text, add_special_tokens=False)
-    return text_inputs(Windows(table, read.words, encode, read.size))
+    return text_inputs(Windows(table, read.words, encode, read.size, subject.facts.get('context')))
 
 def showing()->Showing:
     "The text around a token"

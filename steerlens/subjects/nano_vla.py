@@ -15,6 +15,7 @@ from ..core import generator, need, rng, root, sha256, threads
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work, tap
 from .acting import Acting, Seen, unchanged
 from .inputs import Inputs
+from .margins import furthest
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
 from .spoken import Spoken
@@ -300,7 +301,7 @@ def hits(
 def work()->Work:
     "A policy acts"
     return Work(held_out, partial(Outputs, 'actions', 'seed'), hits, of_axes(AXES, 4),
-                ('distance, units of an action', rms_apart))
+                ('distance, units of an action', rms_apart), partial(furthest, AXES, 4, 3))
 
 # %% ../../nbs/14_subjects.nano_vla.ipynb #722087a9
 def next_words(

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core import atomic, manifest, need, read_manifest, root, sha256
 from ..stats import check_finite, cluster_means
 from .base import Batch, Runs, Subject, Work
+from .margins import Margin, lead
 from .inputs import Inputs
 from .lm import NextTokens
 from .set_data import WEIGHTS, Sets, Views, collect, kept, summary, views, vocabulary
@@ -26,8 +27,8 @@ from .showing import Showing
 # %% auto #0
 __all__ = ['JUDGED', 'COUNTED', 'COLUMNS', 'LIBRARIES', 'answers', 'intervals', 'compared', 'judged', 'by_size', 'between',
            'view_table', 'SetBatch', 'SetBatches', 'runs', 'looks', 'size_shares', 'Completion', 'asked', 'held_out',
-           'set_loss', 'set_kl', 'work', 'showing', 'at_level', 'without', 'put', 'typed', 'set_inputs', 'inputs',
-           'retrain']
+           'set_loss', 'set_kl', 'likeliest_missing', 'work', 'showing', 'at_level', 'without', 'put', 'typed',
+           'set_inputs', 'inputs', 'retrain']
 
 # %% ../../nbs/17_subjects.set_model.ipynb #2d16221c
 def answers(
@@ -284,10 +285,19 @@ def set_kl(
 )->Tensor: # Nats a token, [B]
     return _per_set(batch, _kl(clean, output))
 
+def likeliest_missing(
+    batch:SetBatch, # What was run
+    output:Tensor,  # Logits [B, tokens]
+    said=None,      # Which token is asked about, [B]; the likeliest by default
+    among=None      # Tokens in question; all by default
+)->Margin:
+    "The likeliest token that wasn't shown; chances are those of being the one"
+    return lead(output.masked_fill(batch.visible.to(output.device), -torch.inf), said, among)
+
 def work()->Work:
     "A set model completes sets"
     return Work(held_out, Completion, measures={'loss, nats/token': set_loss},
-                apart=('KL divergence, nats/token', set_kl))
+                apart=('KL divergence, nats/token', set_kl), margin=likeliest_missing)
 
 # %% ../../nbs/17_subjects.set_model.ipynb #7793a811
 def showing()->Showing:

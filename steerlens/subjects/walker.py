@@ -15,6 +15,7 @@ from ..core import need, root, sha256, threads
 from .base import Batch, Ctx, Runs, Steering, Subject, Work
 from .acting import Acting
 from .inputs import Inputs
+from .margins import furthest
 from .scorers import Outputs, of_axes, rms_apart, smoothness
 from .showing import Showing
 from .sketches import biped
@@ -247,7 +248,7 @@ def hits(
 def work()->Work:
     "A walker walks"
     return Work(held_out, partial(Outputs, 'torques', 'episode'), hits, of_axes(JOINTS),
-                ('distance, units of a torque', rms_apart))
+                ('distance, units of a torque', rms_apart), partial(furthest, JOINTS, 1, 4))
 
 # %% ../../nbs/14_subjects.walker.ipynb #dcb643cc
 JOINTS = ['hip_1', 'knee_1', 'hip_2', 'knee_2']

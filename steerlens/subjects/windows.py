@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 import numpy as np, pandas as pd
 import torch
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from .base import Batch
 from .inputs import Inputs
 
 # %% auto #0
-__all__ = ['BEFORE', 'Windows', 'exchanged', 'put', 'typed', 'text_inputs']
+__all__ = ['BEFORE', 'SHORTEST', 'Windows', 'cut', 'exchanged', 'put', 'typed', 'text_inputs']
 
 # %% ../../nbs/12_subjects.windows.ipynb #f82c70ab
 BEFORE = 5 # Tokens before the one that is looked at which are exchanged, one at a time
@@ -26,6 +26,7 @@ class Windows:
     words:np.ndarray     # What each token id says, [V]
     encode:Callable      # Text -> token ids
     size:int = 16        # Windows a batch
+    most:int|None = None # Tokens that the model reads at once, if there is an end to them
 
     @cached_property
     def ids(self): # Of each word; of equal ones, the first
@@ -46,6 +47,21 @@ class Windows:
             real = np.arange(ids.shape[1]) < rows.ids.map(len).to_numpy()[:,None]
             real[:,0] = False
             yield Batch((ids,), rows, {'*': np.where(real, self.words[ids.numpy()], None)})
+
+# %% ../../nbs/12_subjects.windows.ipynb #c0092095
+SHORTEST = 8 # Tokens to go by, where a window has them
+
+def cut(
+    table:pd.DataFrame, # Windows
+    seed:int=0          # Where they are cut
+)->pd.DataFrame: # The same with fewer `ids`, and `came`; without windows of fewer than two tokens
+    "Each window as far as one of its tokens"
+    some = table[table.ids.map(len) > 2]
+    def place(r): # the token after which it is cut
+        return int(rng('cut', seed, r.episode, r.step, r.Index).integers(min(SHORTEST, len(r.ids)-2), len(r.ids)-1))
+    at = [place(r) for r in some.itertuples()]
+    return some.assign(came=[ids[i+1] for ids,i in zip(some.ids, at)],
+                       ids=[ids[:i+1] for ids,i in zip(some.ids, at)]).reset_index(drop=True)
 
 # %% ../../nbs/12_subjects.windows.ipynb #fbc4d5a9
 def exchanged(
@@ -80,8 +96,13 @@ def typed(
     said:str      # Any text
 )->dict: # Line, looked at in its last token
     "What somebody typed"
+    try: said.encode()
+    except UnicodeEncodeError: raise SteerlensError('text', 'not Unicode (lone surrogates)', 'text') from None
     ids = text.encode(said)
     need(len(ids), 'text', repr(said), 'one token or more')
+    n = len(ids)+1 # with the first one, which nobody looks at
+    need(text.most is None or n <= text.most, 'text', f'{n} tokens', f'at most {text.most}, which are read at once',
+         'leave some of it out')
     first = text.table.ids.iloc[0][0] if len(text.table) else 0
     return dict(episode=-1, step=0, task='typed', group=said, ids=[first, *ids], at=len(ids))
 
@@ -91,4 +112,4 @@ def text_inputs(
     "Windows, with tokens exchanged and put in"
     return Inputs(text.table, text.batches, without=lambda line, seed: exchanged(text, line, seed),
                   words=tuple(text.ids), put=lambda line, word: put(text, line, word), ordered=True,
-                  parse=lambda said: typed(text, said), outputs=tuple(text.words))
+                  parse=lambda said: typed(text, said), outputs=tuple(text.words), asked=cut)
