@@ -49,7 +49,8 @@ def spoken(g, n):
         golds = [' '.join(g.choices(words, k=g.randint(1, 3))) for _ in range(g.randint(0, 3))]
         text = g.choice([*golds, ''.join(g.choices([*words, ' ', ' '], k=g.randint(0, 5))), ' unanswerable', ''])
         number = g.choice(['7', '-7', '1,234', '0.5'])
-        parts = g.choices([number, '####', '#### ', '$', ' ', '.', ',', 'is', '7', '12', '\n', '#### 7', f'#### {number}'], k=6)
+        signs = ['####', '#### ', '$', ' ', '.', ',', 'is', '7', '12', '\n', '#### 7']
+        parts = g.choices([number, f'#### {number}', *signs], k=6)
         yield dict(text=text, golds=golds, worked=''.join(parts), answer=f'So.\n#### {number}')
 
 
