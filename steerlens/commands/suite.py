@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Who', 'Tasks', 'Data', 'Examples', 'Shots', 'Arms', 'Site', 'Limit', 'Out', 'suite']
 
-# %% ../../nbs/98_commands.suite.ipynb #c0031482
+# %% ../../nbs/98_commands.suite.ipynb #c0035000
 from pathlib import Path
 from typing import Annotated
 import typer
 from ..core import need, read_json, root
 from .shared import show_json, show_table
 
-# %% ../../nbs/98_commands.suite.ipynb #c0046353
+# %% ../../nbs/98_commands.suite.ipynb #c0049519
 Who = Annotated[str, typer.Argument(metavar='SUBJECT|FOLDER', help="A language model: a subject, or a folder in "
                                                                    "transformers' format.")]
 Tasks = Annotated[str|None, typer.Option(help='Names, with commas between; by default all that can be had.')]
@@ -26,7 +26,7 @@ Site = Annotated[list[str]|None, typer.Option(help='Where; may be given again. B
 Limit = Annotated[int, typer.Option(min=1, help='Items of a task, at most.')]
 Out = Annotated[str, typer.Option(help='The folder that holds sae/ and reports/; the suite goes to suite/ in it.')]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0055416
+# %% ../../nbs/98_commands.suite.ipynb #c0058071
 def suite(
     who:Who,                # A subject or a folder
     tasks:Tasks=None,       # Names
@@ -47,7 +47,7 @@ def suite(
     from steerlens.suite.run import as_json, run_suite, sentences
     base = root()/out
     module,subject,name,model = _found(who)
-    places = _places(base, who, subject, site)
+    places = _places(base, name, subject, site)
     says,missing = arms_at(places, arms and arms.split(','))
     files,pools = _pairs('--data', data), _pairs('--examples', examples)
     def others(own): return tasks_of(module, base/'tokens'/name, model, own, limit)
@@ -58,7 +58,7 @@ def suite(
     if json: return show_json(as_json(found))
     _say(found, base/'suite'/name, sentences(found))
 
-# %% ../../nbs/98_commands.suite.ipynb #c0072142
+# %% ../../nbs/98_commands.suite.ipynb #c0077255
 def _found(who):
     "Module, subject, the name of what is made, and the folder of the weights where it isn't the shipped one"
     from steerlens.params import resolve
@@ -70,16 +70,16 @@ def _found(who):
     need(s.subject.folder, who, 'not a language model in transformers\' format', 'one such as nano_lm, or a folder')
     return s.module, s.subject, who, p['model'] and root()/p['model'] or None
 
-def _places(base, who, subject, sites):
+def _places(base, name, subject, sites):
     "The sites that are asked for, or those with an autoencoder, and what is there"
     from steerlens.suite.arms import Place, place_at
-    made = base/'sae'/who if '/' not in who else base/'sae'/'.'
+    made = base/'sae'/name
     sites = sites or sorted(f.parent.name for f in made.glob('*/sae_weights.safetensors'))
-    report = base/'reports'/'1_residuals'/who/'metrics.json'
+    report = base/'reports'/'1_residuals'/name/'metrics.json'
     acts = base/read_json(report)['acts'] if report.exists() else None
-    return [place_at(subject, s, made/s, acts, base/'decoders'/who/s) for s in sites] or [Place(subject)]
+    return [place_at(subject, s, made/s, acts, base/'decoders'/name/s) for s in sites] or [Place(subject)]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0087804
+# %% ../../nbs/98_commands.suite.ipynb #c0087633
 def _pairs(option, given):
     "TASK=FILE, by task"
     from steerlens.suite.tasks import TASKS
@@ -107,7 +107,7 @@ def _sheets(tasks, files, examples, shots, limit, others):
     if own==[]: return sheets
     return sheets+[Sheet(t, docs) for t,docs in others(own).values()]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0090140
+# %% ../../nbs/98_commands.suite.ipynb #c0093192
 def _say(found, folder, lines):
     "The leading scores, what they amount to, and where all of it is"
     leads = {t.name: t.leads for t in found.tasks}
