@@ -198,11 +198,9 @@ def test_faults_of_a_file_are_one_line(files, tmp_path, fault):
 
 
 def test_from_the_command_line(files, models):
-    said = sh('steerlens', 'suite', models/'gpt2', '--tasks', 'gsm8k,sums', '--data', f'gsm8k={files/"gsm8k.jsonl"}',
-              '--examples', f'gsm8k={files/"gsm8k_train.jsonl"}', '--limit', 10, '--out', models/'out', '--json')
+    said = sh('steerlens', 'suite', models/'gpt2', '--tasks', 'gsm8k,copy', '--data', f'gsm8k={files/"gsm8k.jsonl"}',
+              '--examples', f'gsm8k={files/"gsm8k_train.jsonl"}', '--limit', 4, '--out', models/'out', '--json')
     assert said.rc==0, said.err
     found = json.loads(said.out)
-    assert {r['task'] for r in found['scores']}=={'gsm8k', 'sums'}
+    assert {r['task'] for r in found['scores']}=={'gsm8k', 'copy'}
     assert (models/'out'/'suite'/'gpt2'/'manifest.json').exists()
-    said = sh('steerlens', 'suite', models/'gpt2', '--tasks', 'boolq')
-    assert said.rc==1 and said.err.count('\n')==1 and '--data boolq=FILE' in said.err

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Who', 'Tasks', 'Data', 'Examples', 'Shots', 'Arms', 'Site', 'Limit', 'Out', 'suite']
 
-# %% ../../nbs/98_commands.suite.ipynb #c0035000
+# %% ../../nbs/98_commands.suite.ipynb #c0030128
 from pathlib import Path
 from typing import Annotated
 import typer
 from ..core import need, read_json, root
 from .shared import show_json, show_table
 
-# %% ../../nbs/98_commands.suite.ipynb #c0049519
+# %% ../../nbs/98_commands.suite.ipynb #c0040375
 Who = Annotated[str, typer.Argument(metavar='SUBJECT|FOLDER', help="A language model: a subject, or a folder in "
                                                                    "transformers' format.")]
 Tasks = Annotated[str|None, typer.Option(help='Names, with commas between; by default all that can be had.')]
@@ -26,7 +26,7 @@ Site = Annotated[list[str]|None, typer.Option(help='Where; may be given again. B
 Limit = Annotated[int, typer.Option(min=1, help='Items of a task, at most.')]
 Out = Annotated[str, typer.Option(help='The folder that holds sae/ and reports/; the suite goes to suite/ in it.')]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0058071
+# %% ../../nbs/98_commands.suite.ipynb #c0051496
 def suite(
     who:Who,                # A subject or a folder
     tasks:Tasks=None,       # Names
@@ -58,7 +58,7 @@ def suite(
     if json: return show_json(as_json(found))
     _say(found, base/'suite'/name, sentences(found))
 
-# %% ../../nbs/98_commands.suite.ipynb #c0077255
+# %% ../../nbs/98_commands.suite.ipynb #c0070945
 def _found(who):
     "Module, subject, the name of what is made, and the folder of the weights where it isn't the shipped one"
     from steerlens.params import resolve
@@ -79,7 +79,7 @@ def _places(base, name, subject, sites):
     acts = base/read_json(report)['acts'] if report.exists() else None
     return [place_at(subject, s, made/s, acts, base/'decoders'/name/s) for s in sites] or [Place(subject)]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0087633
+# %% ../../nbs/98_commands.suite.ipynb #c0084587
 def _pairs(option, given):
     "TASK=FILE, by task"
     from steerlens.suite.tasks import TASKS
@@ -107,7 +107,7 @@ def _sheets(tasks, files, examples, shots, limit, others):
     if own==[]: return sheets
     return sheets+[Sheet(t, docs) for t,docs in others(own).values()]
 
-# %% ../../nbs/98_commands.suite.ipynb #c0093192
+# %% ../../nbs/98_commands.suite.ipynb #c0094314
 def _say(found, folder, lines):
     "The leading scores, what they amount to, and where all of it is"
     leads = {t.name: t.leads for t in found.tasks}
