@@ -46,14 +46,14 @@ def own_docs(
 SHOWN = 'Question: What is 48 + 37?\nAnswer: 85\n\n'
 WORKED = 'Question: What is 48 + 37?\nAnswer: 8 + 7 = 15 and 40 + 30 = 70, and 70 + 15 = 85. The answer is 85\n\n'
 
-def _sum(name, before, n):
+def _sum(name, before, n, beside=''):
     def marks(d, said): return dict(acc=float(flexible(said).strip('$.,')==d['right']))
     return Task(name, lambda d: f'{before}Question: What is {d["a"]} + {d["b"]}?\nAnswer:', lambda d: d['right'], marks,
-                'acc', n=n, until=('\n',), reference='two-digit sums', beside='sums'*bool(before))
+                'acc', n=n, until=('\n',), reference='two-digit sums', beside=beside)
 
 @own(_sum('sums', '', 40))
-@own(_sum('sums_shown', SHOWN, 40))
-@own(_sum('sums_worked', WORKED, 60))
+@own(_sum('sums_shown', SHOWN, 40, 'sums'))
+@own(_sum('sums_worked', WORKED, 60, 'sums_shown'))
 def _sums(n, g):
     "Numbers from 10 to 99, never those of the example"
     drawn = [divmod(i, 90) for i in rng('sums').permutation(90*90)]
@@ -141,7 +141,7 @@ def _copied(n, g):
 
 # %% ../../nbs/88_suite.own.ipynb #c0215580
 PAIRS = {'(': ')', '[': ']', '{': '}'}
-MATCHING = Task('matching', lambda d: d['text'], lambda d: d['right'], _chosen, 'acc', tuple(PAIRS.values()), gap='',
+MATCHING = Task('matching', lambda d: d['text'], lambda d: d['right'], _chosen, 'acc', tuple(PAIRS.values()),
                 reference='brackets in made-up Python')
 
 @own(MATCHING)
@@ -151,8 +151,8 @@ def _matching(n, g):
     while len(found) < n:
         inner,outer,other = ([*PAIRS][i] for i in (len(found)%3, *g.integers(3, size=2)))
         a,b,c,d,e = (''.join(g.choice([*'abcdefghiklmnopqrstuvwxyz'], 3)) for _ in range(5))
-        closed = f', {other}{d}{PAIRS[other]}' if g.random() < .5 else ''
-        text = f'{a} = {outer}{b}, {inner}{c}, {e}{closed}'
+        closed = f', {other} {d} {PAIRS[other]}' if g.random() < .5 else ''
+        text = f'{a} = {outer} {b}, {inner} {c}, {e}{closed}'
         found.setdefault(text, dict(text=text, right=[*PAIRS].index(inner)))
     return [*found.values()][:n]
 

@@ -26,7 +26,6 @@ class Task:
     marks:Callable # (document, what was said) -> {score: 0 to 1, or None where it doesn't apply}
     leads:str      # The score that claims are about
     choices:tuple|Callable = () # What is chosen from: the same for all documents, or document -> choices
-    gap:str = ' '  # Between a prompt and a choice or a worked answer
     n:int = 0      # Tokens that are written, at most
     until:tuple = () # Texts that end them
     shots:int = 0  # Worked examples
@@ -60,7 +59,7 @@ def requests(
 )->list: # Of `Ask` or `Write`: as many for each document
     "What a model is asked"
     if task.kind=='write': return [Write(c, task.until, task.n) for c in contexts]
-    if task.kind=='choose': return [Ask(c, task.gap+choice) for c,d in zip(contexts, docs) for choice in task.among(d)]
+    if task.kind=='choose': return [Ask(c, f' {choice}') for c,d in zip(contexts, docs) for choice in task.among(d)]
     return [Ask(c, task.right(d)) for c,d in zip(contexts, docs)]
 
 def said(
@@ -102,7 +101,7 @@ def _drawn(task, doc, pool, shots, g, own):
 def _shown(task, examples):
     "Worked examples one after the other"
     def target(d): return task.target(d) if task.target else task.among(d)[task.right(d)]
-    return ''.join(f'{task.text(d)}{task.gap}{target(d)}\n\n' for d in examples)
+    return ''.join(f'{task.text(d)} {target(d)}\n\n' for d in examples)
 
 # %% ../../nbs/87_suite.tasks.ipynb #c0133819
 STRICT,FLEXIBLE = re.compile(r'#### (-?[0-9.,]+)'), re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')
