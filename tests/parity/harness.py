@@ -185,6 +185,6 @@ if __name__=='__main__':
         model,tok = make(OUT/name)
         lm = HFLM(pretrained=model, tokenizer=tok, batch_size=8, device='cpu')
         said[name] = recorded(lm, ['gsm8k', 'boolq', 'squadv2'] if name=='gpt2' else ['boolq', 'squadv2'])
-    (OUT/'recorded.json').write_text(json.dumps(said, indent=1)+'\n')
+    (OUT/'recorded.json').write_text(json.dumps(said)+'\n')
     for name in ('gpt2', 'llama'):
         for task,found in said[name].items(): print(name, task, found['scores'])
