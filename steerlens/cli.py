@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import steerlens
 from .commands import (acts, autolabel, cards, codes, dash, explain, journal, label, latent, record, runs,
-                                sae, studio)
+                                sae, studio, suite)
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
@@ -36,6 +36,7 @@ app.command('studio')(studio.studio)
 app.command('dash')(dash.dash)
 app.command('explain')(explain.explain)
 app.command('journal')(journal.journal)
+app.command('suite')(suite.suite)
 for command in (record.record, record.reproduce, record.figures): app.command()(command)
 app.add_typer(studio.app, name='policy', help=GROUPS['policy'])
 

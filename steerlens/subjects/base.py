@@ -78,6 +78,7 @@ class Subject:
         self.finish = finish
         self.readouts = readouts if readouts is not None else {'.*': unembedding} if head else {}
         self.words = words
+        self.folder = None # Of its files, the tokenizer's among them, where it is from one
         self.ctx = Ctx()
         self.n_runs = 0
 

@@ -249,6 +249,7 @@ def load(
     _check_keys(folder, info)
     if path.suffix=='.gguf': model.to(how['dtype'])
     subject = as_subject((center(model) if centered else model).to(device), layers, norm)
+    subject.folder = path
     subject.words = lambda: token_words(load_tokenizer(path), subject.facts['vocabulary'])
     return subject
 
