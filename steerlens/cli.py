@@ -20,7 +20,7 @@ GROUPS = dict(acts='Look at datasets of activations, check, split and convert th
               codes='Make code stores, look at them, check and convert them.',
               label='What latents are called: look, set, review, bring in and take out.',
               latent='Look at a latent, and try out what it does.', policy='Autoencoders of control policies.',
-              sae='Autoencoders: train them in several processes, export one.') # Group of commands -> help
+              sae='Autoencoders: train them in several processes, test one, export one.') # Group of commands -> help
 
 app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
