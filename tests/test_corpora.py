@@ -38,6 +38,7 @@ splits:
     return here
 
 
+@pytest.mark.slow # the notebook stops a build after its pieces, by an exception
 def test_killed_it_goes_on_to_the_same_bytes(made):
     from steerlens.corpora.build import build
     from steerlens.corpora.recipes import read_recipe
@@ -94,6 +95,11 @@ def test_what_users_of_other_tools_report():
     assert sift('Größe '*3+prose(1), 'GRÖSSE '*3+prose(1))==[-1, 0]
     chain = [' '.join(map(str, range(i, i+200))) for i in (0, 15, 30)]
     assert jaccard(chain[0], chain[1])>.8>jaccard(chain[0], chain[2]) and sift(*chain)==[-1, 0, -1]
+    copies = Index(1.).sift(signatures([prose(1), prose(1, 40), prose(1)]))[0]
+    assert copies.tolist()==[-1, -1, 0]
+    calls = [f'call number {i} of: {prose(7)}' for i in range(50)]
+    assert sift(*calls)==[-1]+[0]*49 # of one template one document is kept, and each of the others says which
+    assert sift('apple pear plum cherry fig', 'apple pear plum')==[-1, -1] # of .4 by words, none by shingles
     again = np.random.default_rng(0).permutation(40)
     docs = [prose(i%20) for i in range(40)]
     assert sum(l<0 for l in sift(*docs))==sum(l<0 for l in sift(*[docs[i] for i in again]))==20

@@ -28,8 +28,13 @@ def words_of(
     tokenizer # A transformers tokenizer
 )->list[str]: # With their leading space, in the order of the vocabulary
     "Tokens made of the letters a to z alone"
-    said = (tokenizer.convert_tokens_to_string([t]) for t in tokenizer.get_vocab())
+    said = (_said(tokenizer, t) for t in tokenizer.get_vocab())
     return [w for w in said if (bare := w.removeprefix(' ')) and all(c in string.ascii_letters for c in bare)]
+
+def _said(tokenizer, token):
+    "A token as text; the space that some tokenizers write as an underline is easily lost"
+    text = tokenizer.convert_tokens_to_string([token])
+    return ' '*(token[:1]=='▁' and text[:1]!=' ')+text
 
 def letter_of(
     word:str

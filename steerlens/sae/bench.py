@@ -5,12 +5,12 @@
 # %% ../../nbs/39_sae.bench.ipynb #c0030016
 from __future__ import annotations
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-import time
+import json, time
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from .texts import divided, harvest, read_labelled
 from ..subjects.base import Subject
 
 # %% auto #0
-__all__ = ['TESTS', 'Tested', 'turned', 'Result', 'Test', 'test', 'bench', 'output']
+__all__ = ['TESTS', 'Tested', 'turned', 'active', 'Result', 'Test', 'test', 'output', 'bench']
 
 # %% ../../nbs/39_sae.bench.ipynb #c0052894
 @dataclass
@@ -54,16 +54,29 @@ class Tested:
         return absorbing.at_words(self.subject, self.site, prompts, self.tokenizer)
 
 # %% ../../nbs/39_sae.bench.ipynb #c0064776
+def _rows(t):
+    "Activations of some words, [rows, D]"
+    words = absorbing.words_of(t.tokenizer)[:256]
+    x = harvest(t.subject, t.site, words, t.tokenizer, 3).flatten(0, 1)
+    return x[x.abs().sum(1)>0]
+
 @torch.no_grad()
 def turned(
     tested:Tested
 )->Tested: # The same with an autoencoder that nobody trained
     "The placebo of the whole: all directions turned at random"
-    words = absorbing.words_of(tested.tokenizer)[:256]
-    x = harvest(tested.subject, tested.site, words, tested.tokenizer, 3).flatten(0, 1)
-    other = deepcopy(tested)
-    other.sae = spoiled(deepcopy(tested.sae), 'rotated', x[x.abs().sum(1)>0], tested.seed)
+    if tested.data: tested.activations # once for both
+    other = copy(tested)
+    other.sae = spoiled(deepcopy(tested.sae), 'rotated', _rows(tested), tested.seed)
     return other
+
+@torch.no_grad()
+def active(
+    tested:Tested
+)->float:
+    "Latents that are active in a row, on average: a placebo with many more is no fair one"
+    x = torch.cat([a.flatten(0, 1) for a in tested.activations[1].values()]) if tested.data else _rows(tested)
+    return float((tested.sae.encode(x[x.abs().sum(1)>0])!=0).sum(1).float().mean())
 
 # %% ../../nbs/39_sae.bench.ipynb #c0088744
 @dataclass
@@ -154,6 +167,21 @@ def _absorption(t, other):
              for who,s,l in (('autoencoder', mean, letters), ('turned', null, null_letters))}
     return Result(config, dict(mean=mean), letters.to_dict('records'), dict(turned=null), table)
 
+# %% ../../nbs/39_sae.bench.ipynb #ob000001
+def output(
+    tested:Tested,
+    id:str,        # `eval_type_id`
+    result:Result
+)->dict:
+    "What SAEBench's file holds"
+    cfg = tested.sae.cfg.to_dict() if hasattr(tested.sae, 'cfg') else {}
+    return dict(eval_type_id=id, eval_config=result.config,
+                eval_id=sha256(dict(config=result.config, of=tested.name))[:32],
+                datetime_epoch_millis=int(time.time()*1000), eval_result_metrics=result.metrics,
+                eval_result_details=result.details, sae_bench_commit_hash=f'not sae-bench: steerlens {__version__}',
+                sae_lens_id=tested.site, sae_lens_release_id=tested.name, sae_lens_version=metadata.version('sae-lens'),
+                sae_cfg_dict=json.loads(json.dumps(cfg, default=str)), eval_result_unstructured=result.more)
+
 # %% ../../nbs/39_sae.bench.ipynb #c0140208
 def bench(
     tested:Tested,
@@ -172,18 +200,6 @@ def bench(
         id = TESTS[n].id
         write_json(Path(out)/id/f'{tested.name.replace("/", "_")}_eval_results.json', output(tested, id, result))
         tables[n] = pd.DataFrame(result.table).T
+        l0 = dict(zip(('autoencoder', 'turned'), map(active, (tested, other))))
+        tables[n]['l0'] = pd.Series(l0)
     return tables
-
-def output(
-    tested:Tested,
-    id:str,        # `eval_type_id`
-    result:Result
-)->dict:
-    "What SAEBench's file holds"
-    cfg = tested.sae.cfg.to_dict() if hasattr(tested.sae, 'cfg') else {}
-    return dict(eval_type_id=id, eval_config=result.config,
-                eval_id=sha256(dict(config=result.config, of=tested.name))[:32],
-                datetime_epoch_millis=int(time.time()*1000), eval_result_metrics=result.metrics,
-                eval_result_details=result.details, sae_bench_commit_hash=f'not sae-bench: steerlens {__version__}',
-                sae_lens_id=tested.site, sae_lens_release_id=tested.name, sae_lens_version=metadata.version('sae-lens'),
-                sae_cfg_dict={k: str(v) for k,v in cfg.items()}, eval_result_unstructured=result.more)

@@ -113,12 +113,14 @@ def absorption():
             at = torch.stack([x_of[t.rpartition('\n')[2].split(' has')[0]] for t in prompts])
             return None, {names_filter[0]: at[:,None].repeat(1, 7, 1)}
 
-    judge = calculator.FeatureAbsorptionCalculator(Model(), [*x_of], 10, '{word} has the first letter:', word_token_pos=-6)
+    prompt = '{word} has the first letter:'
+    judge = calculator.FeatureAbsorptionCalculator(Model(), [*x_of], 10, prompt, word_token_pos=-6)
     found = {}
     for i,letter in enumerate(LETTERS):
         seen = raw[(raw.answer_letter==letter) & (raw[f'score_probe_{letter}']>0)].token.tolist()
         latents = m[m.letter==letter].split_feats.iloc[0]
-        results = judge.calculate_absorption(sae, seen, probe.weights[i].detach(), latents, 0, False).word_results if seen else []
+        found_in = judge.calculate_absorption(sae, seen, probe.weights[i].detach(), latents, 0, False) if seen else None
+        results = found_in.word_results if seen else []
         found[letter] = dict(f1=m[m.letter==letter].f1_probe.item(), latents=latents, words=seen,
                              fraction=[float(r.absorption_fraction) for r in results],
                              full=[bool(r.is_full_absorption) for r in results])
