@@ -202,4 +202,5 @@ def bench(
         tables[n] = pd.DataFrame(result.table).T
         l0 = dict(zip(('autoencoder', 'turned'), map(active, (tested, other))))
         tables[n]['l0'] = pd.Series(l0)
+        if TESTS[n].labelled: tables[n]['texts'] = 2*len(next(iter(tested.activations[1].values())))
     return tables
