@@ -10,22 +10,24 @@ import sys
 from typing import Annotated
 import typer
 import steerlens
-from .commands import (acts, autolabel, cards, codes, dash, explain, journal, label, latent, record, runs,
-                                sae, studio, suite)
+from .commands import (acts, autolabel, cards, codes, corpus, dash, explain, journal, label, latent, record,
+                                runs, sae, studio, suite)
 from .core import SteerlensError
 
 # %% ../nbs/99_cli.ipynb #6027293d
 GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.',
               cards='What latents are about: a site of cards, one card, files for others.',
               codes='Make code stores, look at them, check and convert them.',
+              corpus='Corpora: what one would take, and build it.',
               label='What latents are called: look, set, review, bring in and take out.',
               latent='Look at a latent, and try out what it does.', policy='Autoencoders of control policies.',
-              sae='Autoencoders: train them in several processes, export one.') # Group of commands -> help
+              sae='Autoencoders: train them in several processes, test one, export one.') # Group of commands -> help
 
 app = runs.app
 app.add_typer(acts.app, name='acts', help=GROUPS['acts'])
 app.add_typer(sae.app, name='sae', help=GROUPS['sae'])
 app.add_typer(codes.app, name='codes', help=GROUPS['codes'])
+app.add_typer(corpus.app, name='corpus', help=GROUPS['corpus'])
 app.add_typer(cards.app, name='cards', help=GROUPS['cards'])
 label.app.command('auto')(autolabel.label_auto)
 app.add_typer(label.app, name='label', help=GROUPS['label'])

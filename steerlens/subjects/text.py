@@ -16,8 +16,9 @@ from safetensors.numpy import save
 from ..core import SteerlensError, atomic, lock, manifest, need, read_json, read_manifest, sha256, write_json
 
 # %% auto #0
-__all__ = ['PLAIN', 'KINDS', 'TOKENIZER_FILES', 'PER_SHARD', 'source_files', 'documents', 'tokenizer_hashes', 'transformers',
-           'from_local', 'load_tokenizer', 'token_words', 'identity', 'tokenize', 'Tokens', 'groups']
+__all__ = ['PLAIN', 'KINDS', 'TOKENIZER_FILES', 'PER_SHARD', 'source_files', 'documents', 'reader', 'tokenizer_hashes',
+           'transformers', 'from_local', 'load_tokenizer', 'token_words', 'encoder', 'identity', 'tokenize', 'Tokens',
+           'groups']
 
 # %% ../../nbs/14_subjects.text.ipynb #332f1ce8
 PLAIN = ('.txt', '.md', '.py')
@@ -43,7 +44,7 @@ def _below(path):
 def _plain(f, name, text):
     "A whole file"
     raw = f.read_bytes().removeprefix(b'\xef\xbb\xbf')
-    try: yield name, raw.decode()
+    try: yield name, f.suffix[1:].lower(), raw.decode()
     except UnicodeDecodeError as e:
         line = raw.count(10, 0, e.start) + 1
         raise SteerlensError(f'{f}: line {line}', f'byte {raw[e.start]:#x} is not UTF-8',
@@ -57,26 +58,26 @@ def _jsonl(f, name, text):
             if line.strip(): yield _field(f, i, line, text, f'{name}:{i}')
 
 def _field(f, i, line, text, name):
-    "The name and the text of one line of JSON"
+    "Name, task and text of one line of JSON"
     try:
         d = json.loads(line)
         d[text].encode() # lone surrogates are JSON but not text
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise SteerlensError(f'{f}: line {i}', f'{type(e).__name__}: {e}', f"an object with text in the field '{text}'",
                              'correct the line, or choose another field with text=') from None
-    return str(d.get('name') or name), d[text]
+    return str(d.get('name') or name), str(d.get('task') or f.stem), d[text]
 
 # %% ../../nbs/14_subjects.text.ipynb #ecedd526
 def _parquet(f, name, text):
     "A document a row"
     file = _column(f, text)
-    columns = [c for c in (text, 'name') if c in file.schema_arrow.names]
+    columns = [c for c in (text, 'name', 'task') if c in file.schema_arrow.names]
     i = 0
     for batch in file.iter_batches(256, columns=columns):
         for i,row in enumerate(batch.to_pylist(), i+1):
             need(isinstance(row[text], str), f'{f}: row {i}', f"column '{text}' is {row[text]!r}", 'text',
                  'correct the row, or choose another column with text=')
-            yield str(row.get('name') or f'{name}:{i}'), row[text]
+            yield str(row.get('name') or f'{name}:{i}'), str(row.get('task') or f.stem), row[text]
 
 def _column(f, text):
     "A parquet file that has this column"
@@ -94,10 +95,13 @@ def documents(
 )->Iterator[tuple[str,str,str]]: # name, task, text
     "Every document of local files, in a fixed order, one at a time"
     for name,f in source_files(paths):
-        kind = f.suffix[1:].lower()
-        read = dict(jsonl=_jsonl, parquet=_parquet).get(kind, _plain)
-        task = kind if read is _plain else f.stem
-        for own,t in read(f, name, text): yield own, task, t
+        yield from reader(f)(f, name, text)
+
+def reader(
+    f:Path # A file
+): # A function of the file, its name and the field of its text, which yields name, task and text of each document
+    "What reads this kind of file"
+    return dict(jsonl=_jsonl, parquet=_parquet).get(f.suffix[1:].lower(), _plain)
 
 # %% ../../nbs/14_subjects.text.ipynb #87b1b495
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'merges.txt', 'added_tokens.json',
@@ -159,8 +163,10 @@ def token_words(
     return words
 
 # %% ../../nbs/14_subjects.text.ipynb #93888815
-def _encoder(tok):
-    "texts -> lists of ids, without special tokens"
+def encoder(
+    tok # A transformers tokenizer
+): # A function of texts that gives a list of ids for each, without special tokens
+    "Encode many texts at once"
     back = getattr(tok, 'backend_tokenizer', None)
     if back is None: return lambda texts: [tok.encode(t, add_special_tokens=False) for t in texts]
     back.encode_special_tokens = True
@@ -306,7 +312,7 @@ def _fill(shards, docs, tok):
     began = time.perf_counter()
     first,said = catalog['next'][0], len(catalog['shards'])
     def rate(): return (shards.start-before)/(time.perf_counter()-began)
-    for number,document in enumerate(_encoded(islice(docs, first, None), _encoder(tok)), first):
+    for number,document in enumerate(_encoded(islice(docs, first, None), encoder(tok)), first):
         shards.add(number, *document)
         if (n := len(catalog['shards'])) > said:
             print(f'shard {n}: {n*catalog["per_shard"]:,} tokens, {rate():,.0f} tokens/s', flush=True)
