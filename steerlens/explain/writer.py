@@ -18,7 +18,7 @@ from .pairs import LEAST, TEMPLATES, Case, lines_of, named_in, read_pairs
 from ..explore.bench import Bench
 
 # %% auto #0
-__all__ = ['PLACES', 'LONGEST', 'WORDS', 'SIZE', 'ARMS', 'ids_of', 'text_of', 'Codes', 'Writer', 'taught', 'namings',
+__all__ = ['PLACES', 'LONGEST', 'WORDS', 'SIZE', 'ARMS', 'ids_of', 'text_of', 'whole', 'Codes', 'Writer', 'taught', 'namings',
            'patched_namings', 'save_writer', 'load_writer', 'tried_writers', 'said_of_writers']
 
 # %% ../../nbs/84_explain.writer.ipynb #c0050641
@@ -45,6 +45,13 @@ def text_of(
         side,place = divmod(i-len(WORDS), PLACES)
         return f'{{{"+-"[side]}{place}}}'
     return ' '.join(one(i) for i in ids if i)
+
+def whole(
+    text:str # A rationale
+)->bool: # Does it follow a template?
+    "Nothing forces a decoder to end a sentence that it began"
+    def bones(t): return ['*' if w in 'ABCXY' or named_in(w) else w for w in t.split()]
+    return bones(text) in [bones(t) for t in TEMPLATES.values()]
 
 # %% ../../nbs/84_explain.writer.ipynb #c0092980
 class Codes:
@@ -277,7 +284,7 @@ def tried_writers(
     weight:float=1.,  # Of the patching feedback
     epochs:int=10,    # Passes over all rationales
     seed:int=0        # Of everything
-)->tuple[pd.DataFrame,dict]: # As from `patched_namings`; facts: pairs, cases, distinct (texts), sample
+)->tuple[pd.DataFrame,dict]: # As from `patched_namings`; facts: pairs, cases, distinct (texts), whole, sample
     "Does a decoder learn to explain, and does the feedback help?"
     m = check_inputs(pairs, 'pairs')['params']
     own,held = read_pairs(pairs, 'train'), [c for c,_ in read_pairs(pairs, 'validation')]
@@ -289,6 +296,7 @@ def tried_writers(
     named = namings(held, texts, made[weight].write([held[w] for w in whose]), whose, seed)
     lines = lines_of(bench, 'validation', m['n']['validation'], m['seed'])
     facts = dict(pairs=sum(len(r) for _,r in own), cases=len(own), distinct=len({*texts['explanation']}),
+                 whole=float(np.mean([whole(t) for t in texts['explanation']])),
                  sample=texts['explanation'][0])
     return patched_namings(bench, lines, held, named), facts
 
@@ -305,6 +313,7 @@ def said_of_writers(
     said = (f'A decoder that was taught on {facts["pairs"]:,} pairs of {facts["cases"]:,} predictions names latents '
             f'whose measured effect is {own.right:.2f} of the largest, on {own.n} predictions of held-out documents '
             f'({idle["explanation"]:.0%} idle); {", ".join(map(one, ARMS))}.')
+    said += f' {facts["whole"]:.0%} of its rationales are whole sentences.'
     return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in ('plain', 'shuffled codes', 'attribution'))])
 
 ARMS = {'plain': 'without the feedback', 'shuffled codes': "on another prediction's codes", 'attribution': 'Method A',
