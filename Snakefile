@@ -15,11 +15,11 @@ NUMBERED = {p.split("_")[0]: p for p in PHASES}
 ASKED = {"nano_vla": "123457", "nano_lm": "123457", "set_model": "12457"}
 if "everything" in config:  # and what takes longer than `make run` may
     ASKED["walker"] = "1234567"
-    ASKED["nano_lm"] += "8"
+    ASKED["nano_lm"] += "89"
 if "subjects" in config:  # others, through phases 1 and 2 or those named: --config subjects=smollm2 phases=123
     ASKED = {s: str(config.get("phases", 12)) for s in str(config["subjects"]).split(",")}
 SUBJECTS = {s: [NUMBERED[n] for n in numbers if n in NUMBERED] for s, numbers in ASKED.items()}
-BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93, "8": 87}  # it imports only the notebooks with a number below this
+BELOW = {"1": 30, "2": 40, "3": 60, "4": 70, "5": 50, "6": 93, "8": 87, "9": 85}  # it imports only the notebooks with a number below this
 
 OUT = str(config.get("out", "."))
 EXTRA = [str(config["params"])] if "params" in config else []

@@ -110,7 +110,7 @@ def execute(
         return tmp.replace(path)
 
 # %% ../nbs/04_running.ipynb #readscd1
-READS = {'2': '1', '3': '2', '4': '2', '5': '2', '7': '5', '8': '2'} # Phase -> that whose results it reads
+READS = {'2': '1', '3': '2', '4': '2', '5': '2', '7': '5', '8': '2', '9': '5'} # Phase -> that whose results it reads
 READS_TOO = {'4': '3'} # Where the subject goes through it
 
 def reads(

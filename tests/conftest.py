@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SUBJECT = 'nano_vla'
 PHASES = params.phases()
 RUNS = [(phase, SUBJECT) for phase in PHASES[:4]]+[(phase, 'nano_lm') for phase in PHASES[:3]] # as in the Snakefile
-RUNS += [('5_codes', 'nano_lm'), ('7_explore', 'nano_lm'), ('8_decoders', 'nano_lm'), ('6_studio', 'walker')]
+RUNS += [('5_codes', 'nano_lm'), ('7_explore', 'nano_lm'), ('8_decoders', 'nano_lm'), ('9_explain', 'nano_lm'),
+         ('6_studio', 'walker')]
 RUNS += [(phase, 'set_model') for phase in PHASES[:2]]
 if 'STEERLENS_SLOW' in os.environ: RUNS += [('4_tokens', 'nano_lm'), ('4_tokens', 'set_model')]
 BIN = Path(sys.executable).parent

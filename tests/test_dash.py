@@ -1,10 +1,11 @@
 "The dashboard: what it says where files break or change under it, and a walk through it in headless Chromium"
 import json, shutil, threading, time, urllib.error, urllib.request
 from types import SimpleNamespace
-import numpy as np
+import numpy as np, pandas as pd
 import pytest
 from steerlens.codes.statistics import statistics
 from steerlens.commands.shared import listening
+from steerlens.explain.human import make_form
 from steerlens.explore.toy import KNOWN, toy_bench
 
 pytest.importorskip('dash', reason='dash is not installed')
@@ -204,9 +205,30 @@ def test_search_open_sweep_label_reload_compare(browser, served):
     tab.wait_for_selector('#gone', state='hidden')
 
 
+def test_rating_blind_with_two_people_and_a_reload(browser, served):
+    said = pd.DataFrame(dict(context=['if', EVIL, 'def f', 'x ='], said=['x', 'in', '(', '1'], document=range(4)))
+    form = make_form(served.desk.labels().file.parent/'forms/first', said, dict(ranked=[f'why {i}' for i in range(4)]))
+    tab = visitor(browser, served.url)
+    tab.goto(served.url+'/rate')
+    for rater,n in (('cleo', 3), ('dan', 1)):
+        tab.fill('#rate-author', rater)
+        tab.wait_for_selector('#rate-view >> text=0 of 8 rated')
+        tab.evaluate('document.activeElement.blur()')
+        for i in range(n):
+            tab.keyboard.press('d')
+            tab.wait_for_selector(f'#rate-view >> text={i+1} of 8 rated')
+    tab.reload()
+    tab.wait_for_selector('#rate-view >> text=1 of 8 rated')
+    assert not any(word in tab.content() for word in ('ranked', 'placebo'))
+    t = form.ratings()
+    assert (t.groupby('rater').size().to_dict(), {*t.rating})==(dict(cleo=3, dan=1), {3})
+    assert {*t.item[t.rater=='cleo']}=={*form.order('cleo')[:3]}
+    assert tab.said==[]
+
+
 def test_on_a_phone_in_the_dark(browser, served):
     tab = visitor(browser, served.url, 390, 'dark')
-    for path in ('/', '/latent/5', '/compare/0/4', '/queue', '/runs'):
+    for path in ('/', '/latent/5', '/compare/0/4', '/queue', '/rate', '/runs'):
         tab.goto(served.url+path)
         tab.wait_for_selector('#page section')
         assert tab.evaluate('document.documentElement.scrollWidth')==390, path

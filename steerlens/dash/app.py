@@ -135,7 +135,8 @@ def fault(
     set_props('fault', dict(children=Raw(error(said))))
 
 # %% ../../nbs/85_dash.app.ipynb #54460583
-THEMES = 'find', 'latents', 'compare', 'map', 'queue', 'runs', 'trace' # Modules beside this one that register pages
+# Modules beside this one that register pages
+THEMES = 'find', 'latents', 'compare', 'map', 'queue', 'runs', 'trace', 'rate'
 
 def make_app(
     desk:Desk,  # A store
