@@ -44,4 +44,5 @@ def _show(e):
     "The sentence and the table"
     print(e)
     t = e.table.drop(columns='for')
+    t['exact'] = t['exact'].map({True: 'yes', False: ''})
     if len(t): show_table([*t], t.astype(object).where(t.notna(), '').values.tolist())
