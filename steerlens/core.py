@@ -207,8 +207,7 @@ def _folder_sha256(
 def git_state()->dict: # commit (None without git) and dirty
     "The project's commit, and whether the tree had changes"
     try: return dict(commit=_git_says('rev-parse', 'HEAD'), dirty=bool(_git_says('status', '--porcelain')))
-    except (OSError, subprocess.CalledProcessError, SteerlensError): _no_commit()
-    return dict(commit=None, dirty=None)
+    except (OSError, subprocess.CalledProcessError, SteerlensError): return dict(commit=None, dirty=None)
 
 def _git_says(*args)->str:
     "The output of a git command in the project's root"
@@ -250,8 +249,10 @@ def manifest(
     **extra,            # Anything else worth keeping
 )->dict: # What was written
     "Write `folder/manifest.json`: how this folder came to be"
+    git = git_state()
+    if git['commit'] is None: _no_commit()
     m = dict(format=f'steerlens.{kind}', version=FORMAT, params=params, params_sha256=sha256(params), seed=seed,
-             inputs={_named(p): sha256(Path(p)) for p in inputs}, packages=_packages(), git=git_state(),
+             inputs={_named(p): sha256(Path(p)) for p in inputs}, packages=_packages(), git=git,
              created=datetime.now(timezone.utc).isoformat(timespec='seconds'), python=platform.python_version(),
              platform=platform.platform(), **extra)
     write_json(Path(folder)/'manifest.json', m)
