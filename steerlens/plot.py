@@ -114,8 +114,9 @@ def tidy(
 
 # %% ../nbs/02_plot.ipynb #edfa29f4
 def _bar(ax, y, r):
-    placebo = r.method=='random'
-    ax.barh(y, r.rate, .66, color=COLORS.get(r.method, COLORS['baseline']), edgecolor='#777' if placebo else 'none',
+    color = COLORS.get(r.method, COLORS['baseline'])
+    placebo = color==COLORS['random']
+    ax.barh(y, r.rate, .66, color=color, edgecolor='#777' if placebo else 'none',
             linestyle='--' if placebo else '-', linewidth=.9 if placebo else 0)
     ax.plot([r.lo, r.hi], [y, y], color='#222', lw=1.2, ls=(0, (2, 1.5)) if placebo else '-', solid_capstyle='butt')
 

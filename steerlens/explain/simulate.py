@@ -233,6 +233,7 @@ def show_worth(
     "How often each reader is right, with each thing to read"
     from steerlens import plot
     named = dict(none='nothing', shuffled="another prediction's", tokens='top tokens', explanation='the explanation')
+    plot.COLORS |= {named['explanation']: plot.HUES['blue'], named['shuffled']: plot.COLORS['random']}
     bare = w.masked.map({False: '', True: ', masked'})
     t = w.assign(contrast=w.reader+bare, method=w.arm.map(named), rate=w.right)
     best = w[w.arm=='explanation'].sort_values('right').iloc[-1]
