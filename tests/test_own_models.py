@@ -101,6 +101,7 @@ sweep:
 """
 
 
+@pytest.mark.slow # both phases once more, and phase 2 twice
 def test_a_sweep_of_dicts_and_blanks(project):
     "Both phases on a gpt2, the second twice: values reach it in files; variants are told by their hash and listed"
     (project/'my sweep.yaml').write_text(SWEEP)
