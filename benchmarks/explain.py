@@ -132,4 +132,6 @@ def exact(root):
     return [row('latents switched off', 'a second', own, peer, 'a run for each', mb)]
 
 
-if __name__=='__main__': run(dict(codes=codes, kept=kept, exact=exact), ARGS)
+ABOUT = ' '.join(__doc__.split('\n\n')[-1].split())
+
+if __name__=='__main__': run(dict(codes=codes, kept=kept, exact=exact), ARGS, title='Explanations', about=ABOUT)
