@@ -103,7 +103,7 @@ def printed(r, width):
     return f"{r['name']:{width}}{numbers}  {r['unit']:12} {r['peer_name']}"
 
 
-def finish(rows, a, **about):
+def finish(rows, a, title, about, **more):
     "Print the table, and write it where `--json` says"
     from steerlens.core import write_json
     for r in rows: r['ratio'] = r['ours']/r['peer']
@@ -112,4 +112,4 @@ def finish(rows, a, **about):
     for r in rows: print(printed(r, width))
     where = machine(quick=a.quick)
     print(where)
-    if a.json: write_json(a.json, dict(rows=rows, machine=where, **about))
+    if a.json: write_json(a.json, dict(rows=rows, machine=where, title=title, about=about, **more))

@@ -51,6 +51,8 @@ def rows(root):
     return found
 
 
+ABOUT = ' '.join(__doc__.split('\n\n')[-1].split())
+
 if __name__=='__main__':
     if '--measure' in sys.argv: measure(sys.argv[2:6], sys.argv[6])
-    else: run(dict(updates=rows), args(__doc__))
+    else: run(dict(updates=rows), args(__doc__), title='Training in several processes', about=ABOUT)
