@@ -7,21 +7,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
-import re
+import json, re
 import numpy as np, pandas as pd
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from ..stats import cluster_means
 from .others import masked, others
 from ..explore.endpoint import Endpoint
 from ..explore.labellers import Local, spelled
-from ..explore.prompts import Talk, quoted
+from ..explore.prompts import Reply, Talk, Unanswered, quoted
 from ..explore.wording import interval, percent
 
 # %% auto #0
 __all__ = ['ARMS', 'READERS', 'READING', 'Question', 'questions', 'told', 'readings', 'Reader', 'reader', 'overlap', 'words_of',
-           'student', 'asking', 'by_asking', 'right', 'places', 'given', 'simulated', 'habits', 'worth', 'show_worth',
-           'verdict', 'said_of_reader']
+           'student', 'asking', 'by_asking', 'Likelihood', 'weighing', 'by_likelihood', 'open_reader', 'right',
+           'places', 'given', 'simulated', 'habits', 'worth', 'show_worth', 'verdict', 'said_of_reader',
+           'read_by_model']
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0059435
 class Question(NamedTuple):
@@ -174,6 +176,75 @@ def _one_of(answer, k):
 reader('endpoint', model=Endpoint)(by_asking)
 reader('transformers', model=Local)(by_asking)
 
+# %% ../../nbs/82_explain.simulate.ipynb #2ada5ddc
+class Likelihood(Local):
+    "A language model in a local folder that tells how likely texts are"
+    def __init__(self,
+        model:str, # Folder, GGUF file, or the name of a subject whose weights are installed
+        **how      # As for `Local`: device, dtype
+    ):
+        super().__init__(model, **how)
+        self.settings['tells'] = 'log-likelihoods'
+
+    def says(self,
+        messages:list # What stands before, then each text
+    )->Reply: # Log-likelihood of each text after that, as JSON
+        "How likely each is"
+        before,*after = [self.tok(m['content'], add_special_tokens=False)['input_ids'] for m in messages]
+        room = self.subject.facts.get('context')
+        n = len(before)+max(map(len, after))
+        if room and n > room: raise Unanswered(f'{n} tokens; it reads {room}')
+        return Reply(json.dumps([round(x, 4) for x in _likely(self.subject.model, before, after)]), n, 0)
+
+# %% ../../nbs/82_explain.simulate.ipynb #ff9f096d
+def _likely(model, before, after):
+    "Log-likelihoods of ids after ids"
+    import torch
+    rows = [a+[0]*(max(map(len, after))-len(a)) for a in after]
+    with torch.no_grad():
+        read = model(torch.tensor([before], device=model.device), use_cache=True)
+        read.past_key_values.batch_repeat_interleave(len(rows)) # what stands before is read once
+        more = model(torch.tensor(rows, device=model.device), past_key_values=read.past_key_values).logits
+    logits = torch.cat([read.logits[:,-1:].expand(len(rows), -1, -1), more[:,:-1]], 1)
+    own = logits.float().log_softmax(-1).gather(2, torch.tensor(rows, device=model.device)[...,None])[...,0].cpu()
+    return [float(x[:len(a)].sum()) for x,a in zip(own, after)]
+
+def weighing(
+    q:Question, # What is asked
+    text:str    # What is read
+)->list[dict]: # Messages: what stands before, then each candidate
+    "A question for `Likelihood`"
+    notes = '\n'.join(quoted(line, 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
+    before = f'Notes on the next token:\n{notes}\nThe next token is "'
+    return [dict(role='user', content=before),
+            *[dict(role='assistant', content=quoted(c)[1:]) for c in q.candidates]]
+
+# %% ../../nbs/82_explain.simulate.ipynb #c63fa1cd
+@reader('likelihood', model=Likelihood)
+def by_likelihood(asked, texts, past, past_texts, talk):
+    "By how much notes make each candidate likelier"
+    told,bare = (talk.ask('likelihood', {i: weighing(q, t) for i,(q,t) in enumerate(zip(asked, some))})
+                 for some in (texts, ['']*len(asked)))
+    def of(answer, k): return np.array(json.loads(answer)) if answer else np.zeros(k)
+    return np.array([of(told[i], len(q.candidates))-of(bare[i], len(q.candidates)) if told[i] and bare[i] else
+                     np.zeros(len(q.candidates)) for i,q in enumerate(asked)])
+
+# %% ../../nbs/82_explain.simulate.ipynb #e03a3f1b
+def open_reader(
+    name:str,        # One of `READERS` that asks a model; nobody is asked if empty
+    llm:str,         # The model: its name at the endpoint, a folder, a GGUF file, or the name of a subject
+    folder:str|Path, # Where prompts and answers are kept
+    **how            # Of the model, as for its class
+)->Talk|None: # Raises `SteerlensError` where the model can't be opened
+    "A talk to the model of a reader"
+    asks = [n for n,r in READERS.items() if r.model]
+    if not name:
+        need(not llm, f"llm '{llm}'", 'no reader to ask it', f'reader, one of {", ".join(asks)}')
+        return None
+    need(name in asks, 'reader', repr(name), f'one of {", ".join(asks)}, or none')
+    need(llm, f"reader '{name}'", 'no model', 'llm: its name at the endpoint, a folder, a GGUF file, or smollm2')
+    return Talk(folder, READERS[name].model(llm, **how))
+
 # %% ../../nbs/82_explain.simulate.ipynb #c0262596
 def right(
     scores:np.ndarray, # [N, k]
@@ -256,7 +327,8 @@ def show_worth(
 ): # A figure
     "How often each reader is right, with each thing to read"
     from steerlens import plot
-    named = dict(none='nothing', shuffled="another prediction's", tokens='top tokens', explanation='the explanation')
+    named = dict(none='nothing', shuffled="another prediction's", tokens='top tokens', explanation='the explanation',
+                 given='the answer')
     plot.COLORS |= {named['explanation']: plot.HUES['blue'], named['shuffled']: plot.COLORS['random']}
     bare = w.masked.map({False: '', True: ', masked'})
     t = w.assign(contrast=w.reader+bare, method=w.arm.map(named), rate=w.right)
@@ -304,3 +376,16 @@ def said_of_reader(
             f'{percent(r.silent)}{spread}.')
 
 def _reach(r): return 'no interval' if r.lo is None or r.lo!=r.lo else interval(100*r.lo, 100*r.hi)
+
+# %% ../../nbs/82_explain.simulate.ipynb #e4261b4d
+def read_by_model(
+    name:str,       # Of a reader that asks a model
+    talk:Talk,      # To that
+    asked:Sequence, # Questions
+    read:dict,      # What is read with each, from `readings`
+    seed:int=0      # Of intervals
+)->tuple[pd.DataFrame,str]: # As from `simulated`, without lines where it didn't answer to the end; and what came of it
+    "Ask a model; one that dies half-way takes nothing else with it"
+    try: t = simulated(asked, read, readers=[name], talk=talk)
+    except SteerlensError as e: return pd.DataFrame(), f'The model was not asked to the end, so nothing is said of it: {e}.'
+    return t, said_of_reader(worth(t, seed).merge(habits(t)), name, len(asked[0].candidates))

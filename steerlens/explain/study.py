@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
-from ..core import need, root, rng, sha256
+from ..core import root, rng, sha256
 from ..stats import spearman
 from ..codes.backends import CodeStore
 from ..codes.steps import SILENT
@@ -122,14 +122,14 @@ def again(
 
 # %% ../../nbs/84_explain.study.ipynb #c0180152
 def texts_of(
-    params:dict,      # Of the run that its activations are from; raises `SteerlensError` where it has no text
+    params:dict,      # Of the run that its activations are from
     folder:str|Path,  # Where its tokens are kept
     windows:int=200,  # Of each kind of text
     seed:int=0        # Which
-)->dict: # Name -> what the model says next in it, as from `next_tokens`; held-out text of its own kind first
+)->dict: # Name -> what the model says next, as from `next_tokens`; held-out text first; empty where it has no kinds
     "A model on held-out text, and on text of other kinds"
     who = settled(params)
-    need(hasattr(who.module, 'kinds_of_text'), who.name, 'its module has no kinds_of_text()', 'a model with text')
+    if not hasattr(who.module, 'kinds_of_text'): return {}
     model = params['model'] and root()/params['model'] or None
     _,kinds,tokenizer = who.module.kinds_of_text(folder, model)
     context = params['own']['context']
