@@ -214,7 +214,7 @@ def weighing(
     text:str    # What is read
 )->list[dict]: # Messages: what stands before, then each candidate
     "A question for `Likelihood`"
-    notes = '\n'.join(quoted(line, 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
+    notes = '\n'.join(quoted(line[:400], 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
     before = f'Notes on the next token:\n{notes}\nThe next token is "'
     return [dict(role='user', content=before),
             *[dict(role='assistant', content=quoted(c)[1:]) for c in q.candidates]]
