@@ -1,4 +1,4 @@
-"Readers and raters under fire: an endpoint that dies, tokens that want to be more, forms that could give themselves away"
+"Readers and raters under fire: an endpoint that dies, tokens that want to be more, forms that give themselves away"
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
