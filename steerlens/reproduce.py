@@ -115,7 +115,9 @@ def obstacles(
         if wants > has: why.append(f'{run.name}: it took {wants:,.0f} MB of memory, and there are {has:,.0f} here')
     return why
 
-_BAD = dict(changed='has changed since', gone='is gone') # What has become of an input
+# What has become of an input
+_BAD = {'changed': 'has changed since', 'gone': 'is gone',
+        'changed while it ran': 'was changed while it ran, so nobody knows what it read'}
 
 # %% ../nbs/97_reproduce.ipynb #c0166654
 def changes(
