@@ -46,10 +46,18 @@ def run_named(
     need(folder, f"'{name}'", 'no manifest there', 'the folder of a run, such as reports/2_sae/nano_lm')
     need(re.fullmatch(r'\d+_\w+', folder.parent.name), f"'{name}'", 'no report of a phase',
          'a folder reports/PHASE/SUBJECT, such as reports/2_sae/nano_lm')
+    need((folder/'metrics.json').is_file(), folder, 'no metrics.json: that run did not end', do='run the phase again')
     m,metrics = read_json(folder/'manifest.json'), read_json(folder/'metrics.json')
-    whole = isinstance(m, dict) and isinstance(metrics, dict) and str(m.get('format', '')).startswith('steerlens.')
+    whole = isinstance(metrics, dict) and _whole(m)
     need(whole, folder, 'no manifest of steerlens', 'one of a finished run', 'run the phase again')
     return Run(folder, m, metrics)
+
+def _whole(m):
+    "Is this a manifest, and what it holds as it should be?"
+    if not (isinstance(m, dict) and str(m.get('format', '')).startswith('steerlens.')): return False
+    run = m.get('run') or {}
+    parts = [m.get(k) for k in ('inputs', 'git', 'packages')] + ([*run.values()] if isinstance(run, dict) else [run])
+    return all(x is None or isinstance(x, dict) for x in parts)
 
 # %% ../nbs/96_record.ipynb #c0087430
 NOT = 'not recorded'
