@@ -49,6 +49,8 @@ def make_form(
 )->Form:
     "Write a form; the first method's explanations of other predictions are the placebo"
     folder,n = Path(folder), len(predictions)
+    lacks = [c for c in ('context', 'said', 'document') if c not in predictions]
+    need(not lacks, 'predictions', f'no column {", ".join(lacks)}', 'context, said and document')
     need(arms and PLACEBO not in arms, 'form', list(arms), f'one method or more, none of them called {PLACEBO}')
     for arm,texts in arms.items(): need(len(texts)==n, f"form: '{arm}'", f'{len(texts)} explanations', f'{n}, one each')
     need(not any(folder.glob('ratings/*.json')), folder, 'has ratings already', 'a new folder')
@@ -196,8 +198,9 @@ def compared(
     seed:int=0      # Of intervals
 )->pd.DataFrame: # arm, mean, lo, hi, better (than the placebo), better_lo, better_hi, n, pairs
     "Methods beside the placebo"
+    need(len(t), 'ratings', 'none', 'some of each method', 'have somebody rate: steerlens dash, page Rate')
     wide = t.pivot_table(index=['document', 'prediction', 'rater'], columns='arm', values='rating')
-    need(len(t) and PLACEBO in wide, 'ratings', f'{len(t)}, none of the placebo' if len(t) else 'none', 'some of each')
+    need(PLACEBO in wide, 'ratings', f'{len(t)}, none of the placebo', 'some of each')
     found = []
     for arm in wide:
         x,d = wide[arm].dropna(), (wide[arm]-wide[PLACEBO]).dropna()
