@@ -17,7 +17,7 @@ from ..lens.tables import overlap
 
 # %% auto #0
 __all__ = ['DEPTH', 'SAME', 'CHANCE', 'alike', 'groups', 'randomised', 'dealt', 'renumbered', 'redealt', 'conditions', 'sanity',
-           'passed', 'said_of_sanity', 'confidence']
+           'passed', 'said_of_sanity']
 
 # %% ../../nbs/83_explain.sanity.ipynb #c0052575
 DEPTH = 8 # Latents of an explanation that are compared
@@ -175,14 +175,3 @@ def said_of_sanity(
     usual = ', '.join(f'{r.latents:.2f} with {r.condition}' for r in t[t.condition.isin(CHANCE)].itertuples())
     own = f' In common with what it was, where weights are random, an explanation has {kept}.' if len(falls) else ''
     return f'{came}.{own} By chance: {usual}.'
-
-# %% ../../nbs/83_explain.sanity.ipynb #c0278029
-def confidence(
-    p:Prediction, # What came out
-    names:Names   # What its latents are called
-)->float: # 0 to 1; 0 where nothing has any effect
-    "How much of the effect stands under labels that hold"
-    size = np.abs(p.known)
-    scores = [names.labels.get(f, ('', None))[1] for f in p.latents.tolist()]
-    sure = np.array([0. if s is None else min(max(2*s-1, 0.), 1.) for s in scores])
-    return float((size*sure).sum()/size.sum()) if size.sum() else 0.
