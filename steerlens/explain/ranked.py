@@ -84,9 +84,18 @@ def phrase(self:Names,
     "A latent in words"
     label,score = self.labels.get(latent, (None, None))
     hedge = 'no label' if label is None else 'label not scored' if score is None else ''
-    said = '' if label is None else f', {"perhaps " if score is not None and score < self.sure else ""}{quoted(label)}'
+    said = '' if label is None else f', {self.called(latent)}'
     within = ', '.join(filter(None, [hedge, *more]))
     return f'latent {latent}{said}{f" ({within})" if within else ""}'
+
+@patch
+def called(self:Names,
+    latent:int # Which
+)->str: # Such as `perhaps “loops”`
+    "What a latent is called, without its number"
+    label,score = self.labels.get(latent, (None, None))
+    if label is None: return 'something without a label'
+    return f'{"perhaps " if score is not None and score < self.sure else ""}{quoted(label)}'
 
 @patch
 def check(self:Names,

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..core import atomic, check_inputs, manifest, need, read_manifest, rng, seed_of
 from .carried import without
 from .others import others
-from .pairs import LEAST, TEMPLATES, Case, lines_of, named_in, read_pairs
+from .pairs import LEAST, TEMPLATES, Case, cases, lines_of, named_in, read_pairs
 from ..explore.bench import Bench
 
 # %% auto #0
 __all__ = ['PLACES', 'LONGEST', 'WORDS', 'SIZE', 'ARMS', 'ids_of', 'text_of', 'whole', 'Codes', 'Writer', 'taught', 'namings',
-           'patched_namings', 'save_writer', 'load_writer', 'tried_writers', 'said_of_writers']
+           'patched_namings', 'save_writer', 'load_writer', 'named_by', 'tried_writers', 'said_of_writers']
 
 # %% ../../nbs/84_explain.writer.ipynb #c0050641
 PLACES,LONGEST = 32, 16 # Latents that are read, at most; words of a rationale
@@ -275,6 +275,18 @@ def load_writer(
     writer = Writer(W_dec, **how['settings'])
     writer.load_state_dict(load_file(Path(folder)/'model.safetensors'))
     return writer.eval()
+
+# %% ../../nbs/84_explain.writer.ipynb #6b37ab25
+def named_by(
+    writer:Writer,     # Taught on other documents
+    bench:Bench,
+    lines:pd.DataFrame # Inputs, each as far as one output
+)->list[list]: # For each [(1 for it or -1 against it, latent)]
+    "What a decoder names for inputs"
+    asked = {c.of['line']: c for c in cases(bench, lines, PLACES, 0, 0)}
+    texts = dict(zip(asked, writer.write([*asked.values()])))
+    def of(i): return [(side, asked[i].latents[j]) for side,j in named_in(texts[i])]
+    return [of(i) if i in asked else [] for i in range(len(lines))]
 
 # %% ../../nbs/84_explain.writer.ipynb #c0340983
 def tried_writers(
