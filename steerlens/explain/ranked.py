@@ -42,7 +42,12 @@ class Prediction:
     how:str = 'attribution' # Where the effects are from
     exact:np.ndarray|None = None # Effects measured by switching a latent off, [n]; NaN where that wasn't tried
     change:Change|None = None    # What would change it; None where that wasn't asked
-    of:dict = field(default_factory=dict) # Which input: episode, step, task, ...
+    of:dict = field(default_factory=dict) # Which input: episode, step, task, group, ...
+
+    @property
+    def document(self)->str:
+        "What it isn't independent of others of: the group of its episode where there is one; empty where nothing is known"
+        return str(self.of.get('group', self.of.get('episode', '')))
 
 # %% ../../nbs/80_explain.ranked.ipynb #c0066506
 @patch

@@ -130,7 +130,7 @@ def sanity(
     seed:int=0             # Of the intervals
 )->pd.DataFrame: # condition, latents, labels, lo, hi (of what counts), same (share of texts), unchanged, n, documents
     "How alike explanations are to what they become"
-    of = [e.prediction.of.get('episode', i) for i,e in enumerate(explanations)]
+    of = [e.prediction.document or i for i,e in enumerate(explanations)]
     who = others([e.said for e in explanations], of, seed=seed)
     rows = [_compared('another prediction', explanations, [explanations[i] for i in who], of, seed)]
     rows += [_compared(name, explanations, make(), of, seed) for name,make in under.items()]

@@ -188,6 +188,6 @@ def form_of(
     arms = {arm: [for_people(x, names) for x in some] for arm,some in (dict(ranked=own) | (more or {})).items()}
     p = [e.prediction for e in explanations]
     t = pd.DataFrame(dict(context=list(context), said=[x.said for x in p],
-                          document=[str(x.of.get('episode', i)) for i,x in enumerate(p)]))
+                          document=[x.document or str(i) for i,x in enumerate(p)]))
     place = Path(folder)/sha256([arms, t.to_dict('list'), seed])[:8]
     return open_form(place) if (place/'form.json').exists() else make_form(place, t, arms, seed)
