@@ -92,7 +92,8 @@ def coverage_by(
     "Coverage by the labels of each who gave some"
     parts = {'all': names.labels} | {w: {f: x for f,x in names.labels.items() if who.get(f)==w}
                                      for w in sorted({*who.values()})}
-    return pd.DataFrame([dict(who=w) | coverage(mass_F, replace(names, labels=some), **how) for w,some in parts.items()])
+    def covered(some): return coverage(mass_F, replace(names, labels=some), **how)
+    return pd.DataFrame([dict(who=w) | covered(some) for w,some in parts.items()])
 
 # %% ../../nbs/82_explain.coverage.ipynb #33f2f4bc
 class Rotated:
@@ -156,7 +157,8 @@ def say_top_mass(
     "How few carry most, beside a dictionary that means nothing"
     own,turned = (table[(table.who==w) & (table.k==k)].iloc[0] for w in ('largest effect', TURNED))
     apart = own.lo is not None and turned.hi is not None and own.lo > turned.hi
-    def shown(r): return percent(r.value) if r.lo is None else f'{percent(r.value)} ({percent(r.lo)} to {percent(r.hi)})'
+    def spread(r): return '' if r.lo is None else f' ({percent(r.lo)} to {percent(r.hi)})'
+    def shown(r): return f'{percent(r.value)}{spread(r)}'
     return (f'The {k} strongest latents carry {shown(own)} of the absolute effect of a prediction; those of the same '
             f'dictionary turned to point elsewhere, {shown(turned)}: '
             f'{"more than that" if apart else "no clear difference"} ({own.n} predictions of {own.groups} groups).')

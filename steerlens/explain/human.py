@@ -299,7 +299,8 @@ def verdict(
     if not len(t): return 'Nobody has rated anything yet.'
     a,said = agreement(t), []
     for r in compared(t).itertuples() if any(arm.startswith(PLACEBO) for arm in t.arm) else ():
-        if r.pairs: said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
+        if not r.pairs: continue
+        said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
     said += [f'{r.arm}: {number(r.better)} above {r.other} {_told(r)}' for r in between(t).itertuples() if r.pairs]
     agree = a['why'] or f'alpha {number(a["alpha"])}' + ('' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})')
     return '. '.join([f'{len(t)} ratings by {a["raters"]} raters', *said, f'Agreement: {agree}'])+'.'

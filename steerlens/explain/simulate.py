@@ -13,6 +13,7 @@ import json, re
 import numpy as np, pandas as pd
 from ..core import SteerlensError, need, rng
 from ..stats import cluster_means
+from ..codes.steps import SILENT
 from .others import masked, others
 from ..explore.endpoint import Endpoint
 from ..explore.labellers import Local, spelled
@@ -214,7 +215,7 @@ def weighing(
     text:str    # What is read
 )->list[dict]: # Messages: what stands before, then each candidate
     "A question for `Likelihood`"
-    notes = '\n'.join(quoted(line, 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
+    notes = '\n'.join(quoted(line[:400], 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
     before = f'Notes on the next token:\n{notes}\nThe next token is "'
     return [dict(role='user', content=before),
             *[dict(role='assistant', content=quoted(c)[1:]) for c in q.candidates]]
@@ -276,7 +277,7 @@ def simulated(
     past_read:dict|None=None, # What was read with those
     readers:Sequence=('overlap', 'student'), # Of `READERS`
     talk:Talk|None=None # To the model of a reader that asks one
-)->pd.DataFrame: # reader, arm, masked, question, document, right, place (that it answers with; -1 where it has no answer)
+)->pd.DataFrame: # reader, arm, masked, question, document, right, place (of its answer; -1 where it has none)
     "Every reader, with everything that can be read; one that asks a model also with notes that give the answer away"
     shared = {q.document for q in asked} & {q.document for q in past}
     need(not shared, 'simulated', f'{len(shared)} documents are in both halves', 'documents of their own for each')
@@ -296,7 +297,7 @@ def simulated(
 # %% ../../nbs/82_explain.simulate.ipynb #a03df7cb
 def habits(
     t:pd.DataFrame # From `simulated`
-)->pd.DataFrame: # reader, masked, arm, silent (share without an answer), favourite (largest share of a place; NaN for none)
+)->pd.DataFrame: # reader, masked, arm, silent (share without an answer), favourite (largest share of a place)
     "How readers answer, whatever is right"
     g = t.groupby(['reader', 'masked', 'arm'], sort=False).place
     def favourite(place): return place[place >= 0].value_counts(normalize=True).max()
@@ -371,8 +372,8 @@ def said_of_reader(
     r = w[(w.reader==name) & (w.arm=='given')].iloc[0]
     sure = r.lo is not None and r.lo > 1/k
     spread = '' if r.favourite!=r.favourite else f'; of its answers {percent(r.favourite)} are at one place'
-    return (f'The model that was asked {"can" if sure else "can NOT"} use notes: where these give the answer away it is '
-            f'right on {percent(r.right)} of {r.n} ({_reach(r)}; guessing gives {percent(1/k)}), with no answer to '
+    return (f'The model that was asked {"can" if sure else "can NOT"} use notes: where these give the answer away it '
+            f'is right on {percent(r.right)} of {r.n} ({_reach(r)}; guessing gives {percent(1/k)}), with no answer to '
             f'{percent(r.silent)}{spread}.')
 
 def _reach(r): return 'no interval' if r.lo is None or r.lo!=r.lo else interval(100*r.lo, 100*r.hi)
@@ -380,12 +381,16 @@ def _reach(r): return 'no interval' if r.lo is None or r.lo!=r.lo else interval(
 # %% ../../nbs/82_explain.simulate.ipynb #e4261b4d
 def read_by_model(
     name:str,       # Of a reader that asks a model
-    talk:Talk,      # To that
+    talk:Talk|None, # To that; None where nobody is asked
     asked:Sequence, # Questions
     read:dict,      # What is read with each, from `readings`
-    seed:int=0      # Of intervals
+    most:int=80,    # Questions that it is asked, the first ones
+    seed:int=0,     # Of intervals
+    tell:Callable=SILENT # Is told how far it is
 )->tuple[pd.DataFrame,str]: # As from `simulated`, without lines where it didn't answer to the end; and what came of it
     "Ask a model; one that dies half-way takes nothing else with it"
-    try: t = simulated(asked, read, readers=[name], talk=talk)
-    except SteerlensError as e: return pd.DataFrame(), f'The model was not asked to the end, so nothing is said of it: {e}.'
+    if talk is None: return pd.DataFrame(), 'No language model was asked to read them.'
+    talk.tell,some = tell, {key: texts[:most] for key,texts in read.items()}
+    try: t = simulated(asked[:most], some, readers=[name], talk=talk)
+    except SteerlensError as e: return pd.DataFrame(), f'The model was not asked to the end, so it says nothing: {e}.'
     return t, said_of_reader(worth(t, seed).merge(habits(t)), name, len(asked[0].candidates))
