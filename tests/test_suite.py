@@ -115,6 +115,26 @@ def test_killed_it_goes_on_to_the_same_bytes(files, models, tmp_path):
     assert len(run(models, [changed], tmp_path/'killed').marks)==len(whole.marks[whole.marks.task=='boolq'])
 
 
+def test_ways_to_ask_stand_side_by_side(files, models, tmp_path):
+    "With worked examples and without, of fewer documents, of a changed file: no run touches another, killed or not"
+    from dataclasses import replace
+    from steerlens.suite import run as module
+    from steerlens.suite.run import past
+    first = sheet(files, 'gsm8k', shots=0)
+    fewer,other = replace(first, docs=first.docs[:20]), replace(first, docs=[d | dict(answer='#### 1') for d in first.docs])
+    ways = [first, sheet(files, 'gsm8k'), fewer, other]
+    kept = {}
+    for w in ways:
+        found = run(models, [w], tmp_path)
+        assert found.folder not in kept
+        kept[found.folder] = sha256(found.folder)
+    assert len({*kept.values()})==4
+    assert killed(lambda: run(models, ways[1:2], tmp_path/'killed'), [(module, 'write_json')], 3)==-9
+    for w in ways: run(models, [w], tmp_path/'killed')
+    assert {f: sha256(f) for f in kept}==kept=={f: sha256(tmp_path/'killed'/f.name) for f in kept}
+    assert sorted(past(tmp_path).query('arm=="frozen"').shots)==[0, 0, 0, 5]
+
+
 # What users reported of the harness, on ours
 
 def test_one_beginning_token_and_not_two(models):
@@ -203,4 +223,4 @@ def test_from_the_command_line(files, models):
     assert said.rc==0, said.err
     found = json.loads(said.out)
     assert {r['task'] for r in found['scores']}=={'gsm8k', 'copy'}
-    assert (models/'out'/'suite'/'gpt2'/'manifest.json').exists()
+    assert (Path(found['folder'])/'manifest.json').exists() and Path(found['folder']).parent==models/'out'/'suite'/'gpt2'
