@@ -121,7 +121,8 @@ def test_ways_to_ask_stand_side_by_side(files, models, tmp_path):
     from steerlens.suite import run as module
     from steerlens.suite.run import past
     first = sheet(files, 'gsm8k', shots=0)
-    fewer,other = replace(first, docs=first.docs[:20]), replace(first, docs=[d | dict(answer='#### 1') for d in first.docs])
+    fewer = replace(first, docs=first.docs[:20])
+    other = replace(first, docs=[d | dict(answer='#### 1') for d in first.docs])
     ways = [first, sheet(files, 'gsm8k'), fewer, other]
     kept = {}
     for w in ways:
@@ -223,4 +224,5 @@ def test_from_the_command_line(files, models):
     assert said.rc==0, said.err
     found = json.loads(said.out)
     assert {r['task'] for r in found['scores']}=={'gsm8k', 'copy'}
-    assert (Path(found['folder'])/'manifest.json').exists() and Path(found['folder']).parent==models/'out'/'suite'/'gpt2'
+    kept = Path(found['folder'])
+    assert (kept/'manifest.json').exists() and kept.parent==models/'out'/'suite'/'gpt2'

@@ -26,7 +26,7 @@ Site = Annotated[list[str]|None, typer.Option(help='Where; may be given again. B
                                                    'autoencoder.')]
 Limit = Annotated[int, typer.Option(min=1, help='Items of a task, at most.')]
 Out = Annotated[str, typer.Option(help='The folder that holds sae/ and reports/; the suite goes to suite/ in it.')]
-Past = Annotated[bool, typer.Option('--past', help='Ask nothing; list what was asked of it before, and what came of it.')]
+Past = Annotated[bool, typer.Option('--past', help='Ask nothing; list what was asked of it before.')]
 
 # %% ../../nbs/98_commands.suite.ipynb #c0051496
 def suite(

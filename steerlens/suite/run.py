@@ -303,7 +303,8 @@ def past(
         m,found = read_manifest(file.parent, 'suite'), read_json(file.with_name('metrics.json'))
         for r in found['scores']:
             if r['score']!=found['leads'][r['task']]: continue
-            rows.append(dict(run=file.parent.name, made=m['created'], shots=m['params']['tasks'][r['task']]['shots']) | r)
+            shots = m['params']['tasks'][r['task']]['shots']
+            rows.append(dict(run=file.parent.name, made=m['created'], shots=shots) | r)
     columns = ['run', 'made', 'task', 'shots', 'arm', 'score', 'value', 'lo', 'hi', 'n', 'groups']
     return pd.DataFrame(rows, columns=columns)
 
