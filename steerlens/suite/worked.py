@@ -92,8 +92,8 @@ def _row(hits, able):
     return {k: v if able else None for k,v in named.items()} | floors
 
 # %% ../../nbs/20_suite.worked.ipynb #22e0f990
-BEYOND = ('Two-digit sums are beyond this model, with a worked example or without: no way to ask beats always giving the '
-          'same answer, so no exact match is reported')
+BEYOND = ('Two-digit sums are beyond this model, with a worked example or without: no way to ask beats always giving '
+          'the same answer, so no exact match is reported')
 
 def _says(ways, pairs, n):
     "The answer in a sentence"
@@ -117,7 +117,8 @@ def show_worked(
         share = max(w[floor] for w in ways)
         ends = rate([True]*round(share*n)+[False]*(n-round(share*n)))
         rows.append(dict(method=name, n=n) | ends)
-    return plot.rates([dict(contrast='two-digit sums') | r for r in rows], found['says'], 'sums whose final answer is right')
+    rows = [dict(contrast='two-digit sums') | r for r in rows]
+    return plot.rates(rows, found['says'], 'sums whose final answer is right')
 
 def asks(
     subject:Subject, # Any
