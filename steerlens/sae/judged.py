@@ -55,7 +55,7 @@ def beside(
     others:dict,         # Placebo -> list of the parts of each of its runs
     documents:np.ndarray,# Document of each text
     seed:int=0           # Of the drawing
-)->dict: # value, lo, hi; for each placebo NAME: NAME (how much more than its mean), NAME_lo, NAME_hi, over all of its runs
+)->dict: # value, lo, hi; for each placebo NAME (how much more than its mean), NAME_lo, NAME_hi, over all of its runs
     "A score, and how far it is above what nonsense gets"
     d = drawn(documents, seed=seed)
     n,s = d.shape[1], scored(own, documents, d)

@@ -76,7 +76,7 @@ def perturbation(
     ns:tuple=NS,     # Latents that are taken away
     seed:int=42,     # Of everything random
     pick:Callable=top, # (effects, n) -> which
-    notes:dict|None=None # Where to keep: None, or (label, n) without whose latents -> label of the probe -> (texts, hits)
+    notes:dict|None=None # Where to keep: None, or (label, n) that was taken away -> label of the probe -> (texts, hits)
 )->dict[str,dict]: # Label -> score, named as SAEBench does -> value
     "Targeted probe perturbation"
     notes = {} if notes is None else notes
