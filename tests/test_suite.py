@@ -76,7 +76,8 @@ def test_prompts_answers_and_scores_are_the_harness_s(files, models, model, name
         if key: assert value==pytest.approx(theirs['scores'][key]/unit, abs=1e-9), score
 
 
-NAMES = dict(strict=('exact_match,strict-match', 1), flexible=('exact_match,flexible-extract', 1), abstains=(None, 1))
+NAMES = dict(strict=('exact_match,strict-match', 1), flexible=('exact_match,flexible-extract', 1), abstains=(None, 1),
+             number=(None, 1))
 
 
 def test_scores_of_answers_that_no_model_wrote():
@@ -199,6 +200,63 @@ def test_the_majority_stands_beside_a_score(files, models, tmp_path):
     found = run(models, [sheet(files, 'boolq')], tmp_path).scores.set_index('arm')
     labels = [d['label'] for d in sheet(files, 'boolq').docs]
     assert found.value['constant']==max(np.mean(labels), 1-np.mean(labels))
+
+
+def test_a_number_is_a_number():
+    "#3214, #3254: $29.00 isn't 29; the harness's score is kept, and one beside it tells"
+    from steerlens.suite.tasks import TASKS
+    marks = TASKS['gsm8k'].marks(dict(answer='So.\n#### 29'), 'The order costs $29.00.')
+    assert (marks['flexible'], marks['number'])==(0., 1.)
+
+
+def test_a_token_across_the_join_is_one_line_before_any_work(models, tmp_path):
+    "#1053, #1297, #3336: an assertion in the middle of a run, where a token holds the end of the context and the answer"
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import Ask, pair
+    tok = load_tokenizer(models/'gpt2')
+    word = next(tok.decode([i]) for i in range(300, 448) if len(tok.decode([i]).strip()) > 3)
+    with pytest.raises(SteerlensError, match='no tokens on one side') as e: pair(tok, Ask(word[:-1], word[-1]))
+    assert '\n' not in str(e.value) and repr(word[-1]) in str(e.value)
+
+
+def test_every_token_that_ends_a_text_ends_it(models):
+    "#2723: what follows an end-of-turn token in a batch stays in the answer"
+    from steerlens.subjects import lm
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import ended, ends_of
+    subject = lm.subject(models/'llama')
+    tok = load_tokenizer(subject.folder)
+    subject.model.generation_config.eos_token_id = [tok.eos_token_id, tok.bos_token_id]
+    ids = [*tok.encode('yes', add_special_tokens=False), tok.bos_token_id, *tok.encode('no', add_special_tokens=False)]
+    assert ended(tok, ids, (), ends_of(subject, tok))==('yes', True)
+
+
+def test_what_is_written_does_not_depend_on_the_batch(files, models):
+    "#873: stops that depend on the other texts of a batch"
+    from steerlens.subjects import lm
+    from steerlens.subjects.base import alone
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import Reader, plain
+    subject = lm.subject(models/'gpt2')
+    tok,requests = load_tokenizer(subject.folder), sheet(files, 'gsm8k', shots=2).requests[:12]
+    def texts(batch):
+        reader,found = Reader(subject, tok, requests, batch), {}
+        with alone(subject):
+            for i,part in enumerate(reader.parts): found |= dict(zip(part, reader.answer(plain(subject), i)))
+        return [found[i] for i in range(len(requests))]
+    assert texts(1)==texts(12)
+
+
+def test_no_answer_of_another_prompt_is_read(files, models, tmp_path):
+    "#4084, #4105, #4123, #4166: cached prompts of another few-shot seed, other samples, another prompt of the same name"
+    from dataclasses import replace
+    own = sheet(files, 'gsm8k', shots=2)
+    own.docs = own.docs[:8]
+    says = replace(own, task=replace(own.task, text=lambda d: f'Q: {d["question"]}\nAnswer:'))
+    other = replace(own, docs=sheet(files, 'gsm8k').docs[8:16])
+    ways = dict(own=own, seed=replace(own, seed=5), samples=other, prompt=says)
+    after = {name: run(models, [w], tmp_path/'one').marks for name,w in ways.items()} # one folder, one after the other
+    for name,w in ways.items(): assert after[name].equals(run(models, [w], tmp_path/name).marks), name
 
 
 FAULTS = {'latin-1': ('is not UTF-8', lambda text: text.replace('Anna', 'Ann\u00e4').encode('latin-1')),

@@ -47,7 +47,9 @@ def suite(
     from steerlens.codes.steps import progress
     from steerlens.suite.arms import arms_at
     from steerlens.suite.own import tasks_of
+    from steerlens import plot
     from steerlens.suite.run import as_json, run_suite, sentences
+    from steerlens.suite.shown import show_suite
     base = root()/out
     if past: return _list(base/'suite'/_name(who), json)
     module,subject,name,model = _found(who)
@@ -59,6 +61,7 @@ def suite(
     by_site = {p.site: p for p in places}
     at = {n: by_site[n.split()[1]] for n in says if ' ' in n}
     with progress() as tell: found = run_suite(subject, sheets, says, at, base/'suite'/name, batch, tell, missing)
+    plot.save(show_suite(found), found.folder/'suite.svg')
     if json: return show_json(as_json(found) | dict(folder=str(found.folder)))
     _say(found, sentences(found))
 
@@ -128,7 +131,7 @@ def _say(found, lines):
     own = [r for r in found.scores.itertuples() if r.score==leads[r.task]]
     show_table(['task', 'arm', 'score', 'value', 'from', 'to', 'n'], [[r.task, *_cells(r)] for r in own])
     for line in lines: print(line)
-    print(f'all scores: {found.folder/"metrics.json"}')
+    print(f'all scores: {found.folder/"metrics.json"}, as a figure: {found.folder/"suite.svg"}')
 
 def _cells(r):
     def end(x): return '' if x is None or x!=x else f'{x:.3f}'

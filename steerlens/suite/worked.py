@@ -42,7 +42,8 @@ def last_number(
     text:str # An answer
 )->str: # Empty where there is none
     "What counts as the final answer"
-    return next(iter(re.findall(r'-?\d+', text.replace(',', ''))[::-1]), '')
+    found = re.findall(r'-?\d+(?:\.\d+)?', text.replace(',', ''))
+    return re.sub(r'\.0+$', '', found[-1]) if found else ''
 
 # %% ../../nbs/20_suite.worked.ipynb #9fac113c
 def right(
