@@ -210,7 +210,7 @@ def test_a_number_is_a_number():
 
 
 def test_a_token_across_the_join_is_one_line_before_any_work(models, tmp_path):
-    "#1053, #1297, #3336: an assertion in the middle of a run, where a token holds the end of the context and the answer"
+    "#1053, #1297, #3336: an assertion in the middle of a run, where one token holds the end of both"
     from steerlens.subjects.text import load_tokenizer
     from steerlens.suite.answers import Ask, pair
     tok = load_tokenizer(models/'gpt2')

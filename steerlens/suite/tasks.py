@@ -132,8 +132,9 @@ def bare(
 def _sums(doc, text):
     "Both ways to find the number"
     right = bare(doc['answer'])
-    same = last_number(text)==last_number(doc['answer'])
-    return dict(strict=float(bare(strict(text))==right), flexible=float(bare(flexible(text))==right), number=float(same))
+    same = dict(strict=bare(strict(text))==right, flexible=bare(flexible(text))==right,
+                number=last_number(text)==last_number(doc['answer']))
+    return {score: float(hit) for score,hit in same.items()}
 
 register(Task('gsm8k', lambda d: f'Question: {d["question"]}\nAnswer:', lambda d: f'#### {d["final"]}', _sums,
               'flexible', n=256, until=('Question:', '</s>', '<|im_end|>'), shots=5, target=lambda d: d['answer'],
