@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core import need, rng
+from ..core import how_many, need, rng
 from ..stats import cluster_means
 from ..explore.wording import percent
 
@@ -164,7 +164,7 @@ def crossed(
 )->dict: # As from `measured`
     "Coverage on documents that sets were not calibrated on, each document once"
     of,y = np.asarray(documents), _ids(truth, p_NV)
-    names = rng('folds', seed).permutation(np.unique(of))
+    names,folds = rng('folds', seed).permutation(np.unique(of)), how_many(folds, 'folds', 2)
     need(len(names) > 1, 'documents', len(names), '2 or more')
     found = []
     for some in np.array_split(names, min(folds, len(names))):

@@ -56,6 +56,8 @@ def make_form(
 )->Form:
     "Write a form; each method's explanations of other predictions are its placebo"
     folder,n = Path(folder), len(predictions)
+    lacks = [c for c in ('context', 'said', 'document') if c not in predictions]
+    need(not lacks, 'predictions', f'no column {", ".join(lacks)}', 'context, said and document')
     free = arms and not any(arm.startswith(PLACEBO) for arm in arms)
     need(free, 'form', list(arms), f'one method or more, none of them called {PLACEBO}')
     for arm,texts in arms.items(): need(len(texts)==n, f"form: '{arm}'", f'{len(texts)} explanations', f'{n}, one each')
@@ -240,9 +242,9 @@ def compared(
     seed:int=0      # Of intervals
 )->pd.DataFrame: # arm, mean, lo, hi, better (than the placebo), better_lo, better_hi, n, pairs
     "Methods beside their placebos"
+    need(len(t), 'ratings', 'none', 'some of each method', 'have somebody rate: steerlens dash, page Rate')
     wide = _wide(t)
-    there = len(t) and any(arm.startswith(PLACEBO) for arm in wide)
-    need(there, 'ratings', f'{len(t)}, none of a placebo' if len(t) else 'none', 'some of each')
+    need(any(arm.startswith(PLACEBO) for arm in wide), 'ratings', f'{len(t)}, none of a placebo', 'some of each')
     found = []
     for arm in wide:
         mean,lo,hi = _by_document(wide[arm].dropna(), seed)

@@ -291,7 +291,7 @@ def kept(
     "Predictions as they were kept"
     what = 'predictions that were kept'
     try: head,*lines = [json.loads(line) for line in Path(file).read_text(encoding='utf-8').splitlines()]
-    except FileNotFoundError: raise SteerlensError(file, 'not there', what) from None
+    except (FileNotFoundError, IsADirectoryError): raise SteerlensError(file, 'no such file', what) from None
     except ValueError: raise SteerlensError(file, 'not whole', what, 'keep them again') from None
     ours = isinstance(head, dict) and head.get('format')==FORMAT and head.get('version')==1
     need(ours, file, brief(head), f'{FORMAT} version 1')

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from safetensors.torch import load_file, save_file
-from ..core import SteerlensError, atomic, generator, manifest, need, read_json, root, sha256, write_json
+from ..core import (SteerlensError, atomic, generator, manifest, need, noted, read_json, root, sha256,
+                            write_json)
 from ..html import Html, panel, size, told
 
 # %% auto #0
@@ -170,6 +171,7 @@ def load_sae(
     folder = Path(folder)
     read = next((FOREIGN[name] for name in FOREIGN if (folder/name).exists()), None)
     if not read: _check_there(folder)
+    noted(folder/(read or 'sae_weights.safetensors'))
     try: sae = _foreign(folder, read) if read else _opened(folder, scale)
     except SteerlensError: raise
     except KeyError as e: raise SteerlensError(folder, f'lacks {e}', do='get the folder again') from None
