@@ -34,12 +34,14 @@ def explain(
     from steerlens.explain.trace import trace
     from steerlens.explore.bench import open_bench
     from steerlens.explore.labels import labels_of
+    from steerlens.explore.wording import percent, quoted
     store = store_named(model)
     names = names_of(labels_of(store, labels))
     bench = open_bench(store)
     found = trace(bench, number if text is None else text, names, tuple(among or ()), calibration(bench))
     if json: return show_json(found.explanation.record() | dict(likely=found.likely, uncertainty=found.uncertainty))
     _show(found.explanation)
+    if found.likely: print('Likeliest:', ', '.join(f'{quoted(name)} {percent(x)}' for name,x in found.likely)+'.')
     print(*found.uncertainty, sep='\n')
 
 # %% ../../nbs/98_commands.explain.ipynb #c0057318

@@ -190,6 +190,10 @@ def headline(
 )->str: # Such as `“ self” comes out rather than “ cls”, ahead by 2.31 logits`
     "What came out"
     a,b = quoted(p.said), quoted(p.instead)
+    if p.of.get('out', p.said) not in (p.said, p.instead):
+        x,y = (a, b) if p.ahead >= 0 else (b, a)
+        return (f'Of those in question {x} is ahead of {y}, by {number(abs(p.ahead))} {p.unit}; what comes out is '
+                f'{quoted(p.of["out"])}')
     if p.ahead < 0: return f'{a} does not come out: {b} is ahead by {number(-p.ahead)} {p.unit}'
     return f'{a} comes out rather than {b}, ahead by {number(p.ahead)} {p.unit}'
 
