@@ -253,7 +253,8 @@ def record_html(
 
 PLAIN = ('Outcome', 'Schedule', 'Use', 'Hardware', 'Code') # Parts that are lists
 RECORD_CSS = '''.wide code { background: none; padding: 0; white-space: pre-wrap; overflow-wrap: break-word }
-.wide :is(th, td) { vertical-align: top } .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
+.wide :is(th, td) { vertical-align: top } dl dt { overflow-wrap: anywhere; padding-right: .8rem }
+ .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
 
 def _list(told): return Dl(*[x for k,v in told.items() for x in (Dt(k), Dd(v))])
 def _table(heads, rows):

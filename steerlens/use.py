@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'peak_mb', 'gpu_mb', 'gpus', 'machine', 'n_threads', 'using']
 
 # %% ../nbs/03_use.ipynb #c0029371
-import os, re, shutil, subprocess, threading, time
+import os, re, resource, shutil, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,14 +79,20 @@ def using(
             peaks.update({p: mb for p,mb in peak_mb(os.getpid()).items() if p not in others})
             if gpu is not None: used.append(gpu_mb() or 0)
     looking = threading.Thread(target=look, daemon=True)
-    start,cpu = time.perf_counter(), _children_seconds()
+    start,cpu,before = time.perf_counter(), _children_seconds(), _largest_mb()
     looking.start()
     try: yield found
     finally:
         over.set()
         looking.join()
+        last = _largest_mb()
         found |= dict(seconds=time.perf_counter()-start, cpu_seconds=_children_seconds()-cpu,
-                      memory_mb=sum(peaks.values()) or None, gpu_mb=None if gpu is None else max(used)-gpu)
+                      memory_mb=max(sum(peaks.values()), last*(last>before)) or None, gpu_mb=None if gpu is None else max(used)-gpu)
+
+def _largest_mb():
+    "The most memory of any one process that has ended"
+    n = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return n/1e6 if sys.platform=='darwin' else n*1024/1e6
 
 def _children_seconds():
     "Processor time of the processes that have ended"
