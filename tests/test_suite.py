@@ -248,7 +248,7 @@ def test_what_is_written_does_not_depend_on_the_batch(files, models):
 
 
 def test_no_answer_of_another_prompt_is_read(files, models, tmp_path):
-    "#4084, #4105, #4123, #4166: cached prompts of another few-shot seed, other samples, another prompt of the same name"
+    "#4084, #4105, #4123, #4166: cached prompts of another few-shot seed, of other samples, of another text"
     from dataclasses import replace
     own = sheet(files, 'gsm8k', shots=2)
     own.docs = own.docs[:8]
