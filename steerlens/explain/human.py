@@ -68,7 +68,7 @@ def make_form(
         shown = _shown(arms, whose, i)
         answers = [predictions.said.iloc[of] for *_,of in shown]
         for arm,text,of in shown:
-            name = sha256(['item', seed, i, arm, p['context'], text])[:12]
+            name = 'i'+sha256(['item', seed, i, arm, p['context'], text])[:11] # no spreadsheet takes it for a number
             items[name] = dict(prediction=i, context=p['context'], said=p['said'], text=reduce(masked, answers, text))
             key[name] = dict(arm=arm, document=p['document'], of=of)
     write_json(folder/'key.json', {k: key[k] for k in sorted(key)})
