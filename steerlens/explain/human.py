@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import SteerlensError, atomic, lock, need, read_json, rng, sha256, write_json
 from ..stats import cluster_means, krippendorff
 from ..explore.edits import checked_author, utc
+from ..html import several
 from ..explore.wording import interval, number, percent
 from .others import MASK, masked, others
 
@@ -304,5 +305,6 @@ def verdict(
         if not r.pairs: continue
         said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
     said += [f'{r.arm}: {number(r.better)} above {r.other} {_told(r)}' for r in between(t).itertuples() if r.pairs]
-    agree = a['why'] or f'alpha {number(a["alpha"])}' + ('' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})')
+    reach = '' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})'
+    agree = a['why'] or f'alpha {number(a["alpha"])}{reach} on {several(a["n_items"], "item")} that two or more have rated'
     return '. '.join([f'{len(t)} ratings by {a["raters"]} raters', *said, f'Agreement: {agree}'])+'.'

@@ -90,10 +90,15 @@ def answered(
 
 def _piece(file, key, make):
     "One batch's answers, read or made"
-    if file.exists() and (kept := read_json(file)).get('key')==key: return kept['answers']
+    if file.exists() and (kept := _kept(file)).get('key')==key: return kept['answers']
     made = [list(a) if isinstance(a, Likelihood) else a for a in make()]
     write_json(file, dict(key=key, answers=made))
     return made
+
+def _kept(file):
+    "What a file holds; nothing where it is torn, so that it is made again"
+    try: return read_json(file)
+    except SteerlensError: return {}
 
 # %% ../../nbs/89_suite.run.ipynb #c0105564
 def marked(
