@@ -124,29 +124,30 @@ def rotated(
 # %% ../../nbs/82_explain.coverage.ipynb #c0122374
 def top_mass(
     predictions:list,              # From `carried`
-    elsewhere:list,                # The same by a dictionary that means nothing, from `carried(rotated(bench), ...)`
+    elsewhere:list,                # The same ones by a dictionary that means nothing, from `carried(rotated(bench), ...)`
     ks:tuple=(1, 2, 5, 10, 20, 50), # Numbers of latents
     seed:int=0                     # Of the resampling
-)->pd.DataFrame: # k, who, value, lo, hi, n, groups
+)->pd.DataFrame: # k, who, value, lo, hi, less (the strongest less these), less_lo, less_hi, n, groups
     "Share of a prediction's absolute effect that its k strongest latents carry, beside others of equal number"
-    rows = []
-    some,turned = ([p for p in own if np.abs(p.effects).sum()] for own in (predictions, elsewhere))
-    need(some and turned, 'top_mass', 'no prediction on which a latent has an effect', '1 or more')
+    need(len(predictions)==len(elsewhere), 'top_mass', f'{len(elsewhere)} predictions elsewhere', f'{len(predictions)}')
+    pairs = [(p, t) for p,t in zip(predictions, elsewhere) if np.abs(p.effects).sum() and np.abs(t.effects).sum()]
+    need(pairs, 'top_mass', 'no prediction on which a latent has an effect', '1 or more')
+    group,rows = [p.of.get('group', i) for i,(p,_) in enumerate(pairs)], []
     for k in ks:
-        for who,(own,share) in _shares(some, turned, k).items():
-            group = [p.of.get('group', i) for i,p in enumerate(own)]
-            sums = pd.DataFrame(dict(n=1., value=[share(p) for p in own])).groupby(group).sum()
-            value,lo,hi = cluster_means(sums, seed)['value']
-            rows.append(dict(k=k, who=who, value=value, lo=lo, hi=hi, n=len(own), groups=len(sums)))
+        t = pd.DataFrame([_shares(p, turned, k) for p,turned in pairs])
+        for who in t:
+            each = pd.DataFrame(dict(n=1., value=t[who], less=t['largest effect']-t[who])).groupby(group).sum()
+            means = cluster_means(each, seed)
+            own,less = (dict(zip(n, means[n[0]])) for n in (('value', 'lo', 'hi'), ('less', 'less_lo', 'less_hi')))
+            rows.append(dict(k=k, who=who) | own | less | dict(n=len(t), groups=len(each)))
     return pd.DataFrame(rows)
 
-def _shares(some, turned, k):
-    "Who is looked at, and what k latents carry: the strongest, those of a turned dictionary, the most active, any"
+def _shares(p, turned, k):
+    "What k latents carry: the strongest, those of a turned dictionary, the most active, and any on average"
     def of(p, order): return np.abs(p.effects)[order[:k]].sum()/np.abs(p.effects).sum()
     def largest(p): return of(p, np.argsort(-np.abs(p.effects), kind='stable'))
-    return {'largest effect': (some, largest), TURNED: (turned, largest),
-            'most active': (some, lambda p: of(p, np.argsort(-p.activations, kind='stable'))),
-            'random': (some, lambda p: min(k/len(p.latents), 1.))}
+    return {'largest effect': largest(p), TURNED: largest(turned),
+            'most active': of(p, np.argsort(-p.activations, kind='stable')), 'random': min(k/len(p.latents), 1.)}
 
 TURNED = 'largest effect, turned dictionary'
 
@@ -156,7 +157,7 @@ def say_top_mass(
 )->str: # A sentence
     "How few carry most, beside a dictionary that means nothing"
     own,turned = (table[(table.who==w) & (table.k==k)].iloc[0] for w in ('largest effect', TURNED))
-    apart = own.lo is not None and turned.hi is not None and own.lo > turned.hi
+    apart = turned.less_lo is not None and turned.less_lo > 0
     def spread(r): return '' if r.lo is None else f' ({percent(r.lo)} to {percent(r.hi)})'
     def shown(r): return f'{percent(r.value)}{spread(r)}'
     return (f'The {k} strongest latents carry {shown(own)} of the absolute effect of a prediction; those of the same '

@@ -141,7 +141,9 @@ def student(asked, texts, past, past_texts, talk=None):
         for w in words_of(text):
             n_words[w] += 1
             each.setdefault(w, Counter())[answer] += 1
-    def score(w, c): return np.log((each[w][c]+.5)/(prior[c]+1)) - np.log((n_words[w]+.5)/(len(past)+1))
+    def score(w, c):
+        base = n_words[w]/len(past)
+        return np.log((each[w][c]+base)/(prior[c]+1)/base)
     def of(c, seen): return np.log(prior[c]+.5) + sum(score(w, c) for w in seen)
     known = [[w for w in words_of(t) if w in each] for t in texts]
     return np.array([[of(c, seen) for c in q.candidates] for q,seen in zip(asked, known)])

@@ -144,12 +144,15 @@ def said_of_confidence(
     seed:int=0             # Of the interval
 )->str: # A sentence
     "Whether confidence goes with being right"
-    own = answers[(answers.reader=='student') & answers.masked & (answers.arm=='explanation')].sort_values('question')
-    r = spearman(confident, own.right, documents, seed=seed)
+    said = answers[(answers.reader=='student') & answers.masked].pivot(index='question', columns='arm', values='right')
+    r,more = (spearman(confident, x.to_numpy(), documents, seed=seed)
+              for x in (said.explanation, said.explanation-said.shuffled))
     median = f'The median confidence of {r["n"]} explanations is {np.median(confident):.2f}'
     if r['lo'] is None: return f'{median}; too few documents to say whether it means anything.'
     clear = 'goes with' if r['lo'] > 0 else 'goes against' if r['hi'] < 0 else 'has no clear relation to'
-    return f'{median}; it {clear} being told from right: rho {r["rho"]:.2f} ({r["lo"]:.2f} to {r["hi"]:.2f}).'
+    def shown(r): return 'no rho' if r['lo'] is None else f'rho {r["rho"]:.2f} ({r["lo"]:.2f} to {r["hi"]:.2f})'
+    return (f'{median}; it {clear} being told from right: {shown(r)}. With being right on it and not on another '
+            f"prediction's explanation: {shown(more)}.")
 
 # %% ../../nbs/84_explain.study.ipynb #c0236698
 def contexts(
