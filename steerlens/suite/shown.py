@@ -32,14 +32,15 @@ def show_suite(
     found:Result # From `run_suite`
 )->plot.Plot:
     "The leading score of every task and arm, beside what nonsense gets"
-    can = {t.name: able(found.marks, t) for t in found.tasks}
-    s = found.scores[found.scores.score==found.scores.task.map({t.name: t.leads for t in found.tasks})]
-    s = s.sort_values('task', key=lambda names: ~names.map(can).astype(bool), kind='stable')
-    where = [f'{t}, {score}' if can[t] else f'{t} (beyond it), {score}' for t,score in zip(s.task, s.score)]
-    rows = pd.DataFrame(dict(contrast=where, method=s.arm.map(_short), rate=s.value, n=s.n.astype(int),
+    leads = {t.name: t.leads for t in found.tasks}
+    can = [t.name for t in found.tasks if able(found.marks, t)] or [*leads]
+    s = found.scores[(found.scores.score==found.scores.task.map(leads)) & found.scores.task.isin(can)]
+    rows = pd.DataFrame(dict(contrast=s.task+', '+s.score, method=s.arm.map(_short), rate=s.value, n=s.n.astype(int),
                              lo=s.lo.fillna(s.value), hi=s.hi.fillna(s.value))) # too few groups: no interval
     looks = {_short(a): a.split()[0] for a in s.arm}
-    return plot.rates(rows, answer(found), 'score, 0 to 1', looks)
+    beyond = [t for t in leads if t not in can]
+    left_out = f'; beyond it and not drawn: {", ".join(beyond)}' if beyond else ''
+    return plot.rates(rows, answer(found), plot.balanced('score, 0 to 1'+left_out, 90), looks)
 
 def _short(arm):
     "Arm and block, where hooks have numbers"
