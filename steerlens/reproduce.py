@@ -54,21 +54,30 @@ class Difference(NamedTuple):
         return abs(self.then-self.now)/top if top else 0.
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
-def _wording(x): return re.sub(r'\d[\d.,]*', '#', x) if ' ' in x else x # names have no blanks
+_NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?')
+
+def _alike(x, y, tolerance):
+    "Do two sentences say the same, but for the last digit of their numbers, or so much of them? Names have no blanks"
+    if ' ' not in x or _NUMBER.sub('#', x)!=_NUMBER.sub('#', y): return x==y
+    def near(a, b):
+        unit = max(10.**-len(t.partition('.')[2]) for t in (a, b))
+        p,q = (float(t.replace(',', '')) for t in (a, b))
+        return abs(p-q) <= max(unit, tolerance*max(p, q))+1e-9
+    return all(map(near, _NUMBER.findall(x), _NUMBER.findall(y)))
 
 def differences(
     then:dict,        # metrics.json of the old run
     now:dict,         # And of the new one
     tolerance:float=0 # Share of the larger number; 0 for exactly the same
 )->list[Difference]: # Empty where all is the same
-    "What differs between two results; where numbers may differ, so may those in a sentence"
+    "What differs between two results; where numbers may differ, so may those in a sentence, as far as it shows them"
     a,b,gone = leaves(then), leaves(now), object()
     found = []
     for path in {**a, **b}:
         x,y = a.get(path, gone), b.get(path, gone)
         d = Difference(path, *('not there' if v is gone else v for v in (x, y)))
         same = x is not gone and y is not gone and type(x)==type(y) and x==y
-        words = bool(tolerance) and type(x)==type(y)==str and _wording(x)==_wording(y)
+        words = bool(tolerance) and type(x)==type(y)==str and _alike(x, y, tolerance)
         if not (same or words or d.share is not None and d.share <= tolerance): found.append(d)
     return found
 

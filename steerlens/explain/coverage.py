@@ -4,17 +4,25 @@
 
 # %% ../../nbs/82_explain.coverage.ipynb #c0039378
 from __future__ import annotations
+from copy import copy
+from dataclasses import replace
 import numpy as np, pandas as pd
+import torch
+from torch import Tensor
 from .. import plot
-from ..core import need, rng
+from ..core import generator, need, rng
 from ..stats import cluster_means
 from ..codes.store import Codes
 from .ranked import Names
+from ..explore.bench import Bench
+from ..explore.edits import is_model
+from ..explore.labels import Labels
 from ..explore.units import strengths
 from ..explore.wording import percent
 
 # %% auto #0
-__all__ = ['activation_mass', 'importance_mass', 'coverage', 'say_coverage', 'top_mass', 'show_top_mass']
+__all__ = ['TURNED', 'activation_mass', 'importance_mass', 'coverage', 'say_coverage', 'given_by', 'coverage_by', 'Rotated',
+           'rotated', 'top_mass', 'say_top_mass', 'show_top_mass']
 
 # %% ../../nbs/82_explain.coverage.ipynb #c0050622
 def activation_mass(
@@ -66,29 +74,95 @@ def say_coverage(
     return (f'{f["labels"]} labels{scored} cover {percent(f["share"])} of the {what}; as many on random latents, '
             f'{percent(f["chance"])} ({percent(f["chance_lo"])} to {percent(f["chance_hi"])}).')
 
+# %% ../../nbs/82_explain.coverage.ipynb #750bfc18
+def given_by(
+    labels:Labels # A file of labels
+)->dict: # Latent -> `people`, or the author that a program signs as; only latents with a label
+    "Who gave each latent its label"
+    last = {e['feature']: next(x['author'] for x in reversed(labels.history(e['feature'])) if x['set'].get('label'))
+            for e in labels.entries() if e['label']}
+    return {f: author if is_model(author) else 'people' for f,author in last.items()}
+
+def coverage_by(
+    mass_F:np.ndarray, # Of each latent
+    names:Names,       # What they are called
+    who:dict,          # Latent -> who gave its label, from `given_by`
+    **how              # As for `coverage`
+)->pd.DataFrame: # who (`all` first), and what `coverage` says of their labels
+    "Coverage by the labels of each who gave some"
+    parts = {'all': names.labels} | {w: {f: x for f,x in names.labels.items() if who.get(f)==w}
+                                     for w in sorted({*who.values()})}
+    def covered(some): return coverage(mass_F, replace(names, labels=some), **how)
+    return pd.DataFrame([dict(who=w) | covered(some) for w,some in parts.items()])
+
+# %% ../../nbs/82_explain.coverage.ipynb #33f2f4bc
+class Rotated:
+    "An autoencoder whose latents point elsewhere"
+    def __init__(self,
+        sae,          # Whose
+        x_ND:Tensor,  # Activations at its site: it is turned about their mean
+        seed:int=0    # Of the rotation
+    ):
+        D = x_ND.shape[1]
+        turn = torch.randn(D, D, generator=generator('rotated', seed))
+        self.sae,self.mean = sae, x_ND.float().mean(0).to(sae.W_dec)
+        self.turn = torch.linalg.qr(turn)[0].to(sae.W_dec)
+        self.W_dec = sae.W_dec.detach()@self.turn.T
+
+    def encode(self, x): return self.sae.encode((x-self.mean)@self.turn+self.mean)
+    def decode(self, z): return (self.sae.decode(z)-self.mean)@self.turn.T+self.mean
+
+def rotated(
+    bench:Bench,
+    seed:int=0 # Of the rotation
+)->Bench: # For `carried`
+    "The same inputs, read by a dictionary that means nothing"
+    other = copy(bench)
+    other.sae = Rotated(bench.sae, bench.rows, seed)
+    return other
+
 # %% ../../nbs/82_explain.coverage.ipynb #c0122374
 def top_mass(
     predictions:list,              # From `carried`
+    elsewhere:list,                # The same ones by a dictionary that means nothing, from `carried(rotated(bench), ...)`
     ks:tuple=(1, 2, 5, 10, 20, 50), # Numbers of latents
     seed:int=0                     # Of the resampling
-)->pd.DataFrame: # k, who, value, lo, hi, n, groups
+)->pd.DataFrame: # k, who, value, lo, hi, less (the strongest less these), less_lo, less_hi, n, groups
     "Share of a prediction's absolute effect that its k strongest latents carry, beside others of equal number"
-    rows,some = [], [p for p in predictions if np.abs(p.effects).sum()]
-    need(some, 'top_mass', 'no prediction on which a latent has an effect', '1 or more')
+    need(len(predictions)==len(elsewhere), 'top_mass', f'{len(elsewhere)} predictions elsewhere', f'{len(predictions)}')
+    pairs = [(p, t) for p,t in zip(predictions, elsewhere) if np.abs(p.effects).sum() and np.abs(t.effects).sum()]
+    need(pairs, 'top_mass', 'no prediction on which a latent has an effect', '1 or more')
+    group,rows = [p.of.get('group', i) for i,(p,_) in enumerate(pairs)], []
     for k in ks:
-        for who,share in _shares(some, k).items():
-            group = [p.of.get('group', i) for i,p in enumerate(some)]
-            sums = pd.DataFrame(dict(n=1., value=share)).groupby(group).sum()
-            value,lo,hi = cluster_means(sums, seed)['value']
-            rows.append(dict(k=k, who=who, value=value, lo=lo, hi=hi, n=len(some), groups=len(sums)))
+        t = pd.DataFrame([_shares(p, turned, k) for p,turned in pairs])
+        for who in t:
+            each = pd.DataFrame(dict(n=1., value=t[who], less=t['largest effect']-t[who])).groupby(group).sum()
+            means = cluster_means(each, seed)
+            own,less = (dict(zip(n, means[n[0]])) for n in (('value', 'lo', 'hi'), ('less', 'less_lo', 'less_hi')))
+            rows.append(dict(k=k, who=who) | own | less | dict(n=len(t), groups=len(each)))
     return pd.DataFrame(rows)
 
-def _shares(predictions, k):
-    "Of each prediction: the k strongest, the k most active, and what k at random carry on average"
+def _shares(p, turned, k):
+    "What k latents carry: the strongest, those of a turned dictionary, the most active, and any on average"
     def of(p, order): return np.abs(p.effects)[order[:k]].sum()/np.abs(p.effects).sum()
-    return {'largest effect': [of(p, np.argsort(-np.abs(p.effects), kind='stable')) for p in predictions],
-            'most active': [of(p, np.argsort(-p.activations, kind='stable')) for p in predictions],
-            'random': [min(k/len(p.latents), 1.) for p in predictions]}
+    def largest(p): return of(p, np.argsort(-np.abs(p.effects), kind='stable'))
+    return {'largest effect': largest(p), TURNED: largest(turned),
+            'most active': of(p, np.argsort(-p.activations, kind='stable')), 'random': min(k/len(p.latents), 1.)}
+
+TURNED = 'largest effect, turned dictionary'
+
+def say_top_mass(
+    table:pd.DataFrame, # From `top_mass`
+    k:int=5             # Of how many latents
+)->str: # A sentence
+    "How few carry most, beside a dictionary that means nothing"
+    own,turned = (table[(table.who==w) & (table.k==k)].iloc[0] for w in ('largest effect', TURNED))
+    apart = turned.less_lo is not None and turned.less_lo > 0
+    def spread(r): return '' if r.lo is None else f' ({percent(r.lo)} to {percent(r.hi)})'
+    def shown(r): return f'{percent(r.value)}{spread(r)}'
+    return (f'The {k} strongest latents carry {shown(own)} of the absolute effect of a prediction; those of the same '
+            f'dictionary turned to point elsewhere, {shown(turned)}: '
+            f'{"more than that" if apart else "no clear difference"} ({own.n} predictions of {own.groups} groups).')
 
 def show_top_mass(
     table:pd.DataFrame # From `top_mass`
@@ -96,8 +170,8 @@ def show_top_mass(
     "The share by k"
     t = table.set_index(['who', 'k']).value
     k = min(table.k, key=lambda k: abs(k-5))
-    title = (f'The {k} strongest latents carry {percent(t["largest effect", k])} of a prediction, {k} active ones at '
-             f'random {percent(t["random", k])} ({table.n.iloc[0]} predictions of {table.groups.iloc[0]} groups)')
+    title = (f'The {k} strongest latents carry {percent(t["largest effect", k])} of a prediction, those of a turned '
+             f'dictionary {percent(t[TURNED, k])} ({table.n.iloc[0]} predictions of {table.groups.iloc[0]} groups)')
     return plot.curves(table.astype(dict(lo=float, hi=float)), 'k', 'value', 'who', title, 'latents',
                        'share of the absolute effect of all active latents', xscale='log', xticks=sorted({*table.k}),
                        xticklabels=sorted({*table.k}), ylim=(0, 1.02))

@@ -6,7 +6,8 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import combinations, product
 from pathlib import Path
 import time
 import numpy as np, pandas as pd
@@ -14,16 +15,23 @@ from fastcore.basics import patch
 from ..core import SteerlensError, atomic, lock, need, read_json, rng, sha256, write_json
 from ..stats import cluster_means, krippendorff
 from ..explore.edits import checked_author, utc
-from ..explore.wording import interval, number
-from .others import masked, others
+from ..html import several
+from ..explore.wording import interval, number, percent
+from .others import MASK, masked, others
 
 # %% auto #0
-__all__ = ['SCALE', 'ASKED', 'PLACEBO', 'Form', 'make_form', 'open_form', 'compared', 'agreement', 'verdict']
+__all__ = ['SCALE', 'ASKED', 'PLACEBO', 'LOOKS', 'placebo_of', 'Form', 'make_form', 'open_form', 'looks', 'said_of_looks',
+           'compared', 'agreement', 'between', 'verdict']
 
 # %% ../../nbs/82_explain.human.ipynb #c0057557
 SCALE = 5 # The best rating; 1 is the worst
 ASKED = f'How well does this say why the model said it? 1 not at all, {SCALE} fully.'
 PLACEBO = 'placebo'
+
+def placebo_of(
+    arm:str # A method
+)->str: # The arm of what it gave of other predictions
+    return f'{PLACEBO} of {arm}'
 
 @dataclass(frozen=True)
 class Form:
@@ -47,24 +55,31 @@ def make_form(
     arms:dict,             # Method -> explanations, one for each prediction
     seed:int=0             # Of placebos and names
 )->Form:
-    "Write a form; the first method's explanations of other predictions are the placebo"
+    "Write a form; each method's explanations of other predictions are its placebo"
     folder,n = Path(folder), len(predictions)
     lacks = [c for c in ('context', 'said', 'document') if c not in predictions]
     need(not lacks, 'predictions', f'no column {", ".join(lacks)}', 'context, said and document')
-    need(arms and PLACEBO not in arms, 'form', list(arms), f'one method or more, none of them called {PLACEBO}')
+    free = arms and not any(arm.startswith(PLACEBO) for arm in arms)
+    need(free, 'form', list(arms), f'one method or more, none of them called {PLACEBO}')
     for arm,texts in arms.items(): need(len(texts)==n, f"form: '{arm}'", f'{len(texts)} explanations', f'{n}, one each')
     need(not any(folder.glob('ratings/*.json')), folder, 'has ratings already', 'a new folder')
-    who = others(next(iter(arms.values())), predictions.document, predictions.said, seed)
-    shown = arms | {PLACEBO: [next(iter(arms.values()))[i] for i in who]}
+    whose = {arm: others(texts, predictions.document, predictions.said, seed) for arm,texts in arms.items()}
     items,key = {}, {}
     for i,p in enumerate(predictions.to_dict('records')):
-        for arm,texts in shown.items():
-            name = sha256(['item', seed, i, arm, p['context'], texts[i]])[:12]
-            items[name] = dict(prediction=i, context=p['context'], said=p['said'], text=masked(texts[i], p['said']))
-            key[name] = dict(arm=arm, document=p['document'], of=int(who[i]) if arm==PLACEBO else i)
+        shown = _shown(arms, whose, i)
+        answers = [predictions.said.iloc[of] for *_,of in shown]
+        for arm,text,of in shown:
+            name = 'i'+sha256(['item', seed, i, arm, p['context'], text])[:11] # no spreadsheet takes it for a number
+            items[name] = dict(prediction=i, context=p['context'], said=p['said'], text=reduce(masked, answers, text))
+            key[name] = dict(arm=arm, document=p['document'], of=of)
     write_json(folder/'key.json', {k: key[k] for k in sorted(key)})
     write_json(folder/'form.json', dict(asked=ASKED, items={k: items[k] for k in sorted(items)}))
     return Form(folder)
+
+def _shown(arms, whose, i):
+    "All explanations that are shown for a prediction: arm, text, and which prediction it is of"
+    own = [(arm, texts[i], i) for arm,texts in arms.items()]
+    return own + [(placebo_of(arm), texts[whose[arm][i]], int(whose[arm][i])) for arm,texts in arms.items()]
 
 # %% ../../nbs/82_explain.human.ipynb #c0077222
 def open_form(
@@ -74,6 +89,36 @@ def open_form(
     form = Form(Path(folder))
     need({*form.items}=={*form.key}, folder, 'form.json and key.json are of two forms', 'those of one')
     return form
+
+# %% ../../nbs/82_explain.human.ipynb #0ee7c12d
+LOOKS = { # What is seen of a text by who doesn't understand it
+    'characters': len, 'names': lambda text: text.count('“'), 'digits': lambda text: sum(c.isdigit() for c in text),
+    'masked places': lambda text: text.count(MASK)}
+
+def looks(
+    form:Form, # To be rated
+    seed:int=0 # Of intervals
+)->pd.DataFrame: # arm, look, more (share of predictions in which the arm has more of it than its placebo), lo, hi, n
+    "How far a method's texts look other than its placebo's"
+    t = pd.DataFrame([item | form.key[name] for name,item in form.items.items()])
+    texts = t.pivot(index='prediction', columns='arm', values='text')
+    documents = t.groupby('prediction').document.first()
+    found = []
+    for arm,look in product([a for a in texts if not a.startswith(PLACEBO)], LOOKS):
+        less = texts[arm].map(LOOKS[look])-texts[placebo_of(arm)].map(LOOKS[look])
+        sums = pd.DataFrame(dict(n=1., more=(1+np.sign(less))/2)).groupby(documents).sum()
+        more,lo,hi = cluster_means(sums, seed)['more']
+        found.append(dict(arm=arm, look=look, more=more, lo=lo, hi=hi, n=len(less)))
+    return pd.DataFrame(found)
+
+def said_of_looks(
+    t:pd.DataFrame # From `looks`
+)->str: # A sentence
+    "Whether a form is blind"
+    told = [f'{r.arm} has more {r.look} than its placebo in {percent(r.more)} ({interval(100*r.lo, 100*r.hi)})'
+            for r in t.itertuples() if r.lo is not None and not r.lo <= .5 <= r.hi]
+    if told: return f'The form is NOT blind: {"; ".join(told)} of {t.n.max()} predictions.'
+    return f'By {", ".join(t.look.unique())}, no explanation in the form is told from its placebo.'
 
 # %% ../../nbs/82_explain.human.ipynb #c0104392
 @patch
@@ -197,21 +242,29 @@ def compared(
     t:pd.DataFrame, # From `ratings`
     seed:int=0      # Of intervals
 )->pd.DataFrame: # arm, mean, lo, hi, better (than the placebo), better_lo, better_hi, n, pairs
-    "Methods beside the placebo"
+    "Methods beside their placebos"
     need(len(t), 'ratings', 'none', 'some of each method', 'have somebody rate: steerlens dash, page Rate')
-    wide = t.pivot_table(index=['document', 'prediction', 'rater'], columns='arm', values='rating')
-    need(PLACEBO in wide, 'ratings', f'{len(t)}, none of the placebo', 'some of each')
+    wide = _wide(t)
+    need(any(arm.startswith(PLACEBO) for arm in wide), 'ratings', f'{len(t)}, none of a placebo', 'some of each')
     found = []
     for arm in wide:
-        x,d = wide[arm].dropna(), (wide[arm]-wide[PLACEBO]).dropna()
-        mean,lo,hi = _by_document(x, seed)
-        better = _by_document(d, seed) if len(d) and arm!=PLACEBO else (None, None, None)
-        found.append(dict(arm=arm, mean=mean, lo=lo, hi=hi, better=better[0], better_lo=better[1], better_hi=better[2],
-                          n=len(x), pairs=0 if arm==PLACEBO else len(d)))
+        mean,lo,hi = _by_document(wide[arm].dropna(), seed)
+        twin = wide.get(placebo_of(arm), wide.get(PLACEBO)) # a form of earlier days has one for all
+        alone = arm.startswith(PLACEBO) or twin is None
+        found.append(dict(arm=arm, mean=mean, lo=lo, hi=hi, n=int(wide[arm].count())) |
+                     _better(wide[arm], wide[arm]*np.nan if alone else twin, seed))
     return pd.DataFrame(found)
 
+def _wide(t): return t.pivot_table(index=['document', 'prediction', 'rater'], columns='arm', values='rating')
+
+def _better(a, b, seed):
+    "Ratings within the same person and prediction"
+    d = (a-b).dropna()
+    better,lo,hi = _by_document(d, seed) if len(d) else (None, None, None)
+    return dict(better=better, better_lo=lo, better_hi=hi, pairs=len(d))
+
 def _by_document(x, seed):
-    "Mean of ratings, documents resampled"
+    "Mean, documents resampled"
     by = x.groupby('document')
     return cluster_means(pd.DataFrame(dict(n=by.size(), x=by.sum())), seed)['x']
 
@@ -225,6 +278,22 @@ def agreement(
     except SteerlensError as e: return dict(alpha=None, lo=None, hi=None, raters=wide.shape[1], why=str(e))
 
 # %% ../../nbs/82_explain.human.ipynb #c0265308
+def between(
+    t:pd.DataFrame, # From `ratings`
+    seed:int=0      # Of intervals
+)->pd.DataFrame: # arm, other, better (than the other), better_lo, better_hi, pairs
+    "Methods beside each other"
+    wide = _wide(t)
+    methods = [arm for arm in wide if not arm.startswith(PLACEBO)]
+    found = [dict(arm=a, other=b) | _better(wide[a], wide[b], seed) for a,b in combinations(methods, 2)]
+    return pd.DataFrame(found, columns=['arm', 'other', 'better', 'better_lo', 'better_hi', 'pairs'])
+
+def _told(r):
+    "A difference and whether it is one"
+    if r.better_lo is None or r.better_lo!=r.better_lo: return f'(too few documents to say more; {r.pairs} pairs)'
+    clear = 'better' if r.better_lo > 0 else 'worse' if r.better_hi < 0 else 'no clear difference'
+    return f'({interval(r.better_lo, r.better_hi)}, {clear}; {r.pairs} pairs)'
+
 def verdict(
     form:Form # With ratings, perhaps
 )->str: # Sentences
@@ -232,12 +301,10 @@ def verdict(
     t = form.ratings()
     if not len(t): return 'Nobody has rated anything yet.'
     a,said = agreement(t), []
-    for r in compared(t).itertuples() if PLACEBO in {*t.arm} else ():
-        if r.arm==PLACEBO or not r.pairs: continue
-        if r.better_lo is None: told = 'too few documents to say more'
-        else: told = (f'{interval(r.better_lo, r.better_hi)}, ' +
-                      ('better' if r.better_lo > 0 else 'worse' if r.better_hi < 0 else 'no clear difference'))
-        said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above the placebo ({told}; '
-                    f'{r.pairs} pairs)')
-    agree = a['why'] or f'alpha {number(a["alpha"])}' + ('' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})')
+    for r in compared(t).itertuples() if any(arm.startswith(PLACEBO) for arm in t.arm) else ():
+        if not r.pairs: continue
+        said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
+    said += [f'{r.arm}: {number(r.better)} above {r.other} {_told(r)}' for r in between(t).itertuples() if r.pairs]
+    reach = '' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})'
+    agree = a['why'] or f'alpha {number(a["alpha"])}{reach} on {several(a["n_items"], "item")} that two or more have rated'
     return '. '.join([f'{len(t)} ratings by {a["raters"]} raters', *said, f'Agreement: {agree}'])+'.'

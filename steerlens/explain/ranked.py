@@ -42,7 +42,12 @@ class Prediction:
     how:str = 'attribution' # Where the effects are from
     exact:np.ndarray|None = None # Effects measured by switching a latent off, [n]; NaN where that wasn't tried
     change:Change|None = None    # What would change it; None where that wasn't asked
-    of:dict = field(default_factory=dict) # Which input: episode, step, task, ...
+    of:dict = field(default_factory=dict) # Which input: episode, step, task, group, ...
+
+    @property
+    def document(self)->str:
+        "What it isn't independent of others of: the group of its episode where there is one; empty where nothing is known"
+        return str(self.of.get('group', self.of.get('episode', '')))
 
 # %% ../../nbs/80_explain.ranked.ipynb #c0066506
 @patch
@@ -84,9 +89,18 @@ def phrase(self:Names,
     "A latent in words"
     label,score = self.labels.get(latent, (None, None))
     hedge = 'no label' if label is None else 'label not scored' if score is None else ''
-    said = '' if label is None else f', {"perhaps " if score is not None and score < self.sure else ""}{quoted(label)}'
+    said = '' if label is None else f', {self.called(latent)}'
     within = ', '.join(filter(None, [hedge, *more]))
     return f'latent {latent}{said}{f" ({within})" if within else ""}'
+
+@patch
+def called(self:Names,
+    latent:int # Which
+)->str: # Such as `perhaps “loops”`
+    "What a latent is called, without its number"
+    label,score = self.labels.get(latent, (None, None))
+    if label is None: return 'something without a label'
+    return f'{"perhaps " if score is not None and score < self.sure else ""}{quoted(label)}'
 
 @patch
 def check(self:Names,
@@ -176,6 +190,10 @@ def headline(
 )->str: # Such as `“ self” comes out rather than “ cls”, ahead by 2.31 logits`
     "What came out"
     a,b = quoted(p.said), quoted(p.instead)
+    if p.of.get('out', p.said) not in (p.said, p.instead):
+        x,y = (a, b) if p.ahead >= 0 else (b, a)
+        return (f'Of those in question {x} is ahead of {y}, by {number(abs(p.ahead))} {p.unit}; what comes out is '
+                f'{quoted(p.of["out"])}')
     if p.ahead < 0: return f'{a} does not come out: {b} is ahead by {number(-p.ahead)} {p.unit}'
     return f'{a} comes out rather than {b}, ahead by {number(p.ahead)} {p.unit}'
 

@@ -7,26 +7,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
-import re
+import json, re
 import numpy as np, pandas as pd
-from ..core import need, rng
+from ..core import SteerlensError, need, rng
 from ..stats import cluster_means
+from ..codes.steps import SILENT
 from .others import masked, others
 from ..explore.endpoint import Endpoint
-from ..explore.labellers import Local
-from ..explore.prompts import Talk, quoted
+from ..explore.labellers import Local, spelled
+from ..explore.prompts import Reply, Talk, Unanswered, quoted
 from ..explore.wording import interval, percent
 
 # %% auto #0
 __all__ = ['ARMS', 'READERS', 'READING', 'Question', 'questions', 'told', 'readings', 'Reader', 'reader', 'overlap', 'words_of',
-           'student', 'asking', 'by_asking', 'right', 'simulated', 'worth', 'show_worth', 'verdict']
+           'student', 'asking', 'by_asking', 'Likelihood', 'weighing', 'by_likelihood', 'open_reader', 'right',
+           'places', 'given', 'simulated', 'habits', 'worth', 'show_worth', 'verdict', 'said_of_reader',
+           'read_by_model']
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0059435
 class Question(NamedTuple):
     "Which of these did the model say?"
     document:object
-    candidates:tuple # Tokens, in an order that says nothing
+    candidates:tuple # Tokens; the right one is in each place equally often
     answer:int       # The place of the one it said
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0065497
@@ -40,15 +44,15 @@ def questions(
     said,documents = np.asarray(said, object), np.asarray(documents)
     need(len(said)==len(documents), 'questions', f'{len(said)} of {len(documents)} predictions', 'as many')
     need(type(k) is int and k > 1, 'k', repr(k), '2 candidates or more')
-    found = []
+    found,turn = [], rng('places', seed)
+    places = np.concatenate([turn.permutation(k) for _ in range(0, len(said), k)]+[[]]).astype(int).tolist()
     for i,answer in enumerate(said):
         g = rng('question', seed, i)
         pool = g.permutation(np.flatnonzero(documents!=documents[i]))
         wrong = [t for t in dict.fromkeys(said[pool].tolist()) if t!=answer][:k-1]
         enough = f'{len(wrong)+1} different tokens outside of {documents[i]!r}'
         need(len(wrong)==k-1, 'questions', enough, f'{k} or more')
-        order = g.permutation(k)
-        found.append(Question(documents[i], tuple([answer, *wrong][j] for j in order), int(np.argmin(order))))
+        found.append(Question(documents[i], (*wrong[:places[i]], answer, *wrong[places[i]:]), places[i]))
     return found
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0094028
@@ -87,7 +91,7 @@ def _without(text, candidates):
 class Reader:
     "Who answers questions"
     name:str
-    read:Callable         # (questions, texts, past questions, past texts, talk) -> scores [N, k]
+    read:Callable         # (questions, texts, past questions, past texts, talk) -> scores [N, k]; all alike: no answer
     learns:bool           # From past questions?
     model:Callable|None   # What opens the model that is asked, by keywords; None where none is
 
@@ -137,7 +141,9 @@ def student(asked, texts, past, past_texts, talk=None):
         for w in words_of(text):
             n_words[w] += 1
             each.setdefault(w, Counter())[answer] += 1
-    def score(w, c): return np.log((each[w][c]+.5)/(prior[c]+1)) - np.log((n_words[w]+.5)/(len(past)+1))
+    def score(w, c):
+        base = n_words[w]/len(past)
+        return np.log((each[w][c]+base)/(prior[c]+1)/base)
     def of(c, seen): return np.log(prior[c]+.5) + sum(score(w, c) for w in seen)
     known = [[w for w in words_of(t) if w in each] for t in texts]
     return np.array([[of(c, seen) for c in q.candidates] for q,seen in zip(asked, known)])
@@ -173,6 +179,75 @@ def _one_of(answer, k):
 reader('endpoint', model=Endpoint)(by_asking)
 reader('transformers', model=Local)(by_asking)
 
+# %% ../../nbs/82_explain.simulate.ipynb #2ada5ddc
+class Likelihood(Local):
+    "A language model in a local folder that tells how likely texts are"
+    def __init__(self,
+        model:str, # Folder, GGUF file, or the name of a subject whose weights are installed
+        **how      # As for `Local`: device, dtype
+    ):
+        super().__init__(model, **how)
+        self.settings['tells'] = 'log-likelihoods'
+
+    def says(self,
+        messages:list # What stands before, then each text
+    )->Reply: # Log-likelihood of each text after that, as JSON
+        "How likely each is"
+        before,*after = [self.tok(m['content'], add_special_tokens=False)['input_ids'] for m in messages]
+        room = self.subject.facts.get('context')
+        n = len(before)+max(map(len, after))
+        if room and n > room: raise Unanswered(f'{n} tokens; it reads {room}')
+        return Reply(json.dumps([round(x, 4) for x in _likely(self.subject.model, before, after)]), n, 0)
+
+# %% ../../nbs/82_explain.simulate.ipynb #ff9f096d
+def _likely(model, before, after):
+    "Log-likelihoods of ids after ids"
+    import torch
+    rows = [a+[0]*(max(map(len, after))-len(a)) for a in after]
+    with torch.no_grad():
+        read = model(torch.tensor([before], device=model.device), use_cache=True)
+        read.past_key_values.batch_repeat_interleave(len(rows)) # what stands before is read once
+        more = model(torch.tensor(rows, device=model.device), past_key_values=read.past_key_values).logits
+    logits = torch.cat([read.logits[:,-1:].expand(len(rows), -1, -1), more[:,:-1]], 1)
+    own = logits.float().log_softmax(-1).gather(2, torch.tensor(rows, device=model.device)[...,None])[...,0].cpu()
+    return [float(x[:len(a)].sum()) for x,a in zip(own, after)]
+
+def weighing(
+    q:Question, # What is asked
+    text:str    # What is read
+)->list[dict]: # Messages: what stands before, then each candidate
+    "A question for `Likelihood`"
+    notes = '\n'.join(quoted(line[:400], 400)[1:-1].replace('\\"', '"') for line in text.splitlines()) or 'none'
+    before = f'Notes on the next token:\n{notes}\nThe next token is "'
+    return [dict(role='user', content=before),
+            *[dict(role='assistant', content=quoted(c)[1:]) for c in q.candidates]]
+
+# %% ../../nbs/82_explain.simulate.ipynb #c63fa1cd
+@reader('likelihood', model=Likelihood)
+def by_likelihood(asked, texts, past, past_texts, talk):
+    "By how much notes make each candidate likelier"
+    told,bare = (talk.ask('likelihood', {i: weighing(q, t) for i,(q,t) in enumerate(zip(asked, some))})
+                 for some in (texts, ['']*len(asked)))
+    def of(answer, k): return np.array(json.loads(answer)) if answer else np.zeros(k)
+    return np.array([of(told[i], len(q.candidates))-of(bare[i], len(q.candidates)) if told[i] and bare[i] else
+                     np.zeros(len(q.candidates)) for i,q in enumerate(asked)])
+
+# %% ../../nbs/82_explain.simulate.ipynb #e03a3f1b
+def open_reader(
+    name:str,        # One of `READERS` that asks a model; nobody is asked if empty
+    llm:str,         # The model: its name at the endpoint, a folder, a GGUF file, or the name of a subject
+    folder:str|Path, # Where prompts and answers are kept
+    **how            # Of the model, as for its class
+)->Talk|None: # Raises `SteerlensError` where the model can't be opened
+    "A talk to the model of a reader"
+    asks = [n for n,r in READERS.items() if r.model]
+    if not name:
+        need(not llm, f"llm '{llm}'", 'no reader to ask it', f'reader, one of {", ".join(asks)}')
+        return None
+    need(name in asks, 'reader', repr(name), f'one of {", ".join(asks)}, or none')
+    need(llm, f"reader '{name}'", 'no model', 'llm: its name at the endpoint, a folder, a GGUF file, or smollm2')
+    return Talk(folder, READERS[name].model(llm, **how))
+
 # %% ../../nbs/82_explain.simulate.ipynb #c0262596
 def right(
     scores:np.ndarray, # [N, k]
@@ -183,6 +258,19 @@ def right(
     best = scores==scores.max(1, keepdims=True)
     return best[np.arange(len(asked)),[q.answer for q in asked]]/best.sum(1)
 
+# %% ../../nbs/82_explain.simulate.ipynb #4ad020ba
+def places(
+    scores:np.ndarray # [N, k]
+)->np.ndarray: # [N]; -1 where all are alike
+    "The place of each answer; the first one where several are best"
+    return np.where(np.ptp(scores, axis=1)==0, -1, scores.argmax(1))
+
+def given(
+    asked:Sequence # Questions
+)->list[str]: # For each
+    "Notes that give the answer away: who can't use these can't use any"
+    return [f'for 1: promotes {spelled(q.candidates[q.answer], 40)}' for q in asked]
+
 # %% ../../nbs/82_explain.simulate.ipynb #c0274826
 def simulated(
     asked:Sequence,     # Questions of held-out documents
@@ -191,8 +279,8 @@ def simulated(
     past_read:dict|None=None, # What was read with those
     readers:Sequence=('overlap', 'student'), # Of `READERS`
     talk:Talk|None=None # To the model of a reader that asks one
-)->pd.DataFrame: # reader, arm, masked, question, document, right
-    "Every reader, with everything that can be read"
+)->pd.DataFrame: # reader, arm, masked, question, document, right, place (of its answer; -1 where it has none)
+    "Every reader, with everything that can be read; one that asks a model also with notes that give the answer away"
     shared = {q.document for q in asked} & {q.document for q in past}
     need(not shared, 'simulated', f'{len(shared)} documents are in both halves', 'documents of their own for each')
     found = []
@@ -201,11 +289,21 @@ def simulated(
         r = READERS[name]
         need(len(past) or not r.learns, f"reader '{name}'", 'nothing to learn from', 'questions of other documents')
         need(talk or not r.model, f"reader '{name}'", 'no model to ask', 'a `Talk`')
-        for (arm,bare),texts in read.items():
+        for (arm,bare),texts in (read | ({('given', False): given(asked)} if r.model else {})).items():
             scores = r.read(asked, texts, past, past_read[arm,bare] if r.learns else None, talk)
             about = dict(reader=name, arm=arm, masked=bare, question=range(len(asked)))
-            found.append(pd.DataFrame(about | dict(document=[q.document for q in asked], right=right(scores, asked))))
+            found.append(pd.DataFrame(about | dict(document=[q.document for q in asked], right=right(scores, asked),
+                                                   place=places(scores))))
     return pd.concat(found, ignore_index=True)
+
+# %% ../../nbs/82_explain.simulate.ipynb #a03df7cb
+def habits(
+    t:pd.DataFrame # From `simulated`
+)->pd.DataFrame: # reader, masked, arm, silent (share without an answer), favourite (largest share of a place)
+    "How readers answer, whatever is right"
+    g = t.groupby(['reader', 'masked', 'arm'], sort=False).place
+    def favourite(place): return place[place >= 0].value_counts(normalize=True).max()
+    return pd.DataFrame(dict(silent=g.agg(lambda p: (p < 0).mean()), favourite=g.agg(favourite))).reset_index()
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0306529
 def worth(
@@ -232,13 +330,15 @@ def show_worth(
 ): # A figure
     "How often each reader is right, with each thing to read"
     from steerlens import plot
-    named = dict(none='nothing', shuffled="another prediction's", tokens='top tokens', explanation='the explanation')
+    named = dict(none='nothing', shuffled="another prediction's", tokens='top tokens', explanation='the explanation',
+                 given='the answer')
     plot.COLORS |= {named['explanation']: plot.HUES['blue'], named['shuffled']: plot.COLORS['random']}
     bare = w.masked.map({False: '', True: ', masked'})
     t = w.assign(contrast=w.reader+bare, method=w.arm.map(named), rate=w.right)
     best = w[w.arm=='explanation'].sort_values('right').iloc[-1]
-    n = w.n.iloc[0]
-    title = f'The {best.reader} reader is right on {best.right:.0%} of {n} questions with the explanation at hand'
+    own = w[(w.reader==best.reader) & (w.masked==best.masked)].set_index('arm').right
+    title = (f'The {best.reader} reader{", masked," if best.masked else ""} is right on {own.explanation:.0%} of {best.n} '
+             f'questions with the explanation, {own.tokens:.0%} with top tokens, {own.shuffled:.0%} with another\'s')
     return plot.rates(t, title, 'share of questions answered right')
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0383036
@@ -251,9 +351,10 @@ def verdict(
     for (name,bare),g in w.groupby(['reader', 'masked'], sort=False):
         g = g.set_index('arm')
         own,other = g.loc['explanation'], g.loc['shuffled']
+        mute = f', with no answer to {percent(own.silent)}' if own.get('silent', 0) else ''
         how = ', with the tokens in question masked' if bare else ''
         beside = ', '.join(f'{arm} {percent(x)}' for arm,x in g.right.items() if arm!='explanation')
-        said.append(f'{name}{how}: right on {percent(own.right)} of {own.n} questions ({beside}); '
+        said.append(f'{name}{how}: right on {percent(own.right)} of {own.n} questions{mute} ({beside}); '
                     f'{_more(other)} than with {placebo}')
     return '. '.join(said)+'.'
 
@@ -263,3 +364,36 @@ def _more(r):
     if r.less_lo is None or r.less_lo!=r.less_lo: return f'{points} (too few documents for an interval)'
     clear = 'more' if r.less_lo > 0 else 'less' if r.less_hi < 0 else 'no clear difference'
     return f'{points} ({interval(100*r.less_lo, 100*r.less_hi)}: {clear})'
+
+# %% ../../nbs/82_explain.simulate.ipynb #4d9a9a82
+def said_of_reader(
+    w:pd.DataFrame, # `worth` with `habits`
+    name:str,       # Of a reader that asks a model
+    k:int           # Candidates of a question
+)->str: # A sentence
+    "Whether a model can do the task"
+    r = w[(w.reader==name) & (w.arm=='given')].iloc[0]
+    sure = r.lo is not None and r.lo > 1/k
+    spread = '' if r.favourite!=r.favourite else f'; of its answers {percent(r.favourite)} are at one place'
+    return (f'The model that was asked {"can" if sure else "can NOT"} use notes: where these give the answer away it '
+            f'is right on {percent(r.right)} of {r.n} ({_reach(r)}; guessing gives {percent(1/k)}), with no answer to '
+            f'{percent(r.silent)}{spread}.')
+
+def _reach(r): return 'no interval' if r.lo is None or r.lo!=r.lo else interval(100*r.lo, 100*r.hi)
+
+# %% ../../nbs/82_explain.simulate.ipynb #e4261b4d
+def read_by_model(
+    name:str,       # Of a reader that asks a model
+    talk:Talk|None, # To that; None where nobody is asked
+    asked:Sequence, # Questions
+    read:dict,      # What is read with each, from `readings`
+    most:int=80,    # Questions that it is asked, the first ones
+    seed:int=0,     # Of intervals
+    tell:Callable=SILENT # Is told how far it is
+)->tuple[pd.DataFrame,str]: # As from `simulated`, without lines where it didn't answer to the end; and what came of it
+    "Ask a model; one that dies half-way takes nothing else with it"
+    if talk is None: return pd.DataFrame(), 'No language model was asked to read them.'
+    talk.tell,some = tell, {key: texts[:most] for key,texts in read.items()}
+    try: t = simulated(asked[:most], some, readers=[name], talk=talk)
+    except SteerlensError as e: return pd.DataFrame(), f'The model was not asked to the end, so it says nothing: {e}.'
+    return t, said_of_reader(worth(t, seed).merge(habits(t)), name, len(asked[0].candidates))

@@ -5,10 +5,11 @@
 # %% ../../nbs/84_explain.study.ipynb #c0036947
 from __future__ import annotations
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
-from ..core import need, root, rng, sha256
+from ..core import root, rng, sha256
 from ..stats import spearman
 from ..codes.backends import CodeStore
 from ..codes.steps import SILENT
@@ -26,7 +27,7 @@ from ..subjects.text import Tokens
 
 # %% auto #0
 __all__ = ['next_tokens', 'prediction_sets', 'labelled', 'lens_tokens', 'again', 'texts_of', 'said_of_confidence', 'contexts',
-           'form_of']
+           'for_people', 'form_of']
 
 # %% ../../nbs/84_explain.study.ipynb #c0058220
 @torch.no_grad()
@@ -68,16 +69,16 @@ def prediction_sets(
     said_next:dict, # Name -> (probabilities, ids, documents); the first is calibrated on
     level:float=.9, # Share of tokens that sets should hold
     seed:int=0      # Of folds and random shares
-)->pd.DataFrame: # where, score, coverage, lo, hi, size, median, empty, n, documents, says
+)->pd.DataFrame: # where, score, sure, coverage, lo, hi, size, median, empty, n, documents, says
     "How far sets keep their promise, at home and elsewhere"
     (home,own),*others = said_next.items()
     found = []
-    for score in SCORES:
-        c = calibrated(*own, level, score, seed)
-        each = {home: crossed(*own, level, score, seed=seed)} | {k: c.measured(*v, seed) for k,v in others}
+    for score,sure in product(SCORES, (True, False)):
+        c = calibrated(*own, level, score, seed, sure)
+        each = {home: crossed(*own, level, score, seed=seed, sure=sure)} | {k: c.measured(*v, seed) for k,v in others}
         for where,m in each.items():
             says = said(c, m, f'documents ({where})', own[0].shape[1])
-            found.append(dict(where=where, score=score) | m | dict(says=says))
+            found.append(dict(where=where, score=score, sure=sure) | m | dict(says=says))
     return pd.DataFrame(found)
 
 # %% ../../nbs/84_explain.study.ipynb #c0121950
@@ -87,10 +88,11 @@ def labelled(
     labels:Labels,        # Where labels are, and go
     alike:str|None=None,  # As for `autolabel`
     seed:int=0,           # Of the examples that labels are scored on
-    tell:Callable=SILENT  # Is told how far it is
+    tell:Callable=SILENT, # Is told how far it is
+    more:Sequence=()      # Further latents, that somebody else names
 )->Names:
     "Labels for all latents that explanations name"
-    who = {int(f) for p in predictions for f in p.latents[named(p)]}
+    who = {int(f) for p in predictions for f in p.latents[named(p)]} | {*map(int, more)}
     left = sorted(f for f in who if not labels[f]['label'])
     if left: autolabel(store, left, labels=labels, alike=alike, seed=seed, tell=tell)
     return names_of(labels)
@@ -121,14 +123,14 @@ def again(
 
 # %% ../../nbs/84_explain.study.ipynb #c0180152
 def texts_of(
-    params:dict,      # Of the run that its activations are from; raises `SteerlensError` where it has no text
+    params:dict,      # Of the run that its activations are from
     folder:str|Path,  # Where its tokens are kept
     windows:int=200,  # Of each kind of text
     seed:int=0        # Which
-)->dict: # Name -> what the model says next in it, as from `next_tokens`; held-out text of its own kind first
+)->dict: # Name -> what the model says next, as from `next_tokens`; held-out text first; empty where it has no kinds
     "A model on held-out text, and on text of other kinds"
     who = settled(params)
-    need(hasattr(who.module, 'kinds_of_text'), who.name, 'its module has no kinds_of_text()', 'a model with text')
+    if not hasattr(who.module, 'kinds_of_text'): return {}
     model = params['model'] and root()/params['model'] or None
     _,kinds,tokenizer = who.module.kinds_of_text(folder, model)
     context = params['own']['context']
@@ -142,12 +144,15 @@ def said_of_confidence(
     seed:int=0             # Of the interval
 )->str: # A sentence
     "Whether confidence goes with being right"
-    own = answers[(answers.reader=='student') & answers.masked & (answers.arm=='explanation')].sort_values('question')
-    r = spearman(confident, own.right, documents, seed=seed)
+    said = answers[(answers.reader=='student') & answers.masked].pivot(index='question', columns='arm', values='right')
+    r,more = (spearman(confident, x.to_numpy(), documents, seed=seed)
+              for x in (said.explanation, said.explanation-said.shuffled))
     median = f'The median confidence of {r["n"]} explanations is {np.median(confident):.2f}'
     if r['lo'] is None: return f'{median}; too few documents to say whether it means anything.'
     clear = 'goes with' if r['lo'] > 0 else 'goes against' if r['hi'] < 0 else 'has no clear relation to'
-    return f'{median}; it {clear} being told from right: rho {r["rho"]:.2f} ({r["lo"]:.2f} to {r["hi"]:.2f}).'
+    def shown(r): return 'no rho' if r['lo'] is None else f'rho {r["rho"]:.2f} ({r["lo"]:.2f} to {r["hi"]:.2f})'
+    return (f'{median}; it {clear} being told from right: {shown(r)}. With being right on it and not on another '
+            f"prediction's explanation: {shown(more)}.")
 
 # %% ../../nbs/84_explain.study.ipynb #c0236698
 def contexts(
@@ -164,17 +169,28 @@ def contexts(
     return found
 
 # %% ../../nbs/84_explain.study.ipynb #c0243278
+def for_people(
+    named:Sequence, # (1 for it or -1 against it, latent), what counts most first
+    names:Names     # What latents are called
+)->str: # Such as `Because of “a”; perhaps “b”. In spite of “c”.`
+    "What a method names, as people read it"
+    sides = [[names.called(f) for s,f in named if s==side] for side in (1, -1)]
+    said = [f'{word} {"; ".join(some)}.' for word,some in zip(('Because of', 'In spite of'), sides) if some]
+    return ' '.join(said) or 'It names nothing.'
+
 def form_of(
     folder:str|Path,      # Of all forms
     explanations:Sequence, # One method's
     context:Sequence,     # From `contexts`
-    more:dict|None=None,  # Other methods' texts, by name
+    names:Names,          # What latents are called
+    more:dict|None=None,  # What other methods name for the same predictions, by method: [(side, latent)] for each
     seed:int=0            # Of placebos
 )->Form:
     "A form to rate explanations on"
-    arms = dict(ranked=[e.said for e in explanations]) | (more or {})
+    own = [[(1 if r['for'] else -1, r['latent']) for r in e.rows] for e in explanations]
+    arms = {arm: [for_people(x, names) for x in some] for arm,some in (dict(ranked=own) | (more or {})).items()}
     p = [e.prediction for e in explanations]
     t = pd.DataFrame(dict(context=list(context), said=[x.said for x in p],
-                          document=[str(x.of.get('episode', i)) for i,x in enumerate(p)]))
+                          document=[x.document or str(i) for i,x in enumerate(p)]))
     place = Path(folder)/sha256([arms, t.to_dict('list'), seed])[:8]
     return open_form(place) if (place/'form.json').exists() else make_form(place, t, arms, seed)

