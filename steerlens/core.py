@@ -350,7 +350,8 @@ def check_inputs(
     m = read_manifest(folder, kind)
     for name,was in m['inputs'].items():
         path = root()/name
-        need(path.exists() and _then_and_now(path)[1]==was, folder, f'made from {name}, which is gone or has changed since',
+        same = path.exists() and _then_and_now(path)[1]==was
+        need(same, folder, f'made from {name}, which is gone or has changed since',
              do='run the phase that made it again')
     return m
 

@@ -55,12 +55,13 @@ def about(
     box:dict # From `planning.here`
 )->dict[str,str]: # Name -> text
     "The machine, in words"
+    each = f"{box['threads']} thread{'s'*(box['threads']>1)} a process"
     units = ', '.join(box['units']) or 'none of those that are known'
     parts = {e: lost for e,lost in extras().items()}
     whole,lacking = [e for e,l in parts.items() if not l], [f'{e} ({", ".join(l)})' for e,l in parts.items() if l]
     mb = box['memory_mb']
     return {'processor': box['cpu'] or 'unknown', 'its units': units,
-            'cores': f"{box['cores']}; {box['threads']} thread{'s'*(box['threads']>1)} a process", 'memory': size(mb*1e6) if mb else 'unknown',
+            'cores': f"{box['cores']}; {each}", 'memory': size(mb*1e6) if mb else 'unknown',
             'GPUs': ', '.join(box['gpus']) or 'none', 'disk': f"{size(box['disk_free_mb']*1e6)} free",
             'graphics': graphics(), 'extras': listed(whole, 20) or 'none',
             'extras that lack something': listed(lacking, 20) or 'none'}

@@ -174,7 +174,8 @@ def _in_git(run):
     "Is a run's commit known here? True where it names none, and where there is no git"
     commit = (run.manifest.get('git') or {}).get('commit')
     if not commit or not git_state()['commit']: return True
-    return subprocess.run(['git', 'cat-file', '-e', f'{commit}^{{commit}}'], cwd=root(), capture_output=True).returncode==0
+    asked = subprocess.run(['git', 'cat-file', '-e', f'{commit}^{{commit}}'], cwd=root(), capture_output=True)
+    return asked.returncode==0
 
 # %% ../nbs/97_reproduce.ipynb #c0199299
 @dataclass
@@ -277,7 +278,7 @@ def _before(runs, new, share, folder):
     if new: yield 'parameters that are new since: '+', '.join(f'{k}={v!r}' for k,v in new.items())
     if threads := _only_threads(runs[-1], machine()): yield f'OMP_NUM_THREADS={threads} would do it to the last digit'
     if gone := [r.name for r in runs if not _in_git(r)]:
-        yield f"the commit of {', '.join(gone)} is not in this repository: what has changed in the code can't be looked up"
+        yield f"the commit of {', '.join(gone)} is not in this repository: no telling what has changed in the code"
     yield from elsewhere(runs)
 
 def _kept(a):

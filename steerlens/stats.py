@@ -101,7 +101,7 @@ def cluster_difference(
     b:pd.DataFrame, # Other clusters, with the same columns
     seed:int=0,     # Of the resampling
     draws:int=2000, # Resamplings
-)->dict[str,tuple]: # Column -> (mean of a less that of b, lo, hi); lo and hi are None with fewer than `CLUSTERS` of either
+)->dict[str,tuple]: # Column -> (mean of a less that of b, lo, hi); None for both with fewer than `CLUSTERS` of either
     "Difference of two means per row, with a 95% interval that resamples the clusters of both"
     need([*a.columns]==[*b.columns], 'cluster_difference', [*b.columns], [*a.columns])
     own,n = [check_finite(x, 'sums by cluster').to_numpy(dtype=float) for x in (a, b)], a.columns.get_loc('n')

@@ -69,7 +69,7 @@ def split_losses(
 
 COLUMNS = ('split', 'tokens', 'documents', 'loss', 'lo', 'hi', # Nats a token, and its interval
            'bits', 'bits_lo', 'bits_hi',                       # Bits a byte
-           'than', 'more', 'more_lo', 'more_hi', 'bits_more', 'bits_more_lo', 'bits_more_hi', 'harder') # Than that split
+           'than', 'more', 'more_lo', 'more_hi', 'bits_more', 'bits_more_lo', 'bits_more_hi', 'harder') # Than it
 
 def _read(subject, path, tokens, windows, context, batch, seed):
     "Some windows of a split"

@@ -88,7 +88,8 @@ def joint_rank_test(
         return sum(rank(subject, v, t)+rank(subject, w, u) for (_,t,_,u),v,w in zip(pairs, forward, backward))
     need(pairs, 'pairs', 'none', '1 or more')
     own = int(rank_sum([v[None] for v,_,_,_ in pairs], [w[None] for _,_,w,_ in pairs])[0])
-    noise = torch.randn(len(pairs), how_many(n, 'random sets'), len(pairs[0][0]), generator=generator('lens joint', seed))
+    n = how_many(n, 'random sets')
+    noise = torch.randn(len(pairs), n, len(pairs[0][0]), generator=generator('lens joint', seed))
     chance = rank_sum(noise, -noise) # a direction and its opposite are one draw
     return dict(rank_sum=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
 

@@ -104,7 +104,7 @@ def _sides(pos_ND, neg_ND):
     sides = vectors(pos_ND, 'positive rows'), vectors(neg_ND, 'negative rows')
     n,wide = [len(x) for x in sides], [x.shape[1] for x in sides]
     need(min(n), 'contrast', f'{n[0]} positive and {n[1]} negative rows', '1 or more of each')
-    need(wide[0]==wide[1], 'contrast', f'rows of {wide[0]} and of {wide[1]} numbers', 'as many', 'take them at one site')
+    need(wide[0]==wide[1], 'contrast', f'rows of {wide[0]} and of {wide[1]} numbers', 'as many', 'take one site')
     return sides
 
 # %% ../../nbs/51_steer.directions.ipynb #5c0166eb
