@@ -258,7 +258,9 @@ def _folder_sha256(
 # %% ../nbs/00_core.ipynb #2316fe44
 def git_state()->dict: # commit (None without git) and dirty
     "The project's commit, and whether the tree had changes, other than of what runs leave"
-    try: return dict(commit=_git_says('rev-parse', 'HEAD'), dirty=bool(_git_says('status', '--porcelain', '--', ':/', ':(top,exclude)reports')))
+    try:
+        changed = _git_says('status', '--porcelain', '--', ':/', ':(top,exclude)reports')
+        return dict(commit=_git_says('rev-parse', 'HEAD'), dirty=bool(changed))
     except (OSError, subprocess.CalledProcessError, SteerlensError): return dict(commit=None, dirty=None)
 
 def _git_says(*args)->str:

@@ -313,7 +313,8 @@ def _source(self:Build, name, kept):
     licences = {l: dict(documents=len(g), tokens=int(g.tokens.sum()), read_from=found.licences[l])
                 for l,g in kept.groupby('licence')}
     return dict(kind=s.kind, paths=s.paths, version=s.version or None, files=len(found.files),
-                names_and_sizes_sha256=self.files[name], documents=len(kept), tokens=int(kept.tokens.sum()), licences=licences,
+                names_and_sizes_sha256=self.files[name], documents=len(kept), tokens=int(kept.tokens.sum()),
+                licences=licences,
                 files_left_out={k: v for k,v in sorted(found.left.items()) if v}, dropped=dict(sorted(dropped.items())))
 
 @patch

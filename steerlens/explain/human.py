@@ -306,5 +306,6 @@ def verdict(
         said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
     said += [f'{r.arm}: {number(r.better)} above {r.other} {_told(r)}' for r in between(t).itertuples() if r.pairs]
     reach = '' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})'
-    agree = a['why'] or f'alpha {number(a["alpha"])}{reach} on {several(a["n_items"], "item")} that two or more have rated'
+    def shared(): return f'{several(a["n_items"], "item")} that two or more have rated'
+    agree = a['why'] or f'alpha {number(a["alpha"])}{reach} on {shared()}'
     return '. '.join([f'{len(t)} ratings by {a["raters"]} raters', *said, f'Agreement: {agree}'])+'.'

@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def document(self)->str:
-        "What it isn't independent of others of: the group of its episode where there is one; empty where nothing is known"
+        "What it shares with others, so that they aren't independent: its group, else its episode; empty for neither"
         return str(self.of.get('group', self.of.get('episode', '')))
 
 # %% ../../nbs/80_explain.ranked.ipynb #c0066506

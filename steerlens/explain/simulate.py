@@ -337,8 +337,9 @@ def show_worth(
     t = w.assign(contrast=w.reader+bare, method=w.arm.map(named), rate=w.right)
     best = w[w.arm=='explanation'].sort_values('right').iloc[-1]
     own = w[(w.reader==best.reader) & (w.masked==best.masked)].set_index('arm').right
-    title = (f'The {best.reader} reader{", masked," if best.masked else ""} is right on {own.explanation:.0%} of {best.n} '
-             f'questions with the explanation, {own.tokens:.0%} with top tokens, {own.shuffled:.0%} with another\'s')
+    bare = ', masked,' if best.masked else ''
+    title = (f'The {best.reader} reader{bare} is right on {own.explanation:.0%} of {best.n} questions with the '
+             f'explanation, {own.tokens:.0%} with top tokens, {own.shuffled:.0%} with another explanation')
     return plot.rates(t, title, 'share of questions answered right')
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0383036

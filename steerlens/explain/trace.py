@@ -160,7 +160,8 @@ def view(
     parts = [tag('h4', headline(p)), _chances(t.likely) if t.likely else None,
              tag('h4', 'How sure'), *[tag('p', x) for x in t.uncertainty],
              tag('h4', 'Why'), tag('div', t.explanation.html(t.link), class_='scroll'),
-             tag('h4', f'What {several(len(t.tokens), "token")} did, estimated from one gradient: blue for it, orange against it'),
+             tag('h4', f'What {several(len(t.tokens), "token")} did: blue for it, orange against it'),
+             tag('p', 'Estimated from one gradient; effects above are measured, each latent at all tokens.'),
              tag('div', *[_tinted(x, most) for x in t.tokens], class_='text'),
              tag('div', _latents(t.tokens, t.names, t.link), class_='scroll')]
     return joined([Html(STYLE), tag('div', *parts, class_='whole')])

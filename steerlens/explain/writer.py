@@ -327,7 +327,8 @@ def said_of_writers(
             f'whose measured effect is {own.right:.2f} of the largest, on {own.n} predictions of held-out documents '
             f'({idle["explanation"]:.0%} idle); {", ".join(map(one, ARMS))}.')
     said += f' {facts["whole"]:.0%} of its rationales are whole sentences.'
-    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in ('plain', 'shuffled codes', 'lens', 'attribution'))])
+    than = 'plain', 'shuffled codes', 'lens', 'attribution'
+    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in than)])
 
 ARMS = {'plain': 'without the feedback', 'shuffled codes': "on another prediction's codes", 'attribution': 'Method A',
         'lens': 'the lens, which it is given', 'random': 'random'}
