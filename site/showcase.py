@@ -8,6 +8,8 @@ run this time stays as it was. Without SUBJECT: all that were run.
 import argparse, shutil, subprocess, sys
 from pathlib import Path
 
+from steerlens.core import read_json
+
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]
 NOTEBOOK, WHOLE = 1e6, 15e6 # bytes: every clone carries them
 KEPT = ('metrics.json', 'manifest.json', 'params.json', '*.svg', '*.mp4', '*.png')
@@ -27,6 +29,11 @@ def by_hand(run):
     from steerlens.running import changed
     (phase,subject),out = run.parts[-2:], run.parents[2].as_posix()
     return changed(phase, subject, out, [ROOT/'params/everything.yaml']) and changed(phase, subject, out)
+
+
+def uncommitted(run):
+    "Was a run made by code that no commit holds?"
+    return read_json(run/'manifest.json')['git']['dirty']
 
 
 def copy(run, to, sweeps):
@@ -53,6 +60,7 @@ def main():
     ready,committed = finished(a.reports, a.subjects), a.to==ROOT/'reports/showcase'
     for run in ready if committed else []:
         if found := by_hand(run): sys.exit(f"{run}: not the published {', '.join(found)}; run it again with `make run`")
+        if uncommitted(run): sys.exit(f'{run}: made with local changes; commit them and run it again')
     for run in ready: copy(run, a.to, a.reports.parent/'sweeps')
     files = [p for p in a.to.rglob('*') if p.is_file()]
     size = sum(p.stat().st_size for p in files)

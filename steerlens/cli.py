@@ -18,7 +18,7 @@ from .core import SteerlensError
 GROUPS = dict(acts='Look at datasets of activations, check, split and convert them.',
               cards='What latents are about: a site of cards, one card, files for others.',
               codes='Make code stores, look at them, check and convert them.',
-              corpus='Corpora: what one would take, and build it.',
+              corpus='Corpora: what one would take, build it, and whether a model finds a split harder.',
               label='What latents are called: look, set, review, bring in and take out.',
               latent='Look at a latent, and try out what it does.', policy='Autoencoders of control policies.',
               sae='Autoencoders: train them in several processes, test one, export one.') # Group of commands -> help

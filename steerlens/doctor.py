@@ -55,12 +55,13 @@ def about(
     box:dict # From `planning.here`
 )->dict[str,str]: # Name -> text
     "The machine, in words"
+    each = f"{box['threads']} thread{'s'*(box['threads']>1)} a process"
     units = ', '.join(box['units']) or 'none of those that are known'
     parts = {e: lost for e,lost in extras().items()}
     whole,lacking = [e for e,l in parts.items() if not l], [f'{e} ({", ".join(l)})' for e,l in parts.items() if l]
     mb = box['memory_mb']
     return {'processor': box['cpu'] or 'unknown', 'its units': units,
-            'cores': f"{box['cores']}; {box['threads']} threads a process", 'memory': size(mb*1e6) if mb else 'unknown',
+            'cores': f"{box['cores']}; {each}", 'memory': size(mb*1e6) if mb else 'unknown',
             'GPUs': ', '.join(box['gpus']) or 'none', 'disk': f"{size(box['disk_free_mb']*1e6)} free",
             'graphics': graphics(), 'extras': listed(whole, 20) or 'none',
             'extras that lack something': listed(lacking, 20) or 'none'}
@@ -76,22 +77,31 @@ def measured(
             for phase,f in plan.items(): found.setdefault(subject, {})[phase] = f | dict(by='a plan')
     for base in (root()/'reports'/'showcase', root()/out/'reports'):
         for m in sorted(base.glob('[0-9]*_*/*/manifest.json')):
-            try: use = (read_json(m).get('run') or {}).get('use')
+            try: use = (read_json(m).get('run') or {}).get('use') or _timed(m.with_name('metrics.json'))
             except (SteerlensError, AttributeError): continue # whoever reads that report hears of it
-            if use: found.setdefault(m.parent.name, {})[m.parent.parent.name] = use | dict(by='a run')
+            phases = found.setdefault(m.parent.name, {})
+            if use.get('memory_mb') or m.parent.parent.name not in phases:
+                phases[m.parent.parent.name] = use | dict(by='a run')
     return found
+
+def _timed(metrics): return dict(seconds=read_json(metrics).get('seconds')) if metrics.exists() else {}
+
+def _hours(seconds):
+    "Two digits of it, or all hours: a short phase takes some time, too"
+    h = (seconds or 0)/3600
+    return '?' if not h else f'{h:,.0f}' if h >= 10 else f'{h:.2g}'
 
 def fits(
     need:dict, # One of `measured`
     box:dict   # From `planning.here`
-)->str: # `fits`, or what there isn't enough of
+)->str: # `fits`, what there isn't enough of, or that its memory isn't known
     "Does a phase fit on a machine?"
     short = []
     if (need.get('gpu_mb') or 0) > 100 and not box['gpus']: short.append('ran on a GPU, and there is none here')
     for key,has in (('memory_mb', box['memory_mb']), ('disk_mb', box['disk_free_mb'])):
         wants = need.get(key)
         if wants and has and wants > has: short.append(f'{key[:-3]}: {wants:,.0f} MB of {has:,.0f}')
-    return '; '.join(short) or 'fits'
+    return '; '.join(short) or ('fits' if need.get('memory_mb') else 'memory not recorded')
 
 # %% ../nbs/95_doctor.ipynb #c0122538
 def what_fits(
@@ -104,7 +114,7 @@ def what_fits(
         for phase in phases():
             need = known.get(subject, {}).get(phase)
             if not need: continue
-            hours = f"{need['seconds']/3600:.2f}" if need.get('seconds') else '?'
+            hours = _hours(need.get('seconds'))
             memory = size(need['memory_mb']*1e6) if need.get('memory_mb') else '?'
             rows.append([subject, phase, hours, memory, f"{fits(need, box)}, by {need['by']}"])
         if subject not in known: rows.append([subject, 'any', '?', '?', _unmeasured(subject)])

@@ -246,6 +246,8 @@ def _training(subject, base, out):
     return training({f.parent.name: pd.read_parquet(f) for f in files})
 
 def _effects(subject, base, out):
-    return effects(read_json(base/'3_steering'/subject/'metrics.json'))
+    file = base/'3_steering'/subject/'metrics.json'
+    need(file.exists(), file.parent, 'no run of 3_steering', do='a subject that can be steered has one')
+    return effects(read_json(file))
 
 FIGURES = dict(network=_network, training=_training, effects=_effects) # Name -> what draws it

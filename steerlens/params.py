@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 import yaml
-from .core import SteerlensError, need, read_json, root, write_json
+from .core import SteerlensError, begin_phase, need, read_json, root, write_json
 
 # %% ../nbs/01_params.ipynb #96e37c40
 def phases()->list[str]: # Such as '1_residuals', in order
@@ -363,7 +363,7 @@ def check(
     phase:str,  # A phase's name
     names:dict, # `globals()` of its notebook
 ):
-    "Check a notebook's parameters as the command line does, complete `own`, and write all of them down"
+    "Check a notebook's parameters as the command line does, complete `own`, and write all down; the phase begins"
     declared = _declared(phase)
     values = {n: names[n] for n in declared if n in names}
     module = (values.get('module') or values.get('subject', '')) if 'own' in declared else ''
@@ -377,3 +377,4 @@ def check(
     found = _packed(phase, found)
     if 'own' in declared: names['own'] = found['own']
     write_json(record(phase, found['subject'], found['out']), found)
+    begin_phase()

@@ -113,18 +113,18 @@ def tidy(
     return df
 
 # %% ../nbs/02_plot.ipynb #edfa29f4
-def _bar(ax, y, r):
-    color = COLORS.get(r.method, COLORS['baseline'])
+def _bar(ax, y, r, looks):
+    color = COLORS.get(looks.get(r.method, r.method), COLORS['baseline'])
     placebo = color==COLORS['random']
     ax.barh(y, r.rate, .66, color=color, edgecolor='#777' if placebo else 'none',
             linestyle='--' if placebo else '-', linewidth=.9 if placebo else 0)
     ax.plot([r.lo, r.hi], [y, y], color='#222', lw=1.2, ls=(0, (2, 1.5)) if placebo else '-', solid_capstyle='butt')
 
 # %% ../nbs/02_plot.ipynb #2679b2d6
-def _panel(ax, contrast, g):
+def _panel(ax, contrast, g, looks):
     same = g.n.nunique()==1
     for y,r in enumerate(g.itertuples()):
-        _bar(ax, y, r)
+        _bar(ax, y, r, looks)
         ax.text(1.04, y, f'{r.rate:.0%}' if same else f'{r.rate:.0%} of {r.n}', va='center', fontsize=9)
     ax.set_title(f'{contrast}, n = {g.n.iloc[0]}' if same else contrast)
     ax.set(yticks=range(len(g)), yticklabels=[LABELS.get(m, m) for m in g.method], ylim=(len(g)-.4, -.6),
@@ -136,6 +136,7 @@ def rates(
     df, # Tidy: `contrast`, `method`, `rate`, `lo`, `hi` (0 to 1) and `n`, a row per bar
     title:str, # The answer
     xlabel:str='', # What was counted
+    looks:dict|None=None, # Method to that of its colour in `COLORS`; its own by default
 )->Plot:
     "A rate per contrast and method, each with its interval and its n"
     df = tidy(df, 'contrast', 'method', 'rate', 'lo', 'hi', 'n')
@@ -144,7 +145,7 @@ def rates(
     height = .75 + rows*(.65 + .24*max(len(g) for _,g in groups))
     fig, axs = sheet(title, height, rows, cols)
     for i,(ax,(c,g)) in enumerate(zip(axs, groups)):
-        _panel(ax, c, g)
+        _panel(ax, c, g, looks or {})
         if i%cols and list(g.method)==list(groups[i-1][1].method): ax.set_yticklabels([])
     for ax in axs[len(groups):]: ax.remove()
     if xlabel: fig.supxlabel(xlabel, fontsize=9)

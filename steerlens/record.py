@@ -16,9 +16,9 @@ from .html import size
 from .report import page, phase_title
 
 # %% auto #0
-__all__ = ['NOT', 'SAYS', 'SCHEDULE', 'TODAYS', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat', 'sources',
-           'inputs_now', 'said', 'outcome', 'spent', 'took', 'ran_on', 'made_by', 'scheduled', 'parts', 'record_text',
-           'record_html', 'write_records']
+__all__ = ['NOT', 'NOW', 'SAYS', 'SCHEDULE', 'NONE', 'TODAYS', 'PLAIN', 'RECORD_CSS', 'Run', 'run_named', 'parameters', 'flat',
+           'sources', 'inputs_now', 'said', 'outcome', 'spent', 'took', 'ran_on', 'made_by', 'scheduled', 'parts',
+           'record_text', 'record_html', 'write_records']
 
 # %% ../nbs/96_record.ipynb #c0058037
 @dataclass(frozen=True)
@@ -46,10 +46,18 @@ def run_named(
     need(folder, f"'{name}'", 'no manifest there', 'the folder of a run, such as reports/2_sae/nano_lm')
     need(re.fullmatch(r'\d+_\w+', folder.parent.name), f"'{name}'", 'no report of a phase',
          'a folder reports/PHASE/SUBJECT, such as reports/2_sae/nano_lm')
+    need((folder/'metrics.json').is_file(), folder, 'no metrics.json: that run did not end', do='run the phase again')
     m,metrics = read_json(folder/'manifest.json'), read_json(folder/'metrics.json')
-    whole = isinstance(m, dict) and isinstance(metrics, dict) and str(m.get('format', '')).startswith('steerlens.')
+    whole = isinstance(metrics, dict) and _whole(m)
     need(whole, folder, 'no manifest of steerlens', 'one of a finished run', 'run the phase again')
     return Run(folder, m, metrics)
+
+def _whole(m):
+    "Is this a manifest, and what it holds as it should be?"
+    if not (isinstance(m, dict) and str(m.get('format', '')).startswith('steerlens.')): return False
+    run = m.get('run') or {}
+    parts = [m.get(k) for k in ('inputs', 'git', 'packages')] + ([*run.values()] if isinstance(run, dict) else [run])
+    return all(x is None or isinstance(x, dict) for x in parts)
 
 # %% ../nbs/96_record.ipynb #c0087430
 NOT = 'not recorded'
@@ -97,12 +105,16 @@ def sources(
 # %% ../nbs/96_record.ipynb #c0115420
 def inputs_now(
     run:Run # A run
-)->dict[str,tuple]: # Path -> (its hash then, `as it was`, `changed` or `gone`)
+)->dict[str,tuple]: # Path -> (its hash then, one of `NOW`)
     "The files that a run was made from, and what has become of them"
+    meanwhile = run.manifest.get('changed_meanwhile') or []
     def now(name, was):
+        if name in meanwhile: return 'changed while it ran'
         path = root()/name
         return 'gone' if not path.exists() else 'as it was' if sha256(path)==was else 'changed'
     return {name: (was, now(name, was)) for name,was in (run.manifest.get('inputs') or {}).items()}
+
+NOW = 'as it was', 'changed', 'changed while it ran', 'gone' # What has become of an input
 
 # %% ../nbs/96_record.ipynb #c0148770
 SAYS = ('title', 'says', 'verdict') # Of metrics.json, in words
@@ -143,7 +155,7 @@ def spent(
     wall = use.get('seconds') or run.metrics.get('seconds')
     began = end and wall and datetime.fromisoformat(end)-timedelta(seconds=wall)
     cores = use and use['seconds'] and f"{use['cpu_seconds']/use['seconds']:.1f} cores on average"
-    gpu = 'none' if run.kept and use.get('gpu_mb') is None else _mb(use.get('gpu_mb'))
+    gpu = 'none' if use and use.get('gpu_mb') is None else _mb(use.get('gpu_mb'))
     began = f'about {began:%Y-%m-%d %H:%M:%S} UTC' if began else NOT
     busy = took(use.get('cpu_seconds'))+(f' ({cores})' if cores else '')
     ended = str(end or NOT).replace('T', ' ').replace('+00:00', ' UTC')
@@ -211,11 +223,13 @@ def record_text(
     "The record of a run for the terminal"
     lines = [run.name, *(f'  {s}' for s in said(run.metrics))]
     for head,told in parts(run).items():
+        told = told or {NONE.get(head, NOT): ''}
         wide = max(map(len, told), default=0)
         text = {k: v if isinstance(v, str) else f'{v[0]}   [{v[1]}]' for k,v in told.items()}
-        lines += ['', head, *(f'  {k:<{wide}}  {v}' for k,v in text.items())]
+        lines += ['', head, *(f'  {k:<{wide}}  {v}'.rstrip() for k,v in text.items())]
     return '\n'.join([*lines, *([] if run.kept.get('origins') else ['', TODAYS])])
 
+NONE = {'Outcome': 'no numbers of its own', 'Schedule': 'its parameters name none', 'Made from': 'of no files'}
 TODAYS = 'Where each value came from was not kept with this run; it is told by the files of today.'
 
 # %% ../nbs/96_record.ipynb #c0254322
@@ -228,7 +242,7 @@ def record_html(
     table = _table(('parameter', 'value', 'from'), rows) if rows else P(NOT, cls='note')
     files = [Tr(Td(now if now=='as it was' else Strong(now)), Th(name, scope='row'), Td(Code(was[:16], title=was)))
              for name,(was,now) in of['Made from'].items()]
-    made_from = _table(('now', 'file', 'sha256'), files) if files else P('of no files', cls='note')
+    made_from = _table(('now', 'file', 'sha256'), files) if files else P(NONE['Made from'], cls='note')
     told = [x for head in PLAIN if of[head] for x in (H2(head), _list(of[head]))]
     note = [] if run.kept.get('origins') or not rows else [P(TODAYS, cls='note')]
     top = P(A('report', href='../../index.html'), ' · ', A('metrics.json', href='metrics.json'), ' · ',
@@ -239,7 +253,8 @@ def record_html(
 
 PLAIN = ('Outcome', 'Schedule', 'Use', 'Hardware', 'Code') # Parts that are lists
 RECORD_CSS = '''.wide code { background: none; padding: 0; white-space: pre-wrap; overflow-wrap: break-word }
-.wide :is(th, td) { vertical-align: top } .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
+.wide :is(th, td) { vertical-align: top } dl dt { overflow-wrap: anywhere; padding-right: .8rem }
+ .wide td:nth-child(2) { min-width: 11rem; white-space: normal }'''
 
 def _list(told): return Dl(*[x for k,v in told.items() for x in (Dt(k), Dd(v))])
 def _table(heads, rows):

@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-import re, shutil
-from .core import SteerlensError, manifest, need, read_json, root, sha256, write_json
+import re, shutil, subprocess
+from .core import SteerlensError, git_state, manifest, need, read_json, root, sha256, write_json
 from .params import executed, resolve
 from .record import Run, flat, inputs_now, parameters, run_named
 from .running import execute, reads
@@ -54,21 +54,30 @@ class Difference(NamedTuple):
         return abs(self.then-self.now)/top if top else 0.
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
-def _wording(x): return re.sub(r'\d[\d.,]*', '#', x) if ' ' in x else x # names have no blanks
+_NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?')
+
+def _alike(x, y, tolerance):
+    "Do two sentences say the same, but for the last digit of their numbers, or so much of them? Names have no blanks"
+    if ' ' not in x or _NUMBER.sub('#', x)!=_NUMBER.sub('#', y): return x==y
+    def near(a, b):
+        unit = max(10.**-len(t.partition('.')[2]) for t in (a, b))
+        p,q = (float(t.replace(',', '')) for t in (a, b))
+        return abs(p-q) <= max(unit, tolerance*max(p, q))+1e-9
+    return all(map(near, _NUMBER.findall(x), _NUMBER.findall(y)))
 
 def differences(
     then:dict,        # metrics.json of the old run
     now:dict,         # And of the new one
     tolerance:float=0 # Share of the larger number; 0 for exactly the same
 )->list[Difference]: # Empty where all is the same
-    "What differs between two results; where numbers may differ, so may those in a sentence"
+    "What differs between two results; where numbers may differ, so may those in a sentence, as far as it shows them"
     a,b,gone = leaves(then), leaves(now), object()
     found = []
     for path in {**a, **b}:
         x,y = a.get(path, gone), b.get(path, gone)
         d = Difference(path, *('not there' if v is gone else v for v in (x, y)))
         same = x is not gone and y is not gone and type(x)==type(y) and x==y
-        words = bool(tolerance) and type(x)==type(y)==str and _wording(x)==_wording(y)
+        words = bool(tolerance) and type(x)==type(y)==str and _alike(x, y, tolerance)
         if not (same or words or d.share is not None and d.share <= tolerance): found.append(d)
     return found
 
@@ -109,13 +118,15 @@ def obstacles(
         values,use = parameters(run), run.kept.get('use') or {}
         if not values: why.append(f'{run.name}: its parameters are not recorded, and no executed notebook is beside it')
         why += [f'{run.name}: {name} {_BAD[now]}' for name,(_,now) in given(run).items() if now in _BAD]
-        gpu = str((values.get('load') or {}).get('device', '')).startswith('cuda') or (use.get('gpu_mb') or 0) > 100
+        gpu = 'cuda' in str(values.get('load')) or (use.get('gpu_mb') or 0) > 100
         if gpu and not here['gpus']: why.append(f'{run.name}: it ran on a GPU, and there is none here')
         wants,has = use.get('memory_mb') or 0, here['memory_mb'] or float('inf')
         if wants > has: why.append(f'{run.name}: it took {wants:,.0f} MB of memory, and there are {has:,.0f} here')
     return why
 
-_BAD = dict(changed='has changed since', gone='is gone') # What has become of an input
+# What has become of an input
+_BAD = {'changed': 'has changed since', 'gone': 'is gone',
+        'changed while it ran': 'was changed while it ran, so nobody knows what it read'}
 
 # %% ../nbs/97_reproduce.ipynb #c0166654
 def changes(
@@ -153,6 +164,19 @@ def exactly(
     box = run.kept.get('machine') or {}
     return bool(box) and all(box.get(k)==here[k] for k in ('cpu', 'units', 'threads', 'gpus'))
 
+def _only_threads(run, here):
+    "With how many threads it was made, where the machine is the same but for that"
+    box = run.kept.get('machine') or {}
+    other = box and box.get('threads')!=here['threads'] and exactly(run, here | dict(threads=box.get('threads')))
+    return box.get('threads') if other else None
+
+def _in_git(run):
+    "Is a run's commit known here? True where it names none, and where there is no git"
+    commit = (run.manifest.get('git') or {}).get('commit')
+    if not commit or not git_state()['commit']: return True
+    asked = subprocess.run(['git', 'cat-file', '-e', f'{commit}^{{commit}}'], cwd=root(), capture_output=True)
+    return asked.returncode==0
+
 # %% ../nbs/97_reproduce.ipynb #c0199299
 @dataclass
 class Again:
@@ -184,7 +208,12 @@ def ask(
     values = {k: v for k,v in flat(parameters(run)).items() if k not in ('subject', 'out')}
     file = folder/'asked'/f'{run.phase}.yaml'
     write_json(file, {run.phase: values}) # JSON is YAML
-    asked = flat(resolve(run.phase, run.subject, [f'out={folder}'], [file]))
+    try: asked = flat(resolve(run.phase, run.subject, [f'out={folder}'], [file]))
+    except SteerlensError as e:
+        said = str(e).removeprefix(f'{file}: ')
+        was = (run.manifest.get('git') or {}).get('commit')
+        do = f'check out commit {was[:10]}, which made it' if was else ''
+        raise SteerlensError(f'{run.name}, as the code is now', said, do=do) from None
     return file, {k: v for k,v in asked.items() if k not in values and k not in ('subject', 'out')}
 
 # %% ../nbs/97_reproduce.ipynb #c0204225
@@ -220,7 +249,9 @@ def reproduce(
     run,here = run_named(name), machine()
     runs = chain(run)
     why = obstacles(runs, here)
-    need(not why, run.name, "can't be made again here: "+'; '.join(why))
+    files = any(bad in w for w in why for bad in _BAD.values())
+    do = 'put the files back: `steerlens record` has the hash of each' if files else ''
+    need(not why, run.name, "can't be made again here: "+'; '.join(why), do=do)
     folder = new_folder(run, to)
     try: new = {n: v for r in runs for n,v in ask(r, folder)[1].items()}
     except SteerlensError:
@@ -245,6 +276,9 @@ def _before(runs, new, share, folder):
     yield f"to run: {', '.join(r.name for r in runs)}{took}, in {folder}"
     yield f'numbers are compared {how}'
     if new: yield 'parameters that are new since: '+', '.join(f'{k}={v!r}' for k,v in new.items())
+    if threads := _only_threads(runs[-1], machine()): yield f'OMP_NUM_THREADS={threads} would do it to the last digit'
+    if gone := [r.name for r in runs if not _in_git(r)]:
+        yield f"the commit of {', '.join(gone)} is not in this repository: no telling what has changed in the code"
     yield from elsewhere(runs)
 
 def _kept(a):

@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_a_line(toy, said, why):
 def test_a_label_is_text(toy):
     p = trace(toy, 3).explanation.prediction
     names = Names(p.whose, {int(f): (EVIL, .9) for f in p.latents})
-    shown = str(view(trace(toy, 3, names, uncertainty=EVIL)))
+    shown = str(view(trace(toy, 3, names, sure=EVIL)))
     assert '<script' not in shown and '<img' not in shown and '&lt;script' in shown
 
 

@@ -69,3 +69,12 @@ def test_what_cannot_be_asked_is_said(smoke):
     assert m['says'].startswith('Of 1,024 latents at hidden.out') and m['latents_beyond']['n']==1024
     assert 'Not asked, since it takes no actions: actions, what rollouts did, arrows.' in m['says']
     assert 'Not asked, since its module has no next_words(): what latents cause.' in m['says']
+
+
+def test_who_cannot_do_sums_gets_no_rate(smoke):
+    "Phase 1 asks whoever can be asked in words; a 0 of a model of Python would say nothing about worked examples"
+    found = {s: read_json(smoke/'reports/1_residuals'/s/'metrics.json') for s in ('nano_lm', 'nano_vla')}
+    worked = found['nano_lm']['baselines']['worked']
+    assert not worked['able'] and {w['exact_match'] for w in worked['ways']}=={None} and 'beyond' in worked['says']
+    assert 'worked' not in found['nano_vla'].get('baselines', {})
+    assert not (smoke/'reports/1_residuals/nano_lm/worked.svg').exists()

@@ -2,8 +2,12 @@
 import numpy as np, pandas as pd, pytest
 import torch
 from steerlens.acts.store import Acts
+from steerlens.codes.build import build
 from steerlens.core import read_json, read_manifest, threads
+from steerlens.explain.carried import asked, carried, without
+from steerlens.explore.bench import open_bench
 from steerlens.running import execute
+from steerlens.sae.models import load_sae
 from steerlens.steer.edits import Add, Denoise, Intervention, as_computed, intervened
 from steerlens.subjects import pi05, pi05_tiny
 from steerlens.subjects.base import tap
@@ -115,3 +119,18 @@ def test_edits_in_any_precision(dtype):
 def test_phase_4_asks_it_too(out):
     execute('4_tokens', 'pi05_tiny', [f'out={out}'], ['params/smoke.yaml'], progress=False)
     assert metrics(out, '4_tokens')['subject']=='pi05_tiny'
+
+
+@pytest.mark.parametrize('site', ['lm.0.out', 'expert.1.out'])
+def test_a_decision_is_explained_through_all_its_denoising_steps(out, site):
+    "What is said of a latent is what switching it off does"
+    folder = out/'sae'/'pi05_tiny'/site
+    codes = build(acts_of(out), load_sae(folder, site), out/'codes'/site, site, source=folder)
+    bench = open_bench(codes.folder)
+    line = asked(bench, 1)
+    found, = carried(bench, line)
+    some = found.latents[np.argsort(-np.abs(found.effects))[:4]].tolist()
+    ahead,_ = without(bench, line.iloc[0].to_dict(), [(), *((f,) for f in some)])
+    stated = dict(zip(found.latents.tolist(), found.effects))
+    assert found.said.split()[0] in pi05.AXES and found.ahead > 0
+    assert [stated[f] for f in some]==pytest.approx((ahead[0]-ahead[1:]).tolist(), rel=.3)

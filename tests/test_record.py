@@ -42,6 +42,30 @@ def test_gone_inputs_are_said_before_work(tmp_path):
     assert said.rc==2 and 'SmolLM2' in said.err and 'is gone' in said.err and not (tmp_path/'again').exists(), said.err
 
 
+SWAPPED = """import json, os, shutil, sys
+from pathlib import Path
+from steerlens.core import begin_phase, manifest, sha256
+from steerlens.subjects.settle import settle
+name,here = sys.argv[1], Path(sys.argv[2])
+shutil.copytree(f'weights/{name}', here/'it')
+files = sorted(p for p in (here/'it').iterdir() if p.suffix in ('.json', '.safetensors') and p.name!='manifest.json')
+was = {p.as_posix(): sha256(p) for p in files}
+begin_phase()
+settle(name, model=str(here/'it'))
+weights = here/'it/model.safetensors'
+shutil.copy(weights, here/'new')
+with open(here/'new', 'ab') as f: f.write(b' ')
+os.replace(here/'new', weights) # somebody trains it again, and the new file has another inode
+m = manifest(here/'report', 'toy', {}, inputs=files)
+print(json.dumps([m['inputs']==was, m['changed_meanwhile']==[weights.as_posix()]]))"""
+
+
+@pytest.mark.parametrize('subject', ['nano_lm', 'nano_vla', 'walker', 'set_model'])
+def test_weights_replaced_while_a_phase_runs_are_recorded_as_they_were_loaded(tmp_path, subject):
+    said = sh(sys.executable, '-c', SWAPPED, subject, tmp_path.resolve(), PYTHONPATH=str(ROOT))
+    assert said.out.endswith('[true, true]\n') and said.err.count('changed while this ran')==1, said.out+said.err
+
+
 @pytest.mark.slow
 def test_a_phase_made_again_is_the_same_and_another_seed_is_not(tmp_path):
     "Phases 1 and 2 of nano_lm, small"

@@ -44,3 +44,21 @@ def test_absorption_is_theirs():
         some = torch.stack([x_of[w] for w in t['words']])
         ours = absorbed(some, sae.encode(some), probe.weight[i].detach(), sae.W_dec, latents[i])
         assert ours.fraction.tolist()==pytest.approx(t['fraction'], abs=1e-4) and ours.full.tolist()==t['full']
+
+
+def test_an_untrained_autoencoder_is_no_better_than_nonsense():
+    "Of 20 with random directions at most one is above three others; one that has the labels as latents is above all"
+    import numpy as np
+    from steerlens.sae.judged import above, beside
+    from steerlens.sae.probing import codes_of, few
+    train,test,_ = parity.labelled()
+    g,documents = torch.Generator().manual_seed(7), np.arange(4*60)//2 # two texts a document
+    def probed(W):
+        notes = {}
+        few(codes_of(train, test, lambda x: (x@W.T-.3).relu()), (1,), notes=notes)
+        return [(1/4, own) for own in notes[1].values()]
+    def directions(): return torch.nn.functional.normalize(torch.randn(60, 24, generator=g), dim=1)
+    null = [probed(directions()) for _ in range(3)]
+    def better(W): return above(beside(probed(W), dict(turned=null), documents), 'turned')
+    assert sum(better(directions()) for _ in range(20)) <= 1
+    assert better(torch.eye(24))

@@ -76,7 +76,8 @@ def test_prompts_answers_and_scores_are_the_harness_s(files, models, model, name
         if key: assert value==pytest.approx(theirs['scores'][key]/unit, abs=1e-9), score
 
 
-NAMES = dict(strict=('exact_match,strict-match', 1), flexible=('exact_match,flexible-extract', 1), abstains=(None, 1))
+NAMES = dict(strict=('exact_match,strict-match', 1), flexible=('exact_match,flexible-extract', 1), abstains=(None, 1),
+             number=(None, 1))
 
 
 def test_scores_of_answers_that_no_model_wrote():
@@ -113,6 +114,27 @@ def test_killed_it_goes_on_to_the_same_bytes(files, models, tmp_path):
     changed = sheet(files, 'boolq')
     changed.docs = changed.docs[::-1]
     assert len(run(models, [changed], tmp_path/'killed').marks)==len(whole.marks[whole.marks.task=='boolq'])
+
+
+def test_ways_to_ask_stand_side_by_side(files, models, tmp_path):
+    "With worked examples and without, of fewer documents, of a changed file: no run touches another, killed or not"
+    from dataclasses import replace
+    from steerlens.suite import run as module
+    from steerlens.suite.run import past
+    first = sheet(files, 'gsm8k', shots=0)
+    fewer = replace(first, docs=first.docs[:20])
+    other = replace(first, docs=[d | dict(answer='#### 1') for d in first.docs])
+    ways = [first, sheet(files, 'gsm8k'), fewer, other]
+    kept = {}
+    for w in ways:
+        found = run(models, [w], tmp_path)
+        assert found.folder not in kept
+        kept[found.folder] = sha256(found.folder)
+    assert len({*kept.values()})==4
+    assert killed(lambda: run(models, ways[1:2], tmp_path/'killed'), [(module, 'write_json')], 3)==-9
+    for w in ways: run(models, [w], tmp_path/'killed')
+    assert {f: sha256(f) for f in kept}==kept=={f: sha256(tmp_path/'killed'/f.name) for f in kept}
+    assert sorted(past(tmp_path).query('arm=="frozen"').shots)==[0, 0, 0, 5]
 
 
 # What users reported of the harness, on ours
@@ -180,6 +202,63 @@ def test_the_majority_stands_beside_a_score(files, models, tmp_path):
     assert found.value['constant']==max(np.mean(labels), 1-np.mean(labels))
 
 
+def test_a_number_is_a_number():
+    "#3214, #3254: $29.00 isn't 29; the harness's score is kept, and one beside it tells"
+    from steerlens.suite.tasks import TASKS
+    marks = TASKS['gsm8k'].marks(dict(answer='So.\n#### 29'), 'The order costs $29.00.')
+    assert (marks['flexible'], marks['number'])==(0., 1.)
+
+
+def test_a_token_across_the_join_is_one_line_before_any_work(models, tmp_path):
+    "#1053, #1297, #3336: an assertion in the middle of a run, where one token holds the end of both"
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import Ask, pair
+    tok = load_tokenizer(models/'gpt2')
+    word = next(tok.decode([i]) for i in range(300, 448) if len(tok.decode([i]).strip()) > 3)
+    with pytest.raises(SteerlensError, match='no tokens on one side') as e: pair(tok, Ask(word[:-1], word[-1]))
+    assert '\n' not in str(e.value) and repr(word[-1]) in str(e.value)
+
+
+def test_every_token_that_ends_a_text_ends_it(models):
+    "#2723: what follows an end-of-turn token in a batch stays in the answer"
+    from steerlens.subjects import lm
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import ended, ends_of
+    subject = lm.subject(models/'llama')
+    tok = load_tokenizer(subject.folder)
+    subject.model.generation_config.eos_token_id = [tok.eos_token_id, tok.bos_token_id]
+    ids = [*tok.encode('yes', add_special_tokens=False), tok.bos_token_id, *tok.encode('no', add_special_tokens=False)]
+    assert ended(tok, ids, (), ends_of(subject, tok))==('yes', True)
+
+
+def test_what_is_written_does_not_depend_on_the_batch(files, models):
+    "#873: stops that depend on the other texts of a batch"
+    from steerlens.subjects import lm
+    from steerlens.subjects.base import alone
+    from steerlens.subjects.text import load_tokenizer
+    from steerlens.suite.answers import Reader, plain
+    subject = lm.subject(models/'gpt2')
+    tok,requests = load_tokenizer(subject.folder), sheet(files, 'gsm8k', shots=2).requests[:12]
+    def texts(batch):
+        reader,found = Reader(subject, tok, requests, batch), {}
+        with alone(subject):
+            for i,part in enumerate(reader.parts): found |= dict(zip(part, reader.answer(plain(subject), i)))
+        return [found[i] for i in range(len(requests))]
+    assert texts(1)==texts(12)
+
+
+def test_no_answer_of_another_prompt_is_read(files, models, tmp_path):
+    "#4084, #4105, #4123, #4166: cached prompts of another few-shot seed, of other samples, of another text"
+    from dataclasses import replace
+    own = sheet(files, 'gsm8k', shots=2)
+    own.docs = own.docs[:8]
+    says = replace(own, task=replace(own.task, text=lambda d: f'Q: {d["question"]}\nAnswer:'))
+    other = replace(own, docs=sheet(files, 'gsm8k').docs[8:16])
+    ways = dict(own=own, seed=replace(own, seed=5), samples=other, prompt=says)
+    after = {name: run(models, [w], tmp_path/'one').marks for name,w in ways.items()} # one folder, one after the other
+    for name,w in ways.items(): assert after[name].equals(run(models, [w], tmp_path/name).marks), name
+
+
 FAULTS = {'latin-1': ('is not UTF-8', lambda text: text.replace('Anna', 'Ann\u00e4').encode('latin-1')),
           'truncated': ('not whole JSON', lambda text: text[:-40].encode()),
           'twice': ('each id once', lambda text: text.replace('"q1"', '"q2"').encode()),
@@ -203,4 +282,5 @@ def test_from_the_command_line(files, models):
     assert said.rc==0, said.err
     found = json.loads(said.out)
     assert {r['task'] for r in found['scores']}=={'gsm8k', 'copy'}
-    assert (models/'out'/'suite'/'gpt2'/'manifest.json').exists()
+    kept = Path(found['folder'])
+    assert (kept/'manifest.json').exists() and kept.parent==models/'out'/'suite'/'gpt2'

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import os, shutil
-from ..core import SteerlensError, lock, need, read_json, sha256, unwritable, write_json
+from ..core import SteerlensError, lock, need, read_json, sha256, unwritable, write_json, written
 
 # %% auto #0
 __all__ = ['stepwise', 'SILENT', 'steps', 'progress']
@@ -44,6 +44,7 @@ def _begin(tmp, job):
 def _place(tmp, dest):
     "The finished folder to its place; then the marks are removed"
     old = dest.with_name(f'.old-{os.getpid()}-{dest.name}')
+    written(dest)
     if dest.exists(): dest.rename(old)
     tmp.rename(dest)
     for mark in dest.glob('.*'): shutil.rmtree(mark) if mark.is_dir() else mark.unlink()

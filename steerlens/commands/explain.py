@@ -30,14 +30,19 @@ def explain(
     "Why does this come out? The latents that carried it, each tried, and what would change it."
     need((text is None)!=(number is None), 'explain', 'nothing, or both', 'a text, or --input NUMBER')
     from steerlens.explain.ranked import names_of
+    from steerlens.explain.sure import calibration
     from steerlens.explain.trace import trace
     from steerlens.explore.bench import open_bench
     from steerlens.explore.labels import labels_of
+    from steerlens.explore.wording import percent, quoted
     store = store_named(model)
     names = names_of(labels_of(store, labels))
-    found = trace(open_bench(store), number if text is None else text, names, among=tuple(among or ()))
-    if json: return show_json(found.explanation.record() | dict(likely=found.likely))
+    bench = open_bench(store)
+    found = trace(bench, number if text is None else text, names, tuple(among or ()), calibration(bench))
+    if json: return show_json(found.explanation.record() | dict(likely=found.likely, uncertainty=found.uncertainty))
     _show(found.explanation)
+    if found.likely: print('Likeliest:', ', '.join(f'{quoted(name)} {percent(x)}' for name,x in found.likely)+'.')
+    print(*found.uncertainty, sep='\n')
 
 # %% ../../nbs/98_commands.explain.ipynb #c0057318
 def _show(e):

@@ -65,12 +65,25 @@ def sae_bench(
     "SAEBench's sparse probing, targeted probe perturbation and absorption, in its files."
     from steerlens.commands.shared import show_table
     from steerlens.core import root
-    from steerlens.sae.bench import Tested, bench
+    from steerlens.sae.bench import Tested, bench, claimed
     sizes = dict(n_train=learn, n_test=judge, context=context, least=least)
     to = out or root()/'reports'/'saebench'
-    for name,table in bench(Tested(**_tested(folder), data=data, **sizes), to, tuple(tests or ())).items():
+    for name,(table,claims) in bench(Tested(**_tested(folder), data=data, **sizes), to, tuple(tests or ())).items():
         show_table([name, *table.columns], [[who, *map(float, row)] for who,row in zip(table.index, table.values)])
+        _show_claims(name, claims)
+        for line in claimed(name, claims): print(line)
     print(f'files: {to}')
+
+def _show_claims(name, claims):
+    "Each score with its interval, what it is above each placebo, and whether that is anything"
+    from steerlens.commands.shared import show_table
+    others = [c for c in claims if f'{c}_lo' in claims]
+    def cell(r, c):
+        lo,hi = r[f'{c}_lo'], r[f'{c}_hi']
+        return f'{r[c]:+.3f}' if lo is None else f'{r[c]:+.3f} ({lo:.3f} to {hi:.3f})'
+    rows = [[score, f'{r.value:.3f}', *('' if e is None else f'{e:.3f}' for e in (r.lo, r.hi)),
+             *(cell(r, c) for c in others), 'yes' if r.better else 'no'] for score,r in claims.iterrows()]
+    show_table([name, 'score', 'from', 'to', *(f'less {c}' for c in others), 'better than placebos'], rows)
 
 def _tested(folder):
     "An autoencoder, its subject and site"

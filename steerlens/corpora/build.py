@@ -15,7 +15,7 @@ import pyarrow as pa, pyarrow.parquet as pq
 from ..core import atomic, lock, manifest, need, read_json, root, sha256, write_json
 from ..stats import rate
 from .near import BANDS, ROWS, Index, signatures
-from .recipes import Recipe, fingerprint, listed, read, why_not
+from .recipes import Recipe, fingerprint, listed, read, touched, why_not
 from ..subjects.text import Tokens, encoder, load_tokenizer, tokenize, tokenizer_hashes
 
 # %% auto #0
@@ -137,7 +137,7 @@ def _catalog(self:Build):
     "The catalog to go on with, or a new one"
     self.files = {n: fingerprint(l.files) for n,l in self.listed.items()}
     key = sha256(dict(recipe=self.recipe.model_dump(), tokenizer=tokenizer_hashes(self.tokenizer), files=self.files,
-                      piece=self.piece))
+                      written={n: touched(l.files) for n,l in self.listed.items()}, piece=self.piece))
     new = dict(key=key, pieces=[], at={n: [0,0] for n in self.recipe.sources}, ended=[])
     if not (self.folder/'catalog.json').exists(): return new
     old = read_json(self.folder/'catalog.json')
@@ -313,7 +313,8 @@ def _source(self:Build, name, kept):
     licences = {l: dict(documents=len(g), tokens=int(g.tokens.sum()), read_from=found.licences[l])
                 for l,g in kept.groupby('licence')}
     return dict(kind=s.kind, paths=s.paths, version=s.version or None, files=len(found.files),
-                files_sha256=self.files[name], documents=len(kept), tokens=int(kept.tokens.sum()), licences=licences,
+                names_and_sizes_sha256=self.files[name], documents=len(kept), tokens=int(kept.tokens.sum()),
+                licences=licences,
                 files_left_out={k: v for k,v in sorted(found.left.items()) if v}, dropped=dict(sorted(dropped.items())))
 
 @patch

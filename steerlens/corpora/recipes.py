@@ -19,7 +19,7 @@ from ..subjects.text import reader
 
 # %% auto #0
 __all__ = ['KINDS', 'DOC', 'Strict', 'Source', 'Split', 'Recipe', 'read_recipe', 'Listed', 'kind', 'matches', 'walked', 'place',
-           'package_licence', 'debian_licence', 'listed', 'fingerprint', 'read', 'why_not']
+           'package_licence', 'debian_licence', 'listed', 'fingerprint', 'touched', 'read', 'why_not']
 
 # %% ../../nbs/16_corpora.recipes.ipynb #c0058296
 class Strict(BaseModel):
@@ -103,6 +103,9 @@ def _check_source(where, s):
     need(s.paths, where, 'no paths', 'files or folders')
     need(s.licence and s.licence_from, where, 'no licence, or not where it was read',
          'licence: its name, and licence_from: a file or an address', 'text without terms is left out of a corpus')
+    file = '/' in s.licence_from and '://' not in s.licence_from
+    need(not file or place(s.licence_from).exists(), where, f'licence_from {s.licence_from}: no such file',
+         'where the licence was read: a file here, or an address')
 
 def _check_split(where, s, recipe):
     unknown = ', '.join(n for n in s.sources if n not in recipe.sources)
@@ -244,8 +247,14 @@ def _counted(left): return ', '.join(f'{n:,} {why}' for why,n in sorted(left.ite
 def fingerprint(
     files:list # (name, path, licence)
 )->str:
-    "Names and sizes: tells a source that changed while a corpus was built"
+    "Names and sizes: whether two machines have the same files, as far as can be told without reading them"
     return sha256([[n, f.stat().st_size] for n,f,_ in files])
+
+def touched(
+    files:list # (name, path, licence)
+)->str:
+    "When each was written last: tells a source that changed while a corpus was built"
+    return sha256([[n, f.stat().st_mtime_ns] for n,f,_ in files])
 
 # %% ../../nbs/16_corpora.recipes.ipynb #c0206561
 def read(

@@ -74,7 +74,7 @@ def bar(
     at:str     # The page that is shown
 )->Html:
     "What stands at the top of each page"
-    named = [(a, p.name) for a,p in PAGES.items() if p.name]
+    named = [(a, p.name) for a,p in PAGES.items() if p.name and (a==at or not p.here or p.here(desk))]
     links = [go(f'/{a}', name, data_key=str(i), class_='on' if a==at else None, aria_current='page' if a==at else None)
              for i,(a,name) in enumerate(named, 1)]
     tools = [tag('button', '◐', id='theme', title='light or dark', data_key='t', aria_label='light or dark'),

@@ -105,16 +105,18 @@ class Page(NamedTuple):
     view:Callable      # (desk, rest of the path, query as a dict) -> components
     name:str           # In the bar at the top; empty for none
     wire:Callable|None # (app, desk): registers callbacks
+    here:Callable|None=None # desk -> has this store anything for it? If not, the bar leaves it out
 
 PAGES = {} # First part of the address -> page
 
 def page(
     at:str,       # First part of the address
     name:str='',  # In the bar at the top
-    wire:Callable|None=None # Registers callbacks
+    wire:Callable|None=None, # Registers callbacks
+    here:Callable|None=None # Does a store have anything to show on it? All do by default
 ): # A decorator
     "Register a page"
     def register(view):
-        PAGES[at] = Page(view, name, wire)
+        PAGES[at] = Page(view, name, wire, here)
         return view
     return register

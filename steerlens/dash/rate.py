@@ -20,8 +20,9 @@ def forms(
     desk:Desk # A store
 )->dict[str,Path]: # Name -> folder
     "Forms that lie beside the labels"
-    found = sorted((desk.labels().file.parent/'forms').glob('*/form.json'))
-    return {f.parent.name: f.parent for f in found}
+    return {f.parent.name: f.parent for f in sorted(_place(desk).glob('*/form.json'))}
+
+def _place(desk): return desk.labels().file.parent/'forms'
 
 def form_of(
     desk:Desk, # A store
@@ -47,7 +48,8 @@ def shown(
                    tag('blockquote', item['text']), far]), left[0]
 
 # %% ../../nbs/84_dash.rate.ipynb #c0115525
-NONE = 'No form is there. A form of explanations is made by phase 9, or with make_form.'
+NONE = ('No form lies beside the labels of this store: there is nothing to rate yet. `steerlens run 9_explain SUBJECT` '
+        'makes one of its explanations; make_form of steerlens.explain.human makes one of yours, in ')
 GRADES = dict(zip(range(1, SCALE+1), 'asdfg')) # Rating -> key; digits are those of the pages
 
 def _ask(desk, form, name):
@@ -62,11 +64,11 @@ def _ask(desk, form, name):
     return html.Div([html.Section(Raw(view, 'rate-view'), className='panel'),
                      html.Aside(html.Section(side, className='panel form'))], className='with-side judge')
 
-@page('rate', 'Rate', lambda app, desk: _wire(app, desk))
+@page('rate', 'Rate', lambda app, desk: _wire(app, desk), lambda desk: bool(forms(desk)))
 def rate_page(desk, rest, of):
     "An explanation to be rated"
     there = forms(desk)
-    if not there: return [Raw(tag('p', NONE, class_='said'))]
+    if not there: return [Raw(tag('p', NONE, tag('code', f'{_place(desk)}/NAME'), '.', class_='said'))]
     name = rest or next(iter(there))
     others = [go(f'/rate/{n}', n) for n in there if n!=name]
     more = [Raw(tag('p', 'Other forms: ', *others, class_='note'))]*bool(others)

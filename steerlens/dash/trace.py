@@ -31,12 +31,13 @@ def start_trace(
 )->Job: # Its result is HTML; raises `SteerlensError` while another job is under way
     "Begin a trace"
     from steerlens.explain.ranked import names_of
+    from steerlens.explain.sure import calibration
     from steerlens.explain.trace import trace, view
     bench,names = desk.open.bench, names_of(desk.labels())
     need(bench, 'trace', desk.open.no_bench or 'the subject is still being opened', do='wait a moment')
     def do(job):
         bench.tell = job.tell
-        return view(trace(bench, said, names, link=lambda f: go(f'/latent/{f}', str(f))))
+        return view(trace(bench, said, names, sure=calibration(bench), link=lambda f: go(f'/latent/{f}', str(f))))
     return desk.start('a trace', do)
 
 # %% ../../nbs/84_dash.trace.ipynb #c0087210

@@ -17,7 +17,8 @@ from ..explore.labels import about
 from ..explore.wording import number, percent
 
 # %% auto #0
-__all__ = ['WAYS', 'PLACEBOS', 'NEAR', 'chosen', 'Against', 'against', 'summary', 'say', 'show', 'turned', 'say_turned']
+__all__ = ['WAYS', 'PLACEBOS', 'NEAR', 'chosen', 'Against', 'against', 'summary', 'say', 'say_elsewhere', 'show', 'turned',
+           'say_turned']
 
 # %% ../../nbs/82_explain.against.ipynb #c0058254
 WAYS = { # Who is switched off -> what it is called
@@ -141,19 +142,41 @@ def say(
               for w,r in t.iterrows() if w!='named']
     return f'{said} They are worth more than as many others in {"; ".join(beaten)}. {right}'
 
+def say_elsewhere(
+    found:Against,
+    turned:Against # Of the same inputs, by an autoencoder whose directions mean nothing
+)->str:
+    "How much of it the same autoencoder does whose directions were turned at random"
+    def of(a): return a.table[a.table.who=='named'].set_index('prediction')
+    own,other = of(found), of(turned)
+    both = own.index.intersection(other.index)
+    less = pd.DataFrame(dict(n=1., less=own.worth[both]-other.worth[both])).groupby(own.group[both]).sum()
+    d,lo,hi = cluster_means(less, found.seed)['less']
+    alive = summary(turned).set_index('who').loc['alive']
+    clear = 'unclear' if lo is None or lo <= 0 <= hi else 'more' if lo > 0 else 'less'
+    verdict = dict(more='so part of it is what was learned', less='so none of it is what was learned',
+                   unclear='so nothing of it can be put down to what was learned')[clear]
+    return (f'With its directions turned at random, the same autoencoder names latents that are worth '
+            f'{number(other.worth.mean())} {found.unit} and more than as many random ones in {percent(alive.beaten)}; '
+            f'the difference is {number(d)}{_sure(lo, hi, number)}, {verdict}.')
+
 # %% ../../nbs/82_explain.against.ipynb #c0130283
 @mpl.rc_context(plot.STYLE)
 def show(
-    found:Against
+    found:Against,
+    turned:Against|None=None # Of the same inputs, by an autoencoder whose directions mean nothing
 )->plot.Plot:
     "What each way is worth, with its interval; placebos light"
     t = summary(found)
+    if turned is not None:
+        other = summary(turned).query('who=="named"').assign(who='turned', called='named, all directions turned')
+        t = pd.concat([t[:1], other, t[1:]], ignore_index=True)
     own,alive = (t[t.who==w].iloc[0] for w in ('named', 'alive'))
     title = (f'Named latents are worth {number(own.worth)} {found.unit}, and more than as many random ones in '
              f'{percent(alive.beaten)} of {own.predictions} predictions')
     fig,(ax,) = plot.sheet(title, 1.2+.32*len(t))
     for y,r in enumerate(t.itertuples()):
-        light = r.who in PLACEBOS
+        light = r.who in (*PLACEBOS, 'turned')
         colour = plot.COLORS['random'] if light else plot.HUES['blue' if r.who=='named' else 'grey']
         ax.barh(y, r.worth, .6, color=colour, edgecolor='#777' if light else 'none', ls='--' if light else '-')
         if r.worth_lo is not None: ax.plot([r.worth_lo, r.worth_hi], [y, y], color='#222', lw=1.2)

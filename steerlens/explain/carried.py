@@ -109,6 +109,7 @@ def prediction(
     at = (activations > 0).nonzero()[:,0]
     of = {k: line[k] for k in WHO if k in line}
     if 'came' in line: of['came'] = bench.held.outputs[line['came']]
+    if m.chances is not None: of['out'] = name_of(bench, m, int(m.chances[b].argmax()))
     said,instead = (name_of(bench, m, int(x[b])) for x in (m.said, m.instead))
     values = [x[at].double().numpy() for x in (activations, effects)]
     return Prediction(said, instead, float(m.ahead[b].detach()), m.unit, at.numpy(), *values, whose, how, of=of)

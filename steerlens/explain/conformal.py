@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core import need, rng
+from ..core import how_many, need, rng
 from ..stats import cluster_means
 from ..explore.wording import percent
 
@@ -60,17 +60,18 @@ SCORES = dict(lac=lac, aps=aps) # Name -> (probabilities [N, V], random numbers 
 def threshold(
     scores:Sequence,    # Of the true tokens
     documents:Sequence, # Which document each is from
-    level:float=.9      # Share of tokens that sets should hold
+    level:float=.9,     # Share of tokens that sets should hold
+    sure:bool=True      # At least that share? Otherwise as near to it as can be
 )->float: # Sets take scores up to this; raises `SteerlensError` for too few documents
-    "The conformal quantile, documents as units (Lee et al. 2023)"
+    "The conformal quantile, documents as units (Lee et al. 2023); if not sure, by pooled CDFs (Dunn et al. 2023)"
     s,of = np.asarray(scores, dtype=float), np.asarray(documents)
     need(0 < level < 1, 'level', level, 'between 0 and 1')
     need(len(s)==len(of) and np.isfinite(s).all(), 'scores', f'{len(s)} for {len(of)} rows, or not finite', 'one a row')
     _,which,n = np.unique(of, return_inverse=True, return_counts=True)
-    least = int(np.ceil(level/(1-level)-1e-9))
+    least = int(np.ceil(level/(1-level)-1e-9)) # few documents say little of a tail, promised or not
     need(len(n) >= least, 'calibration', f'{len(n)} documents', f'{least} or more for sets at {level:.0%}')
     order = np.argsort(s, kind='stable')
-    upto = np.cumsum(1/n[which[order]])/(len(n)+1)
+    upto = np.cumsum(1/n[which[order]])/(len(n)+sure)
     return float(s[order][np.searchsorted(upto, level-1e-9)])
 
 # %% ../../nbs/81_explain.conformal.ipynb #c0169736
@@ -81,6 +82,12 @@ class Conformal:
     threshold:float # The largest score of a token in the set
     level:float     # Share of tokens that sets should hold
     documents:int   # That it rests on
+    sure:bool=True  # At least that share?
+
+    @property
+    def promised(self)->float:
+        "The share that is certain, if documents are drawn alike"
+        return self.level if self.sure else self.level*self.documents/(self.documents+1)
 
     def sets(self,
         p_NV,      # Probabilities
@@ -97,14 +104,15 @@ def calibrated(
     documents:Sequence, # Which document each row is from, [N]
     level:float=.9,     # Share of tokens that sets should hold
     score:str='lac',    # Of `SCORES`
-    seed:int=0          # Of random shares
+    seed:int=0,         # Of random shares
+    sure:bool=True      # At least that share?
 )->Conformal: # Raises `SteerlensError` for too few documents
     "Find the threshold on documents set aside"
     need(score in SCORES, 'score', repr(score), f'one of {", ".join(SCORES)}')
     p,y = probabilities(p_NV), _ids(truth, p_NV)
     u = rng('calibration', seed).random(len(p))
     scores = SCORES[score](p, u)[np.arange(len(p)),y]
-    return Conformal(score, threshold(scores, documents, level), level, len(np.unique(documents)))
+    return Conformal(score, threshold(scores, documents, level, sure), level, len(np.unique(documents)), sure)
 
 # %% ../../nbs/81_explain.conformal.ipynb #c0188533
 def _ids(truth, p_NV):
@@ -151,16 +159,17 @@ def crossed(
     level:float=.9,     # Share of tokens that sets should hold
     score:str='lac',    # Of `SCORES`
     folds:int=10,       # Parts of the documents
-    seed:int=0          # Of the folds, of random shares, and of the interval
+    seed:int=0,         # Of the folds, of random shares, and of the interval
+    sure:bool=True      # At least that share?
 )->dict: # As from `measured`
     "Coverage on documents that sets were not calibrated on, each document once"
     of,y = np.asarray(documents), _ids(truth, p_NV)
-    names = rng('folds', seed).permutation(np.unique(of))
+    names,folds = rng('folds', seed).permutation(np.unique(of)), how_many(folds, 'folds', 2)
     need(len(names) > 1, 'documents', len(names), '2 or more')
     found = []
     for some in np.array_split(names, min(folds, len(names))):
         out = np.isin(of, some)
-        c = calibrated(p_NV[~out], y[~out], of[~out], level, score, seed)
+        c = calibrated(p_NV[~out], y[~out], of[~out], level, score, seed, sure)
         found.append(c.rows(p_NV[out], y[out], of[out], seed).set_index(np.flatnonzero(out)))
     return _means(pd.concat(found).sort_index(), of, seed)
 
@@ -177,9 +186,11 @@ def said(
     cover,level = found['coverage'], conformal.level
     reach = '' if found['lo'] is None else f' ({percent(found["lo"])} to {percent(found["hi"])})'
     off,price = abs(cover-level)*100, 100*level/conformal.documents
-    came = (f'within {NEAR*100:.0f} points of the {level:.0%} promised' if off <= NEAR*100+1e-9 else
-            f'{off:.1f} points {"short of" if cover < level else "more than"} the {level:.0%} promised')
-    if off > NEAR*100+1e-9 and cover > level: came += f' (to promise it on {conformal.documents} costs {price:.1f})'
+    aim = f'{level:.0%} promised' if conformal.sure else f'{level:.0%} expected'
+    came = f'{off:.1f} points {"short of" if cover < level else "more than"} the {aim}'
+    if off <= NEAR*100+1e-9: came = f'within {NEAR*100:.0f} points of the {aim}'
+    elif cover > level and conformal.sure: came += f' (to promise it on {conformal.documents} costs {price:.1f})'
+    if not conformal.sure: came += f' ({percent(conformal.promised)} promised)'
     sizes = f'sets have a median of {found["median"]:g} and a mean of {found["size"]:.1f} of {tokens:,} tokens'
     none = f', {percent(found["empty"])} are empty' if found['empty'] else ''
     return (f'In {found["documents"]} {where}, sets ({conformal.score}) hold the token that came in '

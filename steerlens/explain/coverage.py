@@ -124,7 +124,7 @@ def rotated(
 # %% ../../nbs/82_explain.coverage.ipynb #c0122374
 def top_mass(
     predictions:list,              # From `carried`
-    elsewhere:list,                # The same ones by a dictionary that means nothing, as from `rotated`
+    elsewhere:list,                # The same by a dictionary that means nothing, from `carried(rotated(bench), ...)`
     ks:tuple=(1, 2, 5, 10, 20, 50), # Numbers of latents
     seed:int=0                     # Of the resampling
 )->pd.DataFrame: # k, who, value, lo, hi, less (the strongest less these), less_lo, less_hi, n, groups

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import SteerlensError, atomic, lock, need, read_json, rng, sha256, write_json
 from ..stats import cluster_means, krippendorff
 from ..explore.edits import checked_author, utc
+from ..html import several
 from ..explore.wording import interval, number, percent
 from .others import MASK, masked, others
 
@@ -56,6 +57,8 @@ def make_form(
 )->Form:
     "Write a form; each method's explanations of other predictions are its placebo"
     folder,n = Path(folder), len(predictions)
+    lacks = [c for c in ('context', 'said', 'document') if c not in predictions]
+    need(not lacks, 'predictions', f'no column {", ".join(lacks)}', 'context, said and document')
     free = arms and not any(arm.startswith(PLACEBO) for arm in arms)
     need(free, 'form', list(arms), f'one method or more, none of them called {PLACEBO}')
     for arm,texts in arms.items(): need(len(texts)==n, f"form: '{arm}'", f'{len(texts)} explanations', f'{n}, one each')
@@ -66,7 +69,7 @@ def make_form(
         shown = _shown(arms, whose, i)
         answers = [predictions.said.iloc[of] for *_,of in shown]
         for arm,text,of in shown:
-            name = sha256(['item', seed, i, arm, p['context'], text])[:12]
+            name = 'i'+sha256(['item', seed, i, arm, p['context'], text])[:11] # no spreadsheet takes it for a number
             items[name] = dict(prediction=i, context=p['context'], said=p['said'], text=reduce(masked, answers, text))
             key[name] = dict(arm=arm, document=p['document'], of=of)
     write_json(folder/'key.json', {k: key[k] for k in sorted(key)})
@@ -240,9 +243,9 @@ def compared(
     seed:int=0      # Of intervals
 )->pd.DataFrame: # arm, mean, lo, hi, better (than the placebo), better_lo, better_hi, n, pairs
     "Methods beside their placebos"
+    need(len(t), 'ratings', 'none', 'some of each method', 'have somebody rate: steerlens dash, page Rate')
     wide = _wide(t)
-    there = len(t) and any(arm.startswith(PLACEBO) for arm in wide)
-    need(there, 'ratings', f'{len(t)}, none of a placebo' if len(t) else 'none', 'some of each')
+    need(any(arm.startswith(PLACEBO) for arm in wide), 'ratings', f'{len(t)}, none of a placebo', 'some of each')
     found = []
     for arm in wide:
         mean,lo,hi = _by_document(wide[arm].dropna(), seed)
@@ -302,5 +305,7 @@ def verdict(
         if not r.pairs: continue
         said.append(f'{r.arm}: {number(r.mean)} of {SCALE}, {number(r.better)} above its placebo {_told(r)}')
     said += [f'{r.arm}: {number(r.better)} above {r.other} {_told(r)}' for r in between(t).itertuples() if r.pairs]
-    agree = a['why'] or f'alpha {number(a["alpha"])}' + ('' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})')
+    reach = '' if a['lo'] is None else f' ({interval(a["lo"], a["hi"])})'
+    def shared(): return f'{several(a["n_items"], "item")} that two or more have rated'
+    agree = a['why'] or f'alpha {number(a["alpha"])}{reach} on {shared()}'
     return '. '.join([f'{len(t)} ratings by {a["raters"]} raters', *said, f'Agreement: {agree}'])+'.'

@@ -56,7 +56,7 @@ def cases(
         lens = _by_lens(bench, z[-1], on, number_of(bench, m, p.said), number_of(bench, m, p.instead))
         g = rng('case', seed, line['episode'], line['step'])
         exact = _measured(bench, line, on.numpy(), estimate, top, rest, g)
-        found.append(Case(line['episode'], p.said, p.instead, p.ahead, on.tolist(), z[-1,on].tolist(), lens.tolist(),
+        found.append(Case(p.document, p.said, p.instead, p.ahead, on.tolist(), z[-1,on].tolist(), lens.tolist(),
                           estimate.tolist(), exact, p.of | dict(line=j)))
     return found
 

@@ -42,7 +42,12 @@ class Prediction:
     how:str = 'attribution' # Where the effects are from
     exact:np.ndarray|None = None # Effects measured by switching a latent off, [n]; NaN where that wasn't tried
     change:Change|None = None    # What would change it; None where that wasn't asked
-    of:dict = field(default_factory=dict) # Which input: episode, step, task, ...
+    of:dict = field(default_factory=dict) # Which input: episode, step, task, group, ...
+
+    @property
+    def document(self)->str:
+        "What it shares with others, so that they aren't independent: its group, else its episode; empty for neither"
+        return str(self.of.get('group', self.of.get('episode', '')))
 
 # %% ../../nbs/80_explain.ranked.ipynb #c0066506
 @patch
@@ -185,6 +190,10 @@ def headline(
 )->str: # Such as `“ self” comes out rather than “ cls”, ahead by 2.31 logits`
     "What came out"
     a,b = quoted(p.said), quoted(p.instead)
+    if p.of.get('out', p.said) not in (p.said, p.instead):
+        x,y = (a, b) if p.ahead >= 0 else (b, a)
+        return (f'Of those in question {x} is ahead of {y}, by {number(abs(p.ahead))} {p.unit}; what comes out is '
+                f'{quoted(p.of["out"])}')
     if p.ahead < 0: return f'{a} does not come out: {b} is ahead by {number(-p.ahead)} {p.unit}'
     return f'{a} comes out rather than {b}, ahead by {number(p.ahead)} {p.unit}'
 
@@ -286,7 +295,7 @@ def kept(
     "Predictions as they were kept"
     what = 'predictions that were kept'
     try: head,*lines = [json.loads(line) for line in Path(file).read_text(encoding='utf-8').splitlines()]
-    except FileNotFoundError: raise SteerlensError(file, 'not there', what) from None
+    except (FileNotFoundError, IsADirectoryError): raise SteerlensError(file, 'no such file', what) from None
     except ValueError: raise SteerlensError(file, 'not whole', what, 'keep them again') from None
     ours = isinstance(head, dict) and head.get('format')==FORMAT and head.get('version')==1
     need(ours, file, brief(head), f'{FORMAT} version 1')

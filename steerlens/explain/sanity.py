@@ -16,8 +16,8 @@ from .ranked import Names, Prediction
 from ..lens.tables import overlap
 
 # %% auto #0
-__all__ = ['DEPTH', 'SAME', 'alike', 'groups', 'randomised', 'dealt', 'renumbered', 'conditions', 'sanity', 'passed',
-           'said_of_sanity', 'confidence']
+__all__ = ['DEPTH', 'SAME', 'CHANCE', 'alike', 'groups', 'randomised', 'dealt', 'renumbered', 'redealt', 'conditions', 'sanity',
+           'passed', 'said_of_sanity']
 
 # %% ../../nbs/83_explain.sanity.ipynb #c0052575
 DEPTH = 8 # Latents of an explanation that are compared
@@ -91,8 +91,17 @@ def renumbered(
     exact = None if p.exact is None else p.exact[order]
     return replace(p, latents=new[order], activations=p.activations[order], effects=p.effects[order], exact=exact)
 
+def redealt(
+    p:Prediction, # What came out
+    seed:int=0    # Of the deal
+)->Prediction:
+    "The same latents, with the effects of others of them"
+    order = rng('redealt', seed, *p.of.values()).permutation(len(p.latents))
+    return replace(p, effects=p.effects[order], exact=None if p.exact is None else p.exact[order])
+
 # %% ../../nbs/83_explain.sanity.ipynb #c0167173
 SAME = .9 # From this overlap on, explanations are the same
+CHANCE = 'another prediction', 'effects dealt anew' # What overlaps are compared with
 
 def conditions(
     make:Callable,     # (names, change of a prediction or None) -> explanations of the same inputs, computed anew
@@ -102,7 +111,8 @@ def conditions(
 )->dict: # Name -> explanations, made when asked for
     "Everything that must change an explanation"
     found = {'same': lambda: make(names), 'labels dealt anew': lambda: make(dealt(names, seed)),
-             'latents renumbered': lambda: make(names, lambda p: renumbered(p, seed))}
+             'latents renumbered': lambda: make(names, lambda p: renumbered(p, seed)),
+             'effects dealt anew': lambda: make(names, lambda p: redealt(p, seed))}
     params = []
     for layer,some in (groups(model) if model is not None else {}).items():
         params = [*params, *some]
@@ -120,7 +130,7 @@ def sanity(
     seed:int=0             # Of the intervals
 )->pd.DataFrame: # condition, latents, labels, lo, hi (of what counts), same (share of texts), unchanged, n, documents
     "How alike explanations are to what they become"
-    of = [e.prediction.of.get('episode', i) for i,e in enumerate(explanations)]
+    of = [e.prediction.document or i for i,e in enumerate(explanations)]
     who = others([e.said for e in explanations], of, seed=seed)
     rows = [_compared('another prediction', explanations, [explanations[i] for i in who], of, seed)]
     rows += [_compared(name, explanations, make(), of, seed) for name,make in under.items()]
@@ -135,7 +145,7 @@ def _compared(condition, a, b, of, seed):
     counts = 'labels' if condition.startswith('labels') else 'latents'
     mean,lo,hi = cluster_means(t.astype(float).groupby(np.asarray(of)).sum(), seed)[counts]
     same = t.same.mean()
-    bad = same < 1 if condition=='same' else mean > SAME and condition!='another prediction'
+    bad = same < 1 if condition=='same' else mean > SAME and condition not in CHANCE
     return dict(condition=condition, latents=t.latents.mean(), labels=t.labels.mean(), lo=lo, hi=hi, same=same,
                 unchanged=bool(bad), n=len(a), documents=len({*of}))
 
@@ -156,21 +166,12 @@ def passed(
 def said_of_sanity(
     t:pd.DataFrame # From `sanity`
 )->str: # Sentences
-    "Which checks are passed, in words"
-    bad = t[t.unchanged]
-    last,usual = t.iloc[-1], t[t.condition=='another prediction'].latents.iloc[0]
-    told = (f'overlap with the explanation as it was: {last.latents:.2f} under "{last.condition}", '
-            f'{usual:.2f} between different predictions')
-    if not len(bad): return f'All {len(t)-1} sanity checks are passed, on {last.n} predictions; {told}.'
-    return f'Sanity checks FAILED: {", ".join(bad.condition)}. {told[0].upper()}{told[1:]}.'
-
-# %% ../../nbs/83_explain.sanity.ipynb #c0278029
-def confidence(
-    p:Prediction, # What came out
-    names:Names   # What its latents are called
-)->float: # 0 to 1; 0 where nothing has any effect
-    "How much of the effect stands under labels that hold"
-    size = np.abs(p.known)
-    scores = [names.labels.get(f, ('', None))[1] for f in p.latents.tolist()]
-    sure = np.array([0. if s is None else min(max(2*s-1, 0.), 1.) for s in scores])
-    return float((size*sure).sum()/size.sum()) if size.sum() else 0.
+    "Which checks are passed, in words; and what is left of explanations as more weights are random"
+    checks,bad = t[~t.condition.isin(CHANCE)], t[t.unchanged]
+    came = (f'All {len(checks)} sanity checks are passed, on {t.n.iloc[0]} predictions' if not len(bad) else
+            f'Sanity checks FAILED: {", ".join(bad.condition)}')
+    falls = t[t.condition.str.startswith('random from')]
+    kept = '; '.join(f'{r.latents:.2f} with {r.condition.removeprefix("random from ")}' for r in falls.itertuples())
+    usual = ', '.join(f'{r.latents:.2f} with {r.condition}' for r in t[t.condition.isin(CHANCE)].itertuples())
+    own = f' In common with what it was, where weights are random, an explanation has {kept}.' if len(falls) else ''
+    return f'{came}.{own} By chance: {usual}.'

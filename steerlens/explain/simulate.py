@@ -336,8 +336,10 @@ def show_worth(
     bare = w.masked.map({False: '', True: ', masked'})
     t = w.assign(contrast=w.reader+bare, method=w.arm.map(named), rate=w.right)
     best = w[w.arm=='explanation'].sort_values('right').iloc[-1]
-    n = w.n.iloc[0]
-    title = f'The {best.reader} reader is right on {best.right:.0%} of {n} questions with the explanation at hand'
+    own = w[(w.reader==best.reader) & (w.masked==best.masked)].set_index('arm').right
+    bare = ', masked,' if best.masked else ''
+    title = (f'The {best.reader} reader{bare} is right on {own.explanation:.0%} of {best.n} questions with the '
+             f'explanation, {own.tokens:.0%} with top tokens, {own.shuffled:.0%} with another explanation')
     return plot.rates(t, title, 'share of questions answered right')
 
 # %% ../../nbs/82_explain.simulate.ipynb #c0383036

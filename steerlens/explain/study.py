@@ -5,6 +5,7 @@
 # %% ../../nbs/84_explain.study.ipynb #c0036947
 from __future__ import annotations
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
@@ -68,16 +69,16 @@ def prediction_sets(
     said_next:dict, # Name -> (probabilities, ids, documents); the first is calibrated on
     level:float=.9, # Share of tokens that sets should hold
     seed:int=0      # Of folds and random shares
-)->pd.DataFrame: # where, score, coverage, lo, hi, size, median, empty, n, documents, says
+)->pd.DataFrame: # where, score, sure, coverage, lo, hi, size, median, empty, n, documents, says
     "How far sets keep their promise, at home and elsewhere"
     (home,own),*others = said_next.items()
     found = []
-    for score in SCORES:
-        c = calibrated(*own, level, score, seed)
-        each = {home: crossed(*own, level, score, seed=seed)} | {k: c.measured(*v, seed) for k,v in others}
+    for score,sure in product(SCORES, (True, False)):
+        c = calibrated(*own, level, score, seed, sure)
+        each = {home: crossed(*own, level, score, seed=seed, sure=sure)} | {k: c.measured(*v, seed) for k,v in others}
         for where,m in each.items():
             says = said(c, m, f'documents ({where})', own[0].shape[1])
-            found.append(dict(where=where, score=score) | m | dict(says=says))
+            found.append(dict(where=where, score=score, sure=sure) | m | dict(says=says))
     return pd.DataFrame(found)
 
 # %% ../../nbs/84_explain.study.ipynb #c0121950
@@ -190,6 +191,6 @@ def form_of(
     arms = {arm: [for_people(x, names) for x in some] for arm,some in (dict(ranked=own) | (more or {})).items()}
     p = [e.prediction for e in explanations]
     t = pd.DataFrame(dict(context=list(context), said=[x.said for x in p],
-                          document=[str(x.of.get('episode', i)) for i,x in enumerate(p)]))
+                          document=[x.document or str(i) for i,x in enumerate(p)]))
     place = Path(folder)/sha256([arms, t.to_dict('list'), seed])[:8]
     return open_form(place) if (place/'form.json').exists() else make_form(place, t, arms, seed)

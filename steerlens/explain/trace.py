@@ -11,7 +11,9 @@ import numpy as np, pandas as pd
 from ..core import need
 from ..html import Html, joined, meter, several, tag, told
 from .carried import changing, measured, name_of, number_of, prediction, traced
+from .conformal import Conformal
 from .ranked import Explanation, Names, explain, headline, named, signed
+from .sure import said_of_labels, said_of_set
 from ..explore.bench import Bench
 from ..explore.labels import about
 from ..explore.wording import number, percent, quoted, visible
@@ -62,7 +64,7 @@ class Trace:
     likely:list             # (output, probability), the likeliest first; empty where there are no probabilities
     tokens:list             # `Token`s, in order
     names:Names             # What latents are called
-    uncertainty:object=None # How sure one can be, from elsewhere: anything, shown as it shows itself
+    uncertainty:tuple=()    # Sentences: how sure one can be
     link:Callable = str     # Latent -> what stands for it on a page
 
 # %% ../../nbs/83_explain.trace.ipynb #c0093692
@@ -71,7 +73,7 @@ def trace(
     said:str|int,         # Text, or the number of a held-out input
     names:Names|None=None,# What latents are called, from `names_of`
     among:tuple=(),       # Names of outputs in question, such as two tokens; all by default
-    uncertainty=None,     # How sure one can be of the output: a text, or HTML
+    sure:Conformal|str|None=None, # From `calibration`; nothing is said of sets without
     link:Callable=str     # Latent -> what stands for it on a page
 )->Trace:
     "What comes out for one input, and why"
@@ -88,7 +90,8 @@ def trace(
     batch, = bench.held.batches(lines)
     words = words_of(bench, batch, b, places.tolist())
     tokens = [_token(w, *of) for w,*of in zip(words, z, effects)]
-    return Trace(explain(p, names), _likely(bench, m, b), tokens, names, uncertainty, link)
+    sets = () if sure is None else (said_of_set(bench, m, b, sure),)
+    return Trace(explain(p, names), _likely(bench, m, b), tokens, names, (*sets, said_of_labels(p, names)), link)
 
 # %% ../../nbs/83_explain.trace.ipynb #c0108600
 def _asked(bench, lines, among):
@@ -154,11 +157,11 @@ def view(
 )->Html:
     "The whole trace"
     p,most = t.explanation.prediction, max((abs(x.effect) for x in t.tokens), default=0.)
-    sure = t.uncertainty if t.uncertainty is None or isinstance(t.uncertainty, Html) else tag('p', t.uncertainty)
     parts = [tag('h4', headline(p)), _chances(t.likely) if t.likely else None,
-             *([tag('h4', 'How sure'), sure] if sure is not None else []),
+             tag('h4', 'How sure'), *[tag('p', x) for x in t.uncertainty],
              tag('h4', 'Why'), tag('div', t.explanation.html(t.link), class_='scroll'),
              tag('h4', f'What {several(len(t.tokens), "token")} did: blue for it, orange against it'),
+             tag('p', 'Estimated from one gradient; effects above are measured, each latent at all tokens.'),
              tag('div', *[_tinted(x, most) for x in t.tokens], class_='text'),
              tag('div', _latents(t.tokens, t.names, t.link), class_='scroll')]
     return joined([Html(STYLE), tag('div', *parts, class_='whole')])

@@ -216,7 +216,8 @@ def namings(
     n = [max(len(some), 1) for some in next(iter(found.values()))]
     for arm,by in (('attribution', 'estimate'), ('lens', 'lens')):
         found[arm] = [_largest(c, getattr(c, by), k) for c,k in zip(cases, n)]
-    found['random'] = [[(1, int(f)) for f in rng('named', seed, i).permutation(c.latents)[:k]]
+    def drawn(c, at): return [(1 if c.lens[i] > 0 else -1, c.latents[i]) for i in at.tolist()] # on the lens's side
+    found['random'] = [drawn(c, rng('named', seed, i).permutation(len(c.latents))[:k])
                        for i,(c,k) in enumerate(zip(cases, n))]
     return found
 
@@ -326,10 +327,11 @@ def said_of_writers(
             f'whose measured effect is {own.right:.2f} of the largest, on {own.n} predictions of held-out documents '
             f'({idle["explanation"]:.0%} idle); {", ".join(map(one, ARMS))}.')
     said += f' {facts["whole"]:.0%} of its rationales are whole sentences.'
-    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in ('plain', 'shuffled codes', 'attribution'))])
+    than = 'plain', 'shuffled codes', 'lens', 'attribution'
+    return ' '.join([said, *(_beside(w.loc[arm], ARMS[arm]) for arm in than)])
 
 ARMS = {'plain': 'without the feedback', 'shuffled codes': "on another prediction's codes", 'attribution': 'Method A',
-        'lens': 'the lens', 'random': 'random'}
+        'lens': 'the lens, which it is given', 'random': 'random'}
 
 # %% ../../nbs/84_explain.writer.ipynb #c0367952
 def _beside(r, arm):

@@ -54,10 +54,10 @@ class Bench:
 
 # %% ../../nbs/74_explore.bench.ipynb #dc596145
 def open_bench(
-    store:str|Path # A code store; raises `SteerlensError` where what it was made of is missing or another
+    store # A code store: its folder, or a `CodeStore`; raises `SteerlensError` where what it was made of isn't there
 )->Bench:
     "A store with its subject, autoencoder and held-out inputs"
-    codes = Codes(store)
+    codes = getattr(store, 'codes', None) or Codes(store)
     need(codes.finished, store, 'still being built', 'all of its codes', 'build it first')
     acts = _acts_of(codes)
     params = check_inputs(acts.folder, 'acts')['params']

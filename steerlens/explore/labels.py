@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import RLock
 import json, os, re, shutil, sys, time
 from fastcore.basics import patch
-from ..core import SteerlensError, atomic, need, sha256, unwritable
+from ..core import SteerlensError, atomic, need, noted, sha256, unwritable
 from .edits import BLANK, SHARES, Conflict
 from .edits import brief, change, check_edit, check_plain, checked_author, cleaned, edits_of, loads
 from .edits import summary, utc
@@ -44,7 +44,7 @@ _ENTRY = re.compile(r'^"(0|[1-9][0-9]{0,8})": (\{.*\}),?$', re.M)
 
 def _parsed(file):
     "What the file says of itself, and the text of each latent's entry"
-    try: text = file.read_bytes().decode('utf-8-sig')
+    try: text = noted(file).read_bytes().decode('utf-8-sig')
     except OSError as e: raise SteerlensError(file, f'could not be read ({e.strerror})') from None
     except UnicodeDecodeError as e: raise SteerlensError(file, f'not UTF-8 text ({e})') from None
     head,_,body = text.partition(_OPEN)

@@ -52,7 +52,9 @@ class ToyNet(nn.Module):
         super().__init__()
         self.total,self.out = Sum(), nn.Linear(len(WORDS), len(VOCABULARY.tokens))
         w = torch.randn(self.out.weight.shape, generator=generator('toy net'))
-        with torch.no_grad(): self.out.weight.copy_(w/2)
+        with torch.no_grad():
+            self.out.weight.copy_(w/2)
+            self.out.bias.zero_() # by default it would be drawn by torch's own generator
     def forward(self, ids_BL, attention_mask:Tensor|None=None): return self.out(self.total(ids_BL))[:,0]
 
 # %% ../../nbs/75_explore.toy.ipynb #819ed2ef

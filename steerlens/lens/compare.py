@@ -12,12 +12,13 @@ import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from .. import plot
-from ..core import generator, need, rng
+from ..core import generator, how_many, need, rng
 from ..stats import chance_p, rate
 from ..plot import HUES, STYLE, balanced
 from ..acts.store import Acts
 from ..subjects.base import Steering, Subject
 from ..steer.contrasts import Contrast, contrasts
+from ..steer.directions import stacked
 from ..steer.methods import METHODS, fit
 from .tables import jaccard, latent_tokens, overlap
 from .words import cosines, in_words
@@ -41,9 +42,10 @@ def spaces(
 
 def _stacked(directions):
     "[N, D]; refuse those that point nowhere"
-    bad = [k for k,x in directions.items() if not (x.isfinite().all() and x.any())]
+    v = stacked(directions)
+    bad = [k for k,x in zip(directions, v) if not (x.isfinite().all() and x.any())]
     need(not bad, 'directions', f'{", ".join(map(str, bad))}: zero, NaN or infinite', 'vectors that point somewhere')
-    return torch.stack(list(directions.values()))
+    return v
 
 def alike(
     directions:dict,  # Name -> vector [D]
@@ -52,8 +54,7 @@ def alike(
     seed:int=0        # Which
 )->tuple[pd.DataFrame,float]: # Cosines, and what 95% of pairs of random directions stay below in size
     "Cosines in one space"
-    need(directions, 'directions', 'none', '1 or more')
-    v = _stacked(directions)
+    v,draws = _stacked(directions), how_many(draws, 'random directions', 2)
     r = torch.nn.functional.normalize(space(torch.randn(draws, v.shape[1], generator=generator('alike', seed))), dim=1)
     between = (r@r.T)[~torch.eye(draws, dtype=torch.bool)]
     return cosines(dict(zip(directions, space(v)))), float(between.abs().quantile(.95))
@@ -66,7 +67,7 @@ def lists_alike(
     measure:Callable=overlap # Or `jaccard`
 )->pd.DataFrame: # Square
     "What the top tokens of directions have in common, all against all"
-    top = latent_tokens(subject, torch.stack(list(directions.values())), n).top
+    top = latent_tokens(subject, _stacked(directions), n).top
     return pd.DataFrame(measure(top[:,None], top), list(directions), list(directions))
 
 # %% ../../nbs/65_lens.compare.ipynb #bbe27651
@@ -76,7 +77,7 @@ def distinct(
 )->dict: # Those that aren't an earlier one, turned round or not
     "Each direction once"
     kept,unit = {}, []
-    for k,v in directions.items():
+    for k,v in zip(directions, _stacked(directions) if directions else ()):
         u = v/v.norm()
         if any(abs(float(u@w)) >= same for w in unit): continue
         kept[k] = v

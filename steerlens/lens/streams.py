@@ -53,7 +53,7 @@ def check(self:Lens,
     x_ND:Tensor # Vectors
 )->Tensor: # The same, in the model's precision and on its device
     "Refuse what this lens can't read"
-    width = self.readout.width
+    width,x_ND = self.readout.width, torch.as_tensor(x_ND)
     need(x_ND.ndim>0 and width in (None, x_ND.shape[-1]), self.name, f'vectors {list(x_ND.shape)}', f'[..., {width}]',
          'are they of this site?')
     need(bool(x_ND.isfinite().all()), self.name, 'NaN or infinite vectors', 'finite ones',

@@ -12,10 +12,11 @@ import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from ..core import generator, need, threads
+from ..core import generator, how_many, need, threads
 from ..stats import chance_p, fdr
 from ..subjects.base import Subject
 from ..sae.step import bf16_units
+from ..steer.directions import vectors
 from .words import in_words
 
 # %% auto #0
@@ -68,7 +69,8 @@ def unembedding(
     need(subject.head, type(subject.model).__name__, 'no unembedding known', do='pass norm= and head= to Subject')
     head = subject.model.get_submodule(subject.head)
     w,bias = (head.weight, head.bias) if hasattr(head, 'weight') else (head.W_U.T, head.b_U)
-    fits = v_ND.ndim==2 and len(v_ND) and v_ND.shape[1]==w.shape[1]
+    v_ND = vectors(v_ND)
+    fits = len(v_ND) and v_ND.shape[1]==w.shape[1]
     need(fits, 'directions', list(v_ND.shape), f'[N, {w.shape[1]}]',
          'take directions of this stream')
     bad = (~v_ND.isfinite().all(1)).nonzero()[:,0].tolist()
@@ -293,6 +295,7 @@ def chance_tokens(
     **how            # As for `latent_tokens`
 )->Tokens:
     "The lists of random directions of length 1"
+    draws = how_many(draws, 'random directions')
     v = torch.randn(draws, width, generator=generator('lens tables', seed))
     return latent_tokens(subject, normalize(v), n, **how)
 

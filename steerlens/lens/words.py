@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from torch import Tensor
-from ..core import generator, need
+from ..core import generator, how_many, need
 from ..stats import chance_p
 from ..subjects.base import Steering, Subject
+from ..steer.directions import stacked, vectors
 
 # %% auto #0
 __all__ = ['pointing', 'top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'in_words', 'words_table', 'cosines',
@@ -20,16 +21,21 @@ __all__ = ['pointing', 'top_tokens', 'rank', 'rank_test', 'joint_rank_test', 'in
 # %% ../../nbs/60_lens.words.ipynb #583d0d81
 def pointing(
     v_ND:Tensor # Directions, [N, D]
-)->Tensor: # The same; raises `SteerlensError` where one is zero, NaN or infinite
+)->Tensor: # The same, as a tensor; raises `SteerlensError` where one is zero, NaN or infinite
     "Refuse what points nowhere: every token would come first"
+    v_ND = vectors(v_ND)
     bad = (~v_ND.isfinite().all(-1) | ~v_ND.any(-1)).sum().item()
-    told = f'{bad} of {v_ND.shape[:-1].numel()} are zero, NaN or infinite'
+    told = f'{bad} of {len(v_ND)} are zero, NaN or infinite'
     need(not bad, 'directions', told, 'vectors that point somewhere')
     return v_ND
 
+def _lens(subject, v_ND):
+    "Logits of directions, in the model's precision"
+    return subject.lens(pointing(v_ND).to(next(subject.model.parameters())))
+
 def _said(subject, v_D, words):
     "Logits of one direction, a word for each"
-    logits = subject.lens(pointing(v_D[None]))[0]
+    logits = _lens(subject, vectors(v_D, dims=1)[None])[0]
     need(len(logits)==len(words), 'lens', f'{len(logits)} logits, {len(words)} words',
          do='pass the vocabulary of this subject; token_words(tokenizer, n_rows) names every row')
     return logits
@@ -41,7 +47,7 @@ def top_tokens(
     n:int=8              # How many
 )->list[tuple[str,float]]: # Token and logit, highest first
     "What `v_D` says through the final norm and unembedding (the logit lens)"
-    logits = _said(subject, v_D, words)
+    n,logits = how_many(n, 'words'), _said(subject, v_D, words)
     return [(words[i], float(logits[i])) for i in logits.topk(min(n, len(words))).indices]
 
 # %% ../../nbs/60_lens.words.ipynb #c4ba9b91
@@ -50,7 +56,9 @@ def rank(
     v_ND:Tensor,         # Directions, [N, D]
     token:int            # A token id
 )->Tensor: # Rank of the token under each direction, 1 is the top, [N]
-    logits = subject.lens(pointing(v_ND))
+    logits = _lens(subject, v_ND)
+    there = isinstance(token, (int, np.integer)) and 0 <= token < logits.shape[1]
+    need(there, 'token', repr(token), f'an id from 0 to {logits.shape[1]-1}')
     return (logits > logits[:,token,None]).sum(1) + 1
 
 # %% ../../nbs/60_lens.words.ipynb #5a0cdad6
@@ -62,7 +70,8 @@ def rank_test(
     seed:int=0       # Which
 )->dict: # rank; median rank under random directions; p, the share of them at least as good
     "How much better than random a direction names a word"
-    r = torch.randn(n, len(v_D), generator=generator('lens', seed))
+    v_D = vectors(v_D, dims=1)
+    r = torch.randn(how_many(n, 'random directions'), len(v_D), generator=generator('lens', seed))
     own,chance = int(rank(subject, v_D[None], token)[0]), rank(subject, r, token)
     return dict(rank=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
 
@@ -77,7 +86,9 @@ def joint_rank_test(
     def rank_sum(forward, backward):
         "Sum of the tokens' ranks, each pair under its own vectors"
         return sum(rank(subject, v, t)+rank(subject, w, u) for (_,t,_,u),v,w in zip(pairs, forward, backward))
+    need(pairs, 'pairs', 'none', '1 or more')
     own = int(rank_sum([v[None] for v,_,_,_ in pairs], [w[None] for _,_,w,_ in pairs])[0])
+    n = how_many(n, 'random sets')
     noise = torch.randn(len(pairs), n, len(pairs[0][0]), generator=generator('lens joint', seed))
     chance = rank_sum(noise, -noise) # a direction and its opposite are one draw
     return dict(rank_sum=own, random_median=float(chance.float().median()), p=chance_p(own, chance))
@@ -101,7 +112,7 @@ def words_table(
     seed:int=0           # Random directions
 )->pd.DataFrame: # direction, says, random says
     "Top tokens of each direction, a random direction's beside them"
-    r = torch.randn(len(directions), len(next(iter(directions.values()))), generator=generator('lens table', seed))
+    r = torch.randn(stacked(directions).shape, generator=generator('lens table', seed))
     def say(v): return in_words(_said(subject, v, words).topk(min(n, len(words))).indices[None].numpy(), words)[0]
     return pd.DataFrame([dict(direction=k, says=say(v), random=say(x)) for (k,v),x in zip(directions.items(), r)])
 
@@ -110,7 +121,7 @@ def cosines(
     directions:dict # Name -> vector [D]
 )->pd.DataFrame: # Square, named on both sides
     "Cosine similarity between directions"
-    v = torch.nn.functional.normalize(torch.stack(list(directions.values())), dim=1)
+    v = torch.nn.functional.normalize(stacked(directions), dim=1)
     return pd.DataFrame((v@v.T).numpy(), list(directions), list(directions))
 
 # %% ../../nbs/60_lens.words.ipynb #12ea4ad6

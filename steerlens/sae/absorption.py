@@ -115,7 +115,8 @@ def letter_latents(
     train:tuple,      # Codes of words [N, F], numbers of their letters [N]
     test:tuple,       # The same of other words
     most:int=10,      # Latents of a letter
-    jump:float=.03    # F1 that another one must add
+    jump:float=.03,   # F1 that another one must add
+    notes:dict|None=None # Where to keep the F1 that they reach: letter -> F1
 )->dict[int,list]: # Letter -> latents
     "Which latents stand for each letter"
     from sklearn.linear_model import LogisticRegression
@@ -131,6 +132,7 @@ def letter_latents(
             f1 = f1_score((test[1]==letter).numpy(), (score>0).numpy(), zero_division=0.)
             if f1 <= best+jump: break
             best,found[letter] = f1, latents.tolist()
+        if notes is not None: notes[letter] = float(best)
     return found
 
 # %% ../../nbs/38_sae.absorption.ipynb #c0139769
@@ -178,14 +180,15 @@ def absorption(
     seed:int=42,         # Of splits, examples and probes
     clear:float=.6,      # F1 of the probe for a letter to count
     least:int=20,        # Letters that must count
+    notes:dict|None=None # Where to keep the F1 of each letter's latents
 )->tuple[dict,pd.DataFrame]: # SAEBench's means; a row per letter that counts
     "SAEBench's test of absorption of first letters"
     draw = random.Random(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _absorption(read, words, sae, draw, clear, least)
+        return _absorption(read, words, sae, draw, clear, least, notes)
 
-def _absorption(read, words, sae, draw, clear, least):
+def _absorption(read, words, sae, draw, clear, least, notes):
     mixed = draw.sample(list(words), len(words))
     sides = mixed[:int(len(mixed)*.8)], mixed[int(len(mixed)*.8):]
     y = [torch.tensor([letter_of(w) for w in side]) for side in sides]
@@ -194,7 +197,7 @@ def _absorption(read, words, sae, draw, clear, least):
     probe = letter_probe(x[0], y[0], batch=64)
     with torch.no_grad(): z = [sae.encode(a) for a in x]
     sparse = letter_probe(z[0], y[0], l1=.01, l2=1e-6)
-    latents = letter_latents(sparse, (z[0], y[0]), (z[1], y[1]))
+    latents = letter_latents(sparse, (z[0], y[0]), (z[1], y[1]), notes=notes)
     with torch.no_grad(): scores = probe(x[1])
     return _judged(read, words, sae, draw, probe, latents, sides[1], y[1], scores, clear, least)
 

@@ -10,19 +10,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from functools import partial
 import json, time
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from .. import __version__
-from ..core import need, sha256, write_json
+from ..core import need, rng, sha256, write_json
 from . import absorption as absorbing, perturbation as perturbing, probing
 from .adapters import spoiled
+from .judged import above, beside, ends
 from .texts import divided, harvest, read_labelled
+from ..stats import CLUSTERS
 from ..subjects.base import Subject
 
 # %% auto #0
-__all__ = ['TESTS', 'Tested', 'turned', 'active', 'Result', 'Test', 'test', 'output', 'bench']
+__all__ = ['TURNS', 'TESTS', 'Tested', 'turned', 'active', 'Result', 'Test', 'test', 'by_letter', 'output', 'bench', 'claimed']
 
 # %% ../../nbs/39_sae.bench.ipynb #c0052894
 @dataclass
@@ -42,11 +45,20 @@ class Tested:
     seed:int=42             # Of everything random
 
     @cached_property
+    def sides(self)->tuple: # Label -> rows of text and document, to learn from and to judge by
+        "The labelled text"
+        return divided(read_labelled(self.data), self.n_train, self.n_test, self.seed)
+
+    @cached_property
     def activations(self)->tuple: # Label -> [N, T, D], to learn from and to judge by
         "Of the labelled text"
-        sides = divided(read_labelled(self.data), self.n_train, self.n_test, self.seed)
-        def of(texts): return harvest(self.subject, self.site, texts, self.tokenizer, self.context)
-        return tuple({l: of(t) for l,t in side.items()} for side in sides)
+        def of(t): return harvest(self.subject, self.site, t.text.tolist(), self.tokenizer, self.context)
+        return tuple({l: of(t) for l,t in side.items()} for side in self.sides)
+
+    @property
+    def documents(self)->np.ndarray: # Of each text to judge by, through all labels
+        "Numbers of documents"
+        return pd.factorize(pd.concat([t.document for t in self.sides[1].values()]))[0]
 
     def read(self, words, examples, draw)->Tensor: # [words, D]
         "Activations of prompted words"
@@ -60,15 +72,17 @@ def _rows(t):
     x = harvest(t.subject, t.site, words, t.tokenizer, 3).flatten(0, 1)
     return x[x.abs().sum(1)>0]
 
+TURNS = 3 # Autoencoders with turned directions, and draws of random latents
+
 @torch.no_grad()
 def turned(
     tested:Tested
-)->Tested: # The same with an autoencoder that nobody trained
+)->list[Tested]: # The same with autoencoders that nobody trained
     "The placebo of the whole: all directions turned at random"
-    if tested.data: tested.activations # once for both
-    other = copy(tested)
-    other.sae = spoiled(deepcopy(tested.sae), 'rotated', _rows(tested), tested.seed)
-    return other
+    if tested.data: tested.activations # once for all
+    others,rows = [copy(tested) for _ in range(TURNS)], _rows(tested)
+    for i,t in enumerate(others): t.sae = spoiled(deepcopy(tested.sae), 'rotated', rows, tested.seed+i)
+    return others
 
 @torch.no_grad()
 def active(
@@ -87,11 +101,12 @@ class Result:
     details:list  # `eval_result_details`
     more:dict     # `eval_result_unstructured`
     table:dict    # Who -> score -> value
+    claims:dict   # Score -> as from `judged.beside`, and `better` than its placebos?
 
 @dataclass
 class Test:
     "One of SAEBench's"
-    run:Callable  # (tested, turned) -> Result
+    run:Callable  # (tested, turned ones) -> Result
     id:str        # `eval_type_id`
     labelled:bool # Does it need labelled text?
 
@@ -114,11 +129,11 @@ def _data(t): return Path(t.data).stem
 
 # %% ../../nbs/39_sae.bench.ipynb #c0105415
 @test('probing', 'sparse_probing')
-def _probing(t, other):
+def _probing(t, others):
     "Sparse probing"
-    found = probing.sparse_probing(*t.activations, t.sae.encode, seed=t.seed)
+    notes,runs,null = {}, *_codes_probed(t, others)
+    found = probing.sparse_probing(*t.activations, t.sae.encode, seed=t.seed, notes=notes)
     mean,placebo = probing.mean_of(found), probing.probing_placebos(*t.activations, t.sae.encode, seed=t.seed)
-    null = probing.mean_of(probing.sparse_probing(*t.activations, other.sae.encode, seed=t.seed))
     config = _config(t, dataset_names=[_data(t)], probe_train_set_size=t.n_train, probe_test_set_size=t.n_test,
                      context_length=t.context, sae_batch_size=125, llm_batch_size=32, k_values=[*probing.KS],
                      lower_vram_usage=False)
@@ -128,7 +143,29 @@ def _probing(t, other):
         ('autoencoder', mean, 'sae'), ('turned', null, 'sae'), ('random latents', beside, 'random_latents'),
         ('shuffled labels', beside, 'shuffled_labels'), ('neurons', mean, 'llm'))}
     return Result(config, metrics, [dict(dataset_name=_data(t)) | mean],
-                  {f'{_data(t)}_results': found, 'placebos': placebo, 'turned': null}, table)
+                  {f'{_data(t)}_results': found, 'placebos': placebo, 'turned': null}, table, _probed(t, notes, runs))
+
+def _codes_probed(t, others):
+    "Placebo -> for each of its runs k -> label -> (texts, hits); mean accuracy of the turned ones"
+    runs,accuracies = {'turned': [], 'random latents': []}, []
+    def run(name, codes, i, pick=probing.strongest):
+        runs[name].append(notes := {})
+        return probing.mean_of(probing.few(codes, seed=t.seed+i, pick=pick, notes=notes))
+    for o in others: accuracies.append(run('turned', probing.codes_of(*t.activations, o.sae.encode), 0))
+    own = probing.codes_of(*t.activations, t.sae.encode)
+    for i in range(TURNS): run('random latents', own, i, probing.drawn_latents)
+    mean = pd.DataFrame(accuracies).mean()
+    return runs, {f'sae_top_{k}_test_accuracy': float(v) for k,v in mean.items()}
+
+def _probed(t, notes, runs):
+    "Each k beside the turned ones, random latents and as many neurons"
+    def mean(by): return [(1/len(by), own) for own in by.values()]
+    found = {}
+    for k in probing.KS:
+        placebos = {name: [mean(own[k]) for own in all_] for name,all_ in runs.items()}
+        c = beside(mean(notes['sae',k]), placebos | dict(neurons=[mean(notes['llm',k])]), t.documents)
+        found[f'top {k}'] = c | dict(better=above(c, *runs))
+    return found
 
 def _tops(scores, start):
     "Accuracies by how many units are seen"
@@ -136,11 +173,15 @@ def _tops(scores, start):
 
 # %% ../../nbs/39_sae.bench.ipynb #c0116932
 @test('perturbation', 'tpp')
-def _perturbation(t, other):
+def _perturbation(t, others):
     "Targeted probe perturbation"
     ns = tuple(n for n in t.ns if n <= len(t.sae.W_dec))
-    def run(sae, pick=perturbing.top): return perturbing.perturbation(*t.activations, sae, ns, t.seed, pick)
-    found,random,null = run(t.sae), run(t.sae, perturbing.at_random), run(other.sae)
+    runs = {'autoencoder': [], 'turned': [], 'random latents': []}
+    def run(name, sae, pick=perturbing.top):
+        runs[name].append(notes := {})
+        return perturbing.perturbation(*t.activations, sae, ns, t.seed, pick, notes)
+    found,(null,*_) = run('autoencoder', t.sae), [run('turned', o.sae) for o in others]
+    random,*_ = [run('random latents', t.sae, partial(perturbing.at_random, seed=i)) for i in range(TURNS)]
     mean = perturbing.overall(found)
     config = _config(t, dataset_names=[_data(t)], perform_scr=False, early_stopping_patience=20,
                      train_set_size=t.n_train, test_set_size=t.n_test, context_length=t.context,
@@ -150,22 +191,63 @@ def _perturbation(t, other):
     three = {'autoencoder': mean, 'turned': perturbing.overall(null), 'random latents': perturbing.overall(random)}
     table = {who: {f'without {n}': s[f'tpp_threshold_{n}_total_metric'] for n in ns} for who,s in three.items()}
     return Result(config, dict(tpp_metrics=mean), [dict(dataset_name=f'{_data(t)}_tpp_results') | mean],
-                  {_data(t): found, 'random_latents': random, 'turned': null}, table)
+                  {_data(t): found, 'random_latents': random, 'turned': null}, table, _perturbed(t, runs, ns))
+
+def _perturbed(t, runs, ns):
+    "What the probe of a label loses, less what others lose, without so many latents"
+    def parts(notes, n):
+        labels = [*notes[None]]
+        def lost(gone, label, w): return [(w, notes[None][label]), (-w, notes[gone,n][label])]
+        weights = {(g, l): 1/len(labels) if g==l else -1/len(labels)/(len(labels)-1) for g in labels for l in labels}
+        return [p for (gone,label),w in weights.items() for p in lost(gone, label, w)]
+    found = {}
+    for n in ns:
+        own,*_ = runs['autoencoder']
+        placebos = {name: [parts(r, n) for r in all_] for name,all_ in runs.items() if name!='autoencoder'}
+        c = beside(parts(own, n), placebos, t.documents)
+        found[f'without {n}'] = c | dict(better=above(c, *placebos))
+    return found
 
 # %% ../../nbs/39_sae.bench.ipynb #c0124210
 @test('absorption', 'absorption_first_letter', labelled=False)
-def _absorption(t, other):
+def _absorption(t, others):
     "Absorption of first letters"
-    words = absorbing.words_of(t.tokenizer)
-    (mean,letters),(null,null_letters) = (
-        absorbing.absorption(x.read, words, x.sae, x.seed, least=x.least) for x in (t, other))
+    words,notes = absorbing.words_of(t.tokenizer), ({}, {})
+    def run(x, kept): return absorbing.absorption(x.read, words, x.sae, x.seed, least=x.least, notes=kept)
+    (mean,letters),(null,null_letters) = map(run, (t, others[0]), notes)
     config = _config(t, f1_jump_threshold=.03, max_k_value=10, prompt_template=absorbing.PROMPT, prompt_token_pos=-6,
                      llm_batch_size=32, k_sparse_probe_l1_decay=.01, k_sparse_probe_batch_size=4096,
                      k_sparse_probe_num_epochs=50, min_GT_probe_f1=.6, min_feats_for_eval=t.least,
                      eval_k_sparse_probe_batch_size=24, precalc_k_sparse_probe_sae_acts=False)
     table = {who: {k: v for k,v in s.items() if k.startswith('mean')} | dict(letters=len(l))
              for who,s,l in (('autoencoder', mean, letters), ('turned', null, null_letters))}
-    return Result(config, dict(mean=mean), letters.to_dict('records'), dict(turned=null), table)
+    return Result(config, dict(mean=mean), letters.to_dict('records'), dict(turned=null), table,
+                  by_letter(letters, null_letters, *notes))
+
+def by_letter(
+    own:pd.DataFrame,  # Letters, from `absorption`
+    null:pd.DataFrame, # Of the turned autoencoder
+    f1:dict,           # Letter -> F1 of its latents
+    null_f1:dict       # Of the turned autoencoder
+)->dict: # Score -> as from `judged.beside`
+    "Letters drawn anew; absorption is better where it is less, and latents know the letters better than turned ones"
+    names = dict(mean_absorption_fraction_score='mean_absorption_fraction',
+                 mean_full_absorption_score='full_absorption_rate')
+    both = own.merge(null, on='first_letter', suffixes=('', '_turned'))
+    at = [absorbing.LETTERS.index(l) for l in both.first_letter]
+    found = {"F1 of the letters' latents": _letters(np.array([f1[i] for i in at]), np.array([null_f1[i] for i in at]))}
+    knows, = [above(c, 'turned') for c in found.values()]
+    for score,column in names.items(): found[score] = _letters(both[column], both[f'{column}_turned'])
+    def better(score, c): return knows and (score not in names or c['turned_hi'] < 0)
+    return {score: c | dict(better=better(score, c)) for score,c in found.items()}
+
+def _letters(own, null):
+    "A mean over letters, and less that of the turned autoencoder"
+    own,null = (np.asarray(x, float) for x in (own, null))
+    n = len(own)
+    d = np.vstack([np.ones((1, n)), rng('letters').multinomial(n, [1/n]*n, 2000)])/n
+    (lo,hi),(t_lo,t_hi) = ends(d@own, n), ends(d@(own-null), n)
+    return dict(value=float(own.mean()), lo=lo, hi=hi, turned=float((own-null).mean()), turned_lo=t_lo, turned_hi=t_hi)
 
 # %% ../../nbs/39_sae.bench.ipynb #ob000001
 def output(
@@ -180,27 +262,42 @@ def output(
                 datetime_epoch_millis=int(time.time()*1000), eval_result_metrics=result.metrics,
                 eval_result_details=result.details, sae_bench_commit_hash=f'not sae-bench: steerlens {__version__}',
                 sae_lens_id=tested.site, sae_lens_release_id=tested.name, sae_lens_version=metadata.version('sae-lens'),
-                sae_cfg_dict=json.loads(json.dumps(cfg, default=str)), eval_result_unstructured=result.more)
+                sae_cfg_dict=json.loads(json.dumps(cfg, default=str)),
+                eval_result_unstructured=result.more | dict(intervals=result.claims))
 
 # %% ../../nbs/39_sae.bench.ipynb #c0140208
 def bench(
     tested:Tested,
     out:str|Path,    # Folder for the files
     names:tuple=()   # Which tests; all that there is data for by default
-)->dict[str,pd.DataFrame]: # Test -> scores by who
+)->dict[str,tuple]: # Test -> scores by who; each score's interval and what it is above its placebos
     "Run SAEBench's tests and write its files"
     names = names or [n for n,t in TESTS.items() if tested.data or not t.labelled]
     for n in names:
         need(n in TESTS, 'tests', n, f'some of {", ".join(TESTS)}')
         need(tested.data or not TESTS[n].labelled, f'test {n}', 'no labelled text',
              'JSONL with a text and a label in each line', 'name it with --data')
-    other,tables = turned(tested), {}
+    others,found = turned(tested), {}
+    l0 = dict(autoencoder=active(tested), turned=float(np.mean([*map(active, others)])))
     for n in names:
-        result = TESTS[n].run(tested, other)
-        id = TESTS[n].id
+        result,id = TESTS[n].run(tested, others), TESTS[n].id
         write_json(Path(out)/id/f'{tested.name.replace("/", "_")}_eval_results.json', output(tested, id, result))
-        tables[n] = pd.DataFrame(result.table).T
-        l0 = dict(zip(('autoencoder', 'turned'), map(active, (tested, other))))
-        tables[n]['l0'] = pd.Series(l0)
-        if TESTS[n].labelled: tables[n]['texts'] = 2*len(next(iter(tested.activations[1].values())))
-    return tables
+        table = pd.DataFrame(result.table).T
+        table['l0'] = pd.Series(l0)
+        if TESTS[n].labelled: table['texts'] = 2*len(next(iter(tested.activations[1].values())))
+        found[n] = table, pd.DataFrame(result.claims).T
+    return found
+
+def claimed(
+    name:str,           # Of a test
+    claims:pd.DataFrame # From `bench`: value, lo, hi, what it is above each placebo, better
+)->list[str]:
+    "Is each score better than its placebos? A sentence for each"
+    others = [c for c in claims if f'{c}_lo' in claims]
+    def within(r, c): return '' if r[f'{c}lo'] is None else f' ({r[f"{c}lo"]:.3f} to {r[f"{c}hi"]:.3f})'
+    lines = []
+    for score,r in claims.iterrows():
+        less = ', '.join(f'less {c} {r[c]:+.3f}{within(r, c+"_")}' for c in others)
+        says = 'better than its placebos' if r.better else 'no better than its placebos, so it says nothing'
+        lines.append(f'{name}, {score}: {r.value:.3f}{within(r, "")}, {less}: {says}')
+    return lines

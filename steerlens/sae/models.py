@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from safetensors.torch import load_file, save_file
-from ..core import SteerlensError, atomic, generator, manifest, need, read_json, root, sha256, write_json
+from ..core import (SteerlensError, atomic, generator, manifest, need, noted, read_json, root, sha256,
+                            write_json)
 from ..html import Html, panel, size, told
 
 # %% auto #0
@@ -168,9 +169,10 @@ def load_sae(
 ): # A `sae_lens.SAE` for inference, on the CPU; raises `SteerlensError` where there is none
     "Open an autoencoder, whoever wrote it"
     folder = Path(folder)
-    read = next((FOREIGN[name] for name in FOREIGN if (folder/name).exists()), None)
-    if not read: _check_there(folder)
-    try: sae = _foreign(folder, read) if read else _opened(folder, scale)
+    name = next((name for name in FOREIGN if (folder/name).exists()), None)
+    if not name: _check_there(folder)
+    noted(folder/(name or 'sae_weights.safetensors'))
+    try: sae = _foreign(folder, FOREIGN[name]) if name else _opened(folder, scale)
     except SteerlensError: raise
     except KeyError as e: raise SteerlensError(folder, f'lacks {e}', do='get the folder again') from None
     except Exception as e:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from ..core import generator, need
-from .texts import against, dense_probe, meaned, right, seeded
+from .texts import against, dense_probe, hits_of, meaned, picked, rows_against, seeded
 
 # %% auto #0
 __all__ = ['NS', 'PROBE', 'accuracies', 'effects', 'top', 'summed_codes', 'without', 'perturbation', 'at_random', 'overall']
@@ -19,10 +19,14 @@ PROBE = dict(batch=16, epochs=20, lr=1e-3, patience=20, l1=1e-3) # How the probe
 
 def accuracies(
     probes:dict, # Label -> probe
-    x:dict       # Label -> means over texts [N, D]
+    x:dict,      # Label -> means over texts [N, D]
+    notes:dict   # Where to keep: label -> (texts, was the probe right?)
 )->dict[str,float]: # Label -> accuracy of its probe
     "Every probe on texts of its label and of the others"
-    return {label: right(probe, *against(x, label)) for label,probe in probes.items()}
+    for label,probe in probes.items():
+        rows,y = rows_against(x, label)
+        notes[label] = rows.numpy(), hits_of(probe, picked(x, rows), y)
+    return {label: notes[label][1].float().mean().item() for label in probes}
 
 def effects(
     sae,              # An autoencoder, with `encode` and `W_dec`
@@ -72,12 +76,14 @@ def perturbation(
     ns:tuple=NS,     # Latents that are taken away
     seed:int=42,     # Of everything random
     pick:Callable=top, # (effects, n) -> which
+    notes:dict|None=None # Where to keep: None, or (label, n) that was taken away -> label of the probe -> (texts, hits)
 )->dict[str,dict]: # Label -> score, named as SAEBench does -> value
     "Targeted probe perturbation"
+    notes = {} if notes is None else notes
     with seeded(seed):
         x = [{l: meaned(a) for l,a in side.items()} for side in (train, test)]
         probes = {l: dense_probe(against(x[0], l), against(x[1], l), **PROBE)[0] for l in train}
-        clean = accuracies(probes, x[1])
+        clean = accuracies(probes, x[1], notes.setdefault(None, {}))
         effect = {l: effects(sae, p, train, l) for l,p in probes.items()}
         z = {l: summed_codes(a, sae.encode) for l,a in test.items()}
         found = {}
@@ -85,7 +91,8 @@ def perturbation(
             found[label] = {}
             for n in ns:
                 gone = pick(effect[label], n)
-                now = accuracies(probes, {l: without(sae, x[1][l], z[l], gone) for l in test})
+                changed = {l: without(sae, x[1][l], z[l], gone) for l in test}
+                now = accuracies(probes, changed, notes.setdefault((label, n), {}))
                 found[label] |= _scores(label, n, {l: clean[l]-now[l] for l in probes})
     return found
 
@@ -99,11 +106,12 @@ def _scores(label, n, lost):
 # %% ../../nbs/38_sae.perturbation.ipynb #c0082868
 def at_random(
     effects_F:Tensor, # Only their number counts
-    n:int             # How many
+    n:int,            # How many
+    seed:int=0        # Which
 )->Tensor: # Numbers of latents
     "The placebo: as many latents as have an effect, any"
     n = min(n, int((effects_F!=0).sum()))
-    return torch.randperm(len(effects_F), generator=generator('perturbation', n))[:n]
+    return torch.randperm(len(effects_F), generator=generator('perturbation', n, seed))[:n]
 
 def overall(
     found:dict # From `perturbation`

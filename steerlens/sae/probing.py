@@ -5,14 +5,15 @@
 # %% ../../nbs/38_sae.probing.ipynb #c0035544
 from __future__ import annotations
 from collections.abc import Callable
+import numpy as np
 import torch
 from torch import Tensor
 from ..core import need
-from .texts import against, dense_probe, meaned, seeded
+from .texts import against, dense_probe, meaned, picked, rows_against, seeded
 
 # %% auto #0
-__all__ = ['KS', 'DENSE', 'strongest', 'drawn_latents', 'sparse_probe', 'by_label', 'sparse_probing', 'probing_placebos',
-           'mean_of']
+__all__ = ['KS', 'DENSE', 'strongest', 'drawn_latents', 'sparse_probe', 'by_label', 'sparse_probing', 'codes_of', 'few',
+           'probing_placebos', 'mean_of']
 
 # %% ../../nbs/38_sae.probing.ipynb #c0043531
 KS = (1, 2, 5)                                        # Latents that a probe sees
@@ -40,26 +41,31 @@ def sparse_probe(
     train:tuple,  # x [N, F] and y [N]
     test:tuple,   # The same of other texts
     units:Tensor  # Which of the F it sees
-)->float: # Accuracy on `test`
+)->np.ndarray: # True where it is right on `test`, [N]
     "Logistic regression on a few units"
     from sklearn.linear_model import LogisticRegression
     (x,y),(x_test,y_test) = train, test
     fit = LogisticRegression(max_iter=1000).fit(x[:,units].numpy(), y.numpy())
-    return float((fit.predict(x_test[:,units].numpy())==y_test.numpy()).mean())
+    return fit.predict(x_test[:,units].numpy())==y_test.numpy()
 
 # %% ../../nbs/38_sae.probing.ipynb #c0064663
 def by_label(
     train:dict, # Label -> means over texts [N, F]
     test:dict,  # The same of other texts
     k:int|None=None, # Units seen; all of them, by a dense probe, if None
-    pick:Callable=strongest # Which
+    pick:Callable=strongest, # Which
+    notes:dict|None=None # Where to keep: label -> (texts, was the probe right?)
 )->dict[str,float]: # Label -> accuracy
     "Probes of every label"
     found = {}
     for label in train:
-        sides = against(train, label), against(test, label)
-        if k is None: found[label] = dense_probe(*sides, **DENSE)[1]
-        else: found[label] = sparse_probe(*sides, pick(*sides[0], k))
+        own,(rows,y) = against(train, label), rows_against(test, label)
+        other = picked(test, rows), y
+        if k is None: found[label] = dense_probe(own, other, **DENSE)[1]
+        else:
+            hits = sparse_probe(own, other, pick(*own, k))
+            found[label] = float(hits.mean())
+            if notes is not None: notes[label] = rows.numpy(), hits
     return found
 
 @torch.no_grad()
@@ -68,20 +74,43 @@ def sparse_probing(
     test:dict,       # The same of other texts
     encode:Callable, # Rows -> codes
     ks:tuple=KS,     # Units seen
-    seed:int=42      # Of everything random
+    seed:int=42,     # Of everything random
+    notes:dict|None=None # Where to keep: `llm` or `sae` and k -> as from `by_label`
 )->dict[str,dict]: # Score, named as SAEBench does -> label -> accuracy
     "Sparse probing of the network and of the autoencoder"
+    notes = {} if notes is None else notes
+    def kept(who, k): return notes.setdefault((who, k), {})
     with seeded(seed):
         x = [{l: meaned(a) for l,a in side.items()} for side in (train, test)]
         scores = {'llm_test_accuracy': by_label(*x)}
-        for k in ks: scores[f'llm_top_{k}_test_accuracy'] = by_label(*x, k)
-        z = [{l: meaned(a, encode) for l,a in side.items()} for side in (train, test)]
+        for k in ks: scores[f'llm_top_{k}_test_accuracy'] = by_label(*x, k, notes=kept('llm', k))
+        z = codes_of(train, test, encode)
         need(max(ks) <= next(iter(z[0].values())).shape[1], 'ks', max(ks), 'no more than there are latents')
         scores['sae_test_accuracy'] = by_label(*z)
-        for k in ks: scores[f'sae_top_{k}_test_accuracy'] = by_label(*z, k)
+        for k in ks: scores[f'sae_top_{k}_test_accuracy'] = by_label(*z, k, notes=kept('sae', k))
     return scores
 
+def codes_of(
+    train:dict,     # Label -> activations [N, T, D]
+    test:dict,      # The same of other texts
+    encode:Callable # Rows -> codes
+)->list[dict]: # Label -> means over texts [N, F], of both
+    "What an autoencoder makes of labelled text"
+    return [{l: meaned(a, encode) for l,a in side.items()} for side in (train, test)]
+
 # %% ../../nbs/38_sae.probing.ipynb #c0085369
+@torch.no_grad()
+def few(
+    codes:list,      # From `codes_of`
+    ks:tuple=KS,     # Units seen
+    seed:int=42,     # Of everything random
+    pick:Callable=strongest, # Which
+    notes:dict|None=None # Where to keep: k -> as from `by_label`
+)->dict[int,dict]: # k -> label -> accuracy
+    "Sparse probing of some codes"
+    notes = {} if notes is None else notes
+    with seeded(seed): return {k: by_label(*codes, k, pick, notes.setdefault(k, {})) for k in ks}
+
 @torch.no_grad()
 def probing_placebos(
     train:dict,      # As for `sparse_probing`
@@ -92,7 +121,7 @@ def probing_placebos(
 )->dict[str,dict]: # Score -> label -> accuracy
     "What random latents and shuffled labels reach"
     with seeded(seed):
-        z = [{l: meaned(a, encode) for l,a in side.items()} for side in (train, test)]
+        z = codes_of(train, test, encode)
         every = torch.cat([*z[0].values()])[torch.randperm(sum(map(len, z[0].values())))]
         dealt = dict(zip(z[0], every.split([len(a) for a in z[0].values()])))
         random = {f'random_latents_top_{k}_test_accuracy': by_label(*z, k, drawn_latents) for k in ks}

@@ -16,7 +16,8 @@ from ..subjects.base import Subject, alone, tap
 from ..subjects.text import encoder
 
 # %% auto #0
-__all__ = ['read_labelled', 'divided', 'harvest', 'meaned', 'seeded', 'against', 'right', 'dense_probe']
+__all__ = ['read_labelled', 'divided', 'harvest', 'meaned', 'seeded', 'rows_against', 'picked', 'against', 'hits_of', 'right',
+           'dense_probe']
 
 # %% ../../nbs/37_sae.texts.ipynb #c0058913
 def read_labelled(
@@ -44,7 +45,7 @@ def divided(
     n_train:int=4000,   # Texts of each label to learn from, at most
     n_test:int=1000,    # To judge by
     seed:int=42         # Of the documents on each side
-)->tuple[dict,dict]: # Label -> texts, to learn from and to judge by
+)->tuple[dict,dict]: # Label -> rows of the table, to learn from and to judge by
     "Whole documents on either side, as many texts of each label as of any other"
     documents = pd.Series(table.document.unique())
     drawn = documents.iloc[rng('labelled', seed).permutation(len(documents))]
@@ -56,7 +57,7 @@ def divided(
         n = min(most, *(int((side.label==l).sum()) for l in table.label.unique()))
         need(n>=2, 'labelled text', f'{n} texts of a label to {"judge by" if held else "learn from"}', '2 or more',
              'add documents, or labels that more of them have')
-        sides[held] = {l: side.text[side.label==l].tolist()[:n] for l in sorted(table.label.unique())}
+        sides[held] = {l: side[side.label==l][:n] for l in sorted(table.label.unique())}
     return sides[False], sides[True]
 
 # %% ../../nbs/37_sae.texts.ipynb #c0096817
@@ -112,27 +113,57 @@ def seeded(
         torch.manual_seed(seed)
         yield
 
-def against(
-    acts:dict, # Label -> [N, ...]
+def rows_against(
+    acts:dict, # Label -> [N, ...]; only N counts
     label:str  # One of them
-)->tuple[Tensor,Tensor]: # Activations of both sides, mixed, and 1 where they are of the label
+)->tuple[Tensor,Tensor]: # Numbers of texts, mixed, and 1 where they are of the label
     "One label and as many of the others"
-    own,others = acts[label], [a for l,a in acts.items() if l!=label]
+    ids = dict(zip(acts, torch.arange(sum(map(len, acts.values()))).split([len(a) for a in acts.values()])))
+    own,others = ids[label], [i for l,i in ids.items() if l!=label]
     each = math.ceil(len(own)/len(others))
-    rest = torch.cat([a[torch.randperm(len(a))[:each]] for a in others])
+    rest = torch.cat([i[torch.randperm(len(i))[:each]] for i in others])
     rest = rest[torch.randperm(len(rest))[:len(own)]]
     need(len(rest)==len(own), f'label {label}', f'{len(own)} texts, {len(rest)} of the others', 'as many of each label')
     order = torch.randperm(2*len(own))
     return torch.cat([own, rest])[order], torch.cat([torch.ones(len(own)), torch.zeros(len(own))]).int()[order]
 
+def picked(
+    acts:dict, # Label -> [N, ...]
+    rows:Tensor # Numbers of texts, from `rows_against`
+)->Tensor: # [rows, ...]
+    "Their activations"
+    out,first = next(iter(acts.values())).new_empty((len(rows), *next(iter(acts.values())).shape[1:])), 0
+    for a in acts.values():
+        on = (rows >= first) & (rows < first+len(a))
+        out[on] = a[rows[on]-first]
+        first += len(a)
+    return out
+
+def against(
+    acts:dict, # Label -> [N, ...]
+    label:str  # One of them
+)->tuple[Tensor,Tensor]: # Activations of both sides, mixed, and 1 where they are of the label
+    "The same, with their activations"
+    rows,y = rows_against(acts, label)
+    return picked(acts, rows), y
+
 # %% ../../nbs/37_sae.texts.ipynb #c0159987
+@torch.no_grad()
+def hits_of(
+    probe:nn.Module, # Linear
+    x_ND:Tensor,     # To judge by
+    y_N:Tensor       # 0 or 1
+)->Tensor: # True where it is right, [N]
+    "Which texts a probe gets right"
+    return (probe(x_ND).squeeze(-1) > 0).int()==y_N
+
 def right(
     probe:nn.Module, # Linear
     x_ND:Tensor,     # To judge by
     y_N:Tensor       # 0 or 1
 )->float:
     "Accuracy of a probe"
-    with torch.no_grad(): return ((probe(x_ND).squeeze(-1) > 0).int()==y_N).float().mean().item()
+    return hits_of(probe, x_ND, y_N).float().mean().item()
 
 def dense_probe(
     train:tuple,  # x [N, D] and y [N]

@@ -16,8 +16,8 @@ from ..core import SteerlensError, atomic, generator, need
 from ..html import panel, told
 
 # %% auto #0
-__all__ = ['Direction', 'load_direction', 'diffmean', 'sae_direction', 'mean_codes', 'logistic', 'pca_of_differences',
-           'tokenwise', 'random_latents', 'value_groups', 'value_cluster']
+__all__ = ['Direction', 'load_direction', 'vectors', 'stacked', 'diffmean', 'sae_direction', 'mean_codes', 'logistic',
+           'pca_of_differences', 'tokenwise', 'random_latents', 'value_groups', 'value_cluster']
 
 # %% ../../nbs/51_steer.directions.ipynb #d7cac995
 @dataclass
@@ -77,12 +77,43 @@ def load_direction(
     except Exception as e:
         raise SteerlensError(file, f'not a direction ({str(e).splitlines()[0]})', do='run 3_steering again') from None
 
+# %% ../../nbs/51_steer.directions.ipynb #89606353
+def vectors(
+    x,                     # A tensor, an array, or lists of numbers
+    what:str='directions', # For the error
+    dims:int=2             # 1 for one vector [D], 2 for [N, D]
+)->Tensor: # A tensor stays as it is; else float32
+    "Vectors as a tensor; refuse what holds no numbers, or has another shape"
+    try: x = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x, dtype=np.float32))
+    except (TypeError, ValueError): raise SteerlensError(what, type(x).__name__, 'a tensor or an array') from None
+    need(x.ndim==dims, what, f'shape {list(x.shape)}', {1: 'one vector, [D]', 2: 'rows, [N, D]'}[dims])
+    return x
+
+def stacked(
+    directions:dict # Name -> vector [D]
+)->Tensor: # [N, D]; raises `SteerlensError` where there are none, or of several widths
+    "Directions in one tensor"
+    need(isinstance(directions, dict), 'directions', type(directions).__name__, 'a dict: name -> vector')
+    need(directions, 'directions', 'none', '1 or more')
+    found = [vectors(v, str(k), 1) for k,v in directions.items()]
+    need(len(wide := {len(v) for v in found})==1, 'directions', f'of {sorted(wide)} numbers', 'as many each')
+    return torch.stack(found)
+
+def _sides(pos_ND, neg_ND):
+    "Rows of both sides, some of each and as wide"
+    sides = vectors(pos_ND, 'positive rows'), vectors(neg_ND, 'negative rows')
+    n,wide = [len(x) for x in sides], [x.shape[1] for x in sides]
+    need(min(n), 'contrast', f'{n[0]} positive and {n[1]} negative rows', '1 or more of each')
+    need(wide[0]==wide[1], 'contrast', f'rows of {wide[0]} and of {wide[1]} numbers', 'as many', 'take one site')
+    return sides
+
 # %% ../../nbs/51_steer.directions.ipynb #5c0166eb
 def diffmean(
     pos_ND:Tensor, # Positive rows
     neg_ND:Tensor  # Negative rows
 )->Tensor: # [D]
     "Mean of the positives minus mean of the negatives"
+    pos_ND,neg_ND = _sides(pos_ND, neg_ND)
     return pos_ND.mean(0) - neg_ND.mean(0)
 
 # %% ../../nbs/51_steer.directions.ipynb #5705576b
@@ -120,6 +151,7 @@ def logistic(
 )->Tensor: # [D]; its length means nothing
     "Weights of an L2 logistic regression, in the rows' own units"
     from sklearn.linear_model import LogisticRegression
+    pos_ND,neg_ND = _sides(pos_ND, neg_ND)
     x = torch.cat([pos_ND, neg_ND]).double()
     scale = x.std(0)
     moving = scale > 1e-6*scale.max()
@@ -135,6 +167,7 @@ def pca_of_differences(
     seed:int=0     # Of the pairing
 )->Tensor: # [D], of length 1
     "First principal axis of differences between random pairs of rows, not centred"
+    pos_ND,neg_ND = _sides(pos_ND, neg_ND)
     g,n = generator('pairs', seed), min(len(pos_ND), len(neg_ND))
     d = pos_ND[torch.randperm(len(pos_ND), generator=g)[:n]] - neg_ND[torch.randperm(len(neg_ND), generator=g)[:n]]
     axis = torch.linalg.eigh(d.double().T@d.double()).eigenvectors[:,-1].float()

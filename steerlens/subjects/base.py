@@ -273,6 +273,7 @@ class Runs:
     tables:dict = field(default_factory=dict)  # Name -> DataFrame, kept beside the activations
     metrics:dict = field(default_factory=dict) # For the report
     splits:dict|None = None # `train` and `validation` -> episodes, where the subject itself must not have seen some
+    tokenizer:object = None # Folder of its tokenizer, if it can be asked something in words
 
 # %% ../../nbs/10_subjects.base.ipynb #6d80e7bc
 @dataclass

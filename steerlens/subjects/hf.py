@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 import torch
 from torch import Tensor, nn
-from ..core import SteerlensError, device as device_named, generator, need
+from ..core import SteerlensError, device as device_named, generator, need, noted
 from .base import RESIDUAL, Subject, tap
 from .text import from_local, load_tokenizer, token_words, transformers
 
@@ -238,7 +238,8 @@ def load(
     norm:str|None=None,     # Path of the final norm, likewise
 )->Subject: # In eval mode; raises `SteerlensError` where the weights don't fit
     "A language model from local files"
-    path,_ = model_files(folder)
+    path,files = model_files(folder)
+    for file in files: noted(file)
     device = device_named(device)
     how = dict(dtype=dtype_named(dtype, device), output_loading_info=True, **from_local(path))
     how['ignore_mismatched_sizes'] = True # reported below, by name

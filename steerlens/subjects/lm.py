@@ -377,7 +377,7 @@ def reading(
     catalogs = list(dict.fromkeys([tokens.folder/'catalog.json', held.tokens.folder/'catalog.json']))
     key = dict(weights=[sha256(w) for w in weights], tokens=[sha256(c) for c in catalogs])
     return Runs(drawn, groups, top, title, 'share of next tokens named', key, inputs=[*weights, *catalogs],
-                metrics=dict(baselines=base))
+                metrics=dict(baselines=base), tokenizer=tokenizer)
 
 # %% ../../nbs/16_subjects.lm.ipynb #b1310def
 def _held_together(tokens, windows):

@@ -22,7 +22,7 @@ class Margin:
     ahead:Tensor        # By how much, with gradients, [B]; 0 or less where it isn't what comes out
     unit:str            # Of that, such as `logits`
     names:tuple = ()    # Of all that could come out; those of the unembedding by default
-    chances:Tensor|None = None # Probability of each, [B, V], where there is such a thing
+    chances:Tensor|None = None # Probability of each, in question or not, [B, V], where there is such a thing
 
 def _allowed(scores_BV, among):
     "Scores of those that may come out; minus infinity for the others"
@@ -43,7 +43,7 @@ def lead(
     z = _allowed(scores_BV, among)
     said = z.detach().argmax(1) if said is None else said.to(z.device)
     best,instead = z.scatter(1, said[:,None], -torch.inf).max(1)
-    return Margin(said, instead, z.gather(1, said[:,None])[:,0]-best, unit, chances=z.detach().softmax(1))
+    return Margin(said, instead, z.gather(1, said[:,None])[:,0]-best, unit, chances=scores_BV.detach().softmax(1))
 
 # %% ../../nbs/11_subjects.margins.ipynb #c0098042
 def furthest(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from ..core import SteerlensError, atomic, generator, manifest, need, rng, root, sha256
+from ..core import SteerlensError, atomic, generator, manifest, need, noted, rng, root, sha256
 from .base import Subject, unembedding
 from .pi import Pi, PiConfig, action_readout
 from .scenes import TASKS, KINDS, Scene, expert, scene_of
@@ -115,7 +115,7 @@ def subject(
     file = Path(folder or root()/'weights'/'nano_vla')/'model.safetensors'
     need(file.exists(), file, 'no weights', do='`make subject` trains them (about 6 minutes)')
     model = NanoVLA()
-    try: model.load_state_dict(load_file(file) | {HEAD: model.lm.embed_tokens.weight}, strict=True)
+    try: model.load_state_dict(load_file(noted(file)) | {HEAD: model.lm.embed_tokens.weight}, strict=True)
     except Exception as e:
         raise SteerlensError(file, f'not the weights of nano_vla ({str(e).splitlines()[-1].strip()})',
                              do='`make subject` retrains them') from None

@@ -16,7 +16,9 @@ from .acting import Acting, unchanged
 from .base import Batch, Ctx, Decision, Runs, Steering, Subject, Work, tap, weights_sha256
 from .episodes import batch_of, episodes
 from .hf import dtype_named
+from .inputs import Inputs
 from .libero_live import rollout
+from .margins import furthest
 from .pi05_files import load, read_config, stored
 from .pi05_inputs import load_tokenizer, read_scales
 from .pi05_reading import Reading, as_subject
@@ -26,9 +28,9 @@ from .scorers import Outputs, rms_apart, smoothness
 from .spoken import Spoken
 
 # %% auto #0
-__all__ = ['KEPT', 'EXECUTED', 'AXES', 'ALONG', 'subject', 'with_world', 'reading_of', 'noise_of', 'inputs_of', 'Decisions',
-           'closer', 'decisions_of', 'runs', 'world_of', 'files_of', 'decided', 'again', 'held_out', 'work', 'looks',
-           'next_words', 'first_of', 'replay', 'chunks_of', 'asked', 'under_way', 'trivial', 'held_out_states',
+__all__ = ['KEPT', 'AXES', 'EXECUTED', 'ALONG', 'subject', 'with_world', 'reading_of', 'noise_of', 'inputs_of', 'Decisions',
+           'closer', 'decisions_of', 'runs', 'world_of', 'files_of', 'decided', 'again', 'held_out', 'work', 'inputs',
+           'looks', 'next_words', 'first_of', 'replay', 'chunks_of', 'asked', 'under_way', 'trivial', 'held_out_states',
            'first_actions', 'shown', 'steering', 'live', 'closed_loop', 'at_time', 'Padded', 'acting']
 
 # %% ../../nbs/17_subjects.pi05.ipynb #7d130292
@@ -222,10 +224,12 @@ def files_of(
     return reading, episodes(root()/params['load']['demos'])
 
 def decided(
-    acts # Harvested `Acts`
-)->pd.DataFrame: # As from `decisions`, of the episodes that were held out
+    acts, # Harvested `Acts`
+    split:str='validation' # Whose episodes
+)->pd.DataFrame: # As from `decisions`
+    "What was decided in the episodes of one split"
     table = pd.read_parquet(acts.folder/'decisions.parquet')
-    return table[table.episode.isin(acts.catalog['splits']['validation'])].reset_index(drop=True)
+    return table[table.episode.isin(acts.catalog['splits'][split])].reset_index(drop=True)
 
 def again(
     folder:str|Path,    # Of a harvest
@@ -253,12 +257,25 @@ def held_out(
     if n: table = table.iloc[np.sort(rng('held out', seed).permutation(len(table))[:n])]
     return again(acts.folder, table, files)
 
+AXES = ['x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper'] # Of LIBERO's arm
+EXECUTED = 10 # Actions of a chunk that are carried out
+
 def work(
     files:Callable=files_of # Who knows its files
 )->Work:
-    "Its actions are what has to stay"
+    "Its actions are what has to stay; explained is the way that the arm goes furthest"
     return Work(partial(held_out, files=files), partial(Outputs, 'actions', 'episode'),
-                apart=('distance, in the units of its actions', rms_apart))
+                apart=('distance, in the units of its actions', rms_apart), margin=partial(furthest, AXES, EXECUTED, 3))
+
+def inputs(
+    subject:Subject,        # The policy
+    acts,                   # Its harvested `Acts`
+    split:str='validation', # Whose episodes
+    files:Callable=files_of # Who knows its files
+)->Inputs: # Pictures and words stay as they were recorded
+    "The decisions of one split"
+    table = decided(acts, split)
+    return Inputs(table.assign(group=table.episode), lambda lines: again(acts.folder, lines, files))
 
 # %% ../../nbs/17_subjects.pi05.ipynb #f82eb5ab
 def looks(
@@ -320,8 +337,6 @@ def next_words(
     return Spoken(says, some.table.episode.to_numpy(), subject.words)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #4b3f3202
-EXECUTED = 10 # Actions of a chunk that are carried out
-
 def first_of(
     subject:Subject # The policy
 )->int: # As many as there are, where a chunk is shorter
@@ -395,7 +410,6 @@ def first_actions(
     return chunks_of(subject, rows, noise)[:,:first_of(subject)].mean(1)
 
 # %% ../../nbs/17_subjects.pi05.ipynb #c26c779e
-AXES = ['x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper'] # Of LIBERO's arm
 ALONG = 1 # LIBERO's cabinets open along the world's y axis
 
 def shown(episode):

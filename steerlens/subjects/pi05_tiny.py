@@ -16,8 +16,8 @@ from .pi05_toy import SIZES, WORDS, toy_pi05, toy_world
 from .spoken import Spoken
 
 # %% auto #0
-__all__ = ['held_out', 'next_words', 'looks', 'make', 'made', 'subject', 'files_of', 'runs', 'work', 'acting', 'closed_loop',
-           'steering']
+__all__ = ['held_out', 'inputs', 'next_words', 'looks', 'make', 'made', 'subject', 'files_of', 'runs', 'work', 'acting',
+           'closed_loop', 'steering']
 
 # %% ../../nbs/18_subjects.pi05_tiny.ipynb #26573dea
 def make(
@@ -59,6 +59,7 @@ def files_of(
     return pi05.files_of(dict(model=own['model'], load={k: own[k] for k in ('tokenizer', 'sizes', 'demos')}))
 
 held_out = partial(pi05.held_out, files=files_of)
+inputs = partial(pi05.inputs, files=files_of)
 next_words = partial(pi05.next_words, files=files_of)
 looks = pi05.looks
 

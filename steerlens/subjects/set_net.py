@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from ..core import SteerlensError, atomic, generator, need, root, sha256, threads
+from ..core import SteerlensError, atomic, generator, need, noted, root, sha256, threads
 from .base import Subject, unembedding
 from .set_data import WEIGHTS, Sets, Views, hide, keep, views, vocabulary
 from .set_tokens import Vocabulary
@@ -234,7 +234,7 @@ def subject(
     need(file.exists(), file, 'no weights', do=RETRAIN)
     model = SetNet(vocabulary(folder))
     try:
-        with safe_open(file, 'pt') as f: made_for = (f.metadata() or {}).get('vocabulary')
+        with safe_open(noted(file), 'pt') as f: made_for = (f.metadata() or {}).get('vocabulary')
         ours = made_for==_vocabulary_sha256(model.vocabulary)
         need(ours, folder/'vocab.json', 'not the vocabulary of these weights', do=RETRAIN)
         model.load_state_dict({k: v.float() for k,v in load_file(file).items()})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from ..core import SteerlensError, atomic, generator, manifest, need, rng, root, sha256
+from ..core import SteerlensError, atomic, generator, manifest, need, noted, rng, root, sha256
 from .base import Subject
 
 # %% auto #0
@@ -158,7 +158,7 @@ def subject(
     file = Path(folder or root()/'weights'/'walker')/'model.safetensors'
     need(file.exists(), file, 'no weights', do='`make subject SUBJECT=walker` trains them (about 10 minutes)')
     model = Walker()
-    try: model.load_state_dict(load_file(file), strict=True)
+    try: model.load_state_dict(load_file(noted(file)), strict=True)
     except Exception as e:
         raise SteerlensError(file, f'not the weights of walker ({str(e).splitlines()[-1].strip()})',
                              do='`make subject SUBJECT=walker` retrains them') from None

@@ -5,7 +5,7 @@
 # %% ../../nbs/88_suite.arms.ipynb #c0025602
 from __future__ import annotations
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..subjects.base import Subject, edit, tap
 from .answers import plain
 
 # %% auto #0
-__all__ = ['ARMS', 'Place', 'Arm', 'arm', 'past_first', 'changed', 'heard', 'place_at', 'arms_at']
+__all__ = ['ARMS', 'Place', 'Arm', 'arm', 'past_first', 'changed', 'heard', 'place_at', 'policy_of', 'arms_at']
 
 # %% ../../nbs/88_suite.arms.ipynb #c0054727
 @dataclass
@@ -30,6 +30,7 @@ class Place:
     mean:Tensor|None = None # Mean activation of training text, [D]
     supervised:Head|None = None # A decoder that reads its codes
     tuned:Head|None = None # The same after PPO
+    why:dict = field(default_factory=dict) # Field -> why it isn't there, where more is known than that
 
 @dataclass(frozen=True)
 class Arm:
@@ -108,10 +109,20 @@ def place_at(
     if there(acts, 'catalog.json') and site in (a := Acts(acts)).sites(a.streams[0]):
         place.mean = a.stats(site, split='train')['mean'].float()
     if place.sae is None or decoders is None: return place
-    exported = sorted(decoders.glob('policies/ours-*/exported'))
-    for field,folder in dict(supervised=decoders/'table', tuned=exported[0] if exported else None).items():
-        if there(folder, 'head.safetensors'): setattr(place, field, load_head(folder, place.sae, subject))
+    tuned,place.why = policy_of(decoders)
+    for name,folder in dict(supervised=decoders/'table', tuned=tuned).items():
+        if there(folder, 'head.safetensors'): setattr(place, name, load_head(folder, place.sae, subject))
     return place
+
+def policy_of(
+    decoders:Path # Of a site
+)->tuple[Path|None,dict]: # Folder of a tuned decoder, or why there is none
+    "The first seed of the reward proper that was exported"
+    runs = [f for f in decoders.glob('policies/ours-*') if f.name[5:].isdecimal() and (f/'ended.json').exists()]
+    runs.sort(key=lambda f: int(f.name[5:]))
+    found = next((f/'exported' for f in runs if (f/'exported'/'head.safetensors').exists()), None)
+    if found or not runs: return found, {}
+    return None, dict(tuned=f'{len(runs)} decoders were tuned, none exported: the freeze rule was not met')
 
 def arms_at(
     places:list,  # Of `Place`
@@ -124,6 +135,10 @@ def arms_at(
         for a in ARMS.values():
             if a.name=='frozen' or wanted is not None and a.name not in wanted: continue
             lacks = [n for n in a.needs if getattr(place, n) is None]
-            if lacks: missing[f'{a.name} {place.site}'] = f'no {" and no ".join(lacks)} there'
+            if lacks: missing[f'{a.name} {place.site}'] = _lacking(place, lacks)
             else: found[f'{a.name} {place.site}'] = a.says(place)
     return found, missing
+
+def _lacking(place, lacks):
+    known = [place.why[n] for n in lacks if n in place.why]
+    return known[0] if known else f'no {" and no ".join(lacks)} there'

@@ -79,8 +79,10 @@ def gsm8k(
     for i,(where,row) in enumerate(rows(path)):
         answer = _field(where, row, 'answer')
         end = FINAL.search(answer)
-        need(end, where, f"'answer' ends in {answer[-20:]!r}", '#### and a number', 'is the answer missing?')
-        doc = dict(id=str(i), group=str(i), question=_field(where, row, 'question'), answer=answer, final=end[1])
+        number = end and any(c.isdigit() for c in end[1])
+        need(number, where, f"'answer' ends in {answer[-20:]!r}", '#### and a number', 'is the answer missing?')
+        question = _field(where, row, 'question')
+        doc = dict(id=str(i), group=question, question=question, answer=answer, final=end[1])
         found.append((where, doc))
     return _once(found)
 

@@ -9,11 +9,12 @@ import re
 from ..core import need, rng
 from ..subjects.lm import batches
 from .answers import Likelihood
-from .tasks import Task, flexible
+from .tasks import Task
+from .worked import WAYS, asked, last_number, sums_of
 
 # %% auto #0
-__all__ = ['OWN', 'SHOWN', 'WORKED', 'KINDS', 'OPPOSITES', 'CLOZE', 'ANSWERED', 'YES_NO', 'COPY', 'METHOD', 'PAIRS', 'MATCHING',
-           'own', 'own_docs', 'from_checks', 'from_text', 'tasks_of']
+__all__ = ['OWN', 'KINDS', 'OPPOSITES', 'CLOZE', 'ANSWERED', 'YES_NO', 'COPY', 'METHOD', 'PAIRS', 'MATCHING', 'own', 'own_docs',
+           'from_checks', 'from_text', 'tasks_of']
 
 # %% ../../nbs/88_suite.own.ipynb #c0053939
 OWN = {} # Name -> (task, how its documents are made)
@@ -43,22 +44,16 @@ def own_docs(
     return docs
 
 # %% ../../nbs/88_suite.own.ipynb #c0073084
-SHOWN = 'Question: What is 48 + 37?\nAnswer: 85\n\n'
-WORKED = 'Question: What is 48 + 37?\nAnswer: 8 + 7 = 15 and 40 + 30 = 70, and 70 + 15 = 85. The answer is 85\n\n'
+def _sum(name, way, beside=''):
+    before,n = WAYS[way]
+    def marks(d, said): return dict(acc=float(last_number(said)==d['right']))
+    return Task(name, lambda d: asked(d, before), lambda d: d['right'], marks, 'acc', n=n, until=('\n',),
+                reference='two-digit sums', beside=beside)
 
-def _sum(name, before, n, beside=''):
-    def marks(d, said): return dict(acc=float(flexible(said).strip('$.,')==d['right']))
-    return Task(name, lambda d: f'{before}Question: What is {d["a"]} + {d["b"]}?\nAnswer:', lambda d: d['right'], marks,
-                'acc', n=n, until=('\n',), reference='two-digit sums', beside=beside)
-
-@own(_sum('sums', '', 40))
-@own(_sum('sums_shown', SHOWN, 40, 'sums'))
-@own(_sum('sums_worked', WORKED, 60, 'sums_shown'))
-def _sums(n, g):
-    "Numbers from 10 to 99, never those of the example"
-    drawn = [divmod(i, 90) for i in rng('sums').permutation(90*90)]
-    pairs = [(a+10, b+10) for a,b in drawn if (a, b)!=(38, 27)][:n]
-    return [dict(a=int(a), b=int(b), right=str(a+b)) for a,b in pairs]
+@own(_sum('sums', 'no example'))
+@own(_sum('sums_shown', 'answer shown', 'sums'))
+@own(_sum('sums_worked', 'steps shown', 'sums_shown'))
+def _sums(n, g): return sums_of(n)
 
 # %% ../../nbs/88_suite.own.ipynb #c0107132
 KINDS = {kind: things.split() for kind,things in dict(

@@ -4,15 +4,15 @@
 
 # %% ../../nbs/89_suite.run.ipynb #c0027044
 from __future__ import annotations
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from ..codes.steps import SILENT
-from ..core import SteerlensError, lock, manifest, need, read_json, sha256, write_json
+from ..core import SteerlensError, lock, manifest, need, read_json, read_manifest, sha256, write_json
 from ..stats import cluster_means, paired_difference, rate
 from ..subjects.base import Subject, alone, weights_sha256
 from ..subjects.text import load_tokenizer, tokenizer_hashes
@@ -21,8 +21,8 @@ from .arms import ARMS, Place
 from .tasks import SEED, Task, constant, contexts, requests, said
 
 # %% auto #0
-__all__ = ['MADE_BY', 'Sheet', 'key_of', 'answered', 'marked', 'floors', 'score', 'difference', 'leading', 'able', 'scores',
-           'deltas', 'besides', 'Result', 'run_suite', 'as_json', 'sentences']
+__all__ = ['MADE_BY', 'Sheet', 'by_shots', 'key_of', 'answered', 'marked', 'floors', 'score', 'difference', 'leading', 'able',
+           'scores', 'deltas', 'besides', 'Result', 'run_suite', 'name_of', 'as_json', 'past', 'sentences']
 
 # %% ../../nbs/89_suite.run.ipynb #c0053372
 @dataclass
@@ -40,6 +40,19 @@ class Sheet:
         "With worked examples"
         return requests(self.task, self.docs, contexts(self.task, self.docs, self.pool, self.shots, self.seed))
 
+    @property
+    def shown(self): return self.task.shots if self.shots is None else self.shots
+
+def by_shots(
+    sheet:Sheet,  # A task
+    shots:tuple   # Numbers of worked examples
+)->list[Sheet]: # Named by them, each to be compared with the one before
+    "The same questions after several numbers of worked examples"
+    names = [f'{sheet.task.name} {n}-shot' for n in shots]
+    need(len({*shots})==len(shots), sheet.task.name, f'{len(shots)} numbers of worked examples', 'each once')
+    return [replace(sheet, task=replace(sheet.task, name=own, beside=before), shots=n)
+            for own,before,n in zip(names, ['', *names], shots)]
+
 # %% ../../nbs/89_suite.run.ipynb #c0077635
 MADE_BY = 'answers', 'arms', 'tasks'
 
@@ -47,7 +60,7 @@ MADE_BY = 'answers', 'arms', 'tasks'
 def _code(): return [sha256(Path(find_spec(f'steerlens.suite.{m}').origin)) for m in MADE_BY]
 
 def key_of(
-    subject:Subject,    # A language model
+    model:Sequence,     # Hashes of its weights and its tokenizer
     reader:Reader,      # Its requests
     name:str,           # Of the arm
     place:Place|None=None # Where it is; none for the model alone
@@ -56,13 +69,13 @@ def key_of(
     parts = [getattr(place, n) for n in ARMS[name.split()[0]].needs] if place else []
     has = [sha256([p.tolist()]) if hasattr(p, 'tolist') else weights_sha256(SimpleNamespace(model=p)) for p in parts]
     asked = [reader.ready, [(w.until, w.n) for w in reader.requests] if reader.writes else None]
-    return sha256([weights_sha256(subject), tokenizer_hashes(subject.folder), asked, reader.parts, name, has, _code()])
+    return sha256([model, asked, reader.parts, name, has, _code()])
 
 # %% ../../nbs/89_suite.run.ipynb #c0080975
 def answered(
     reader:Reader,  # Its requests
     says:Callable,  # From an arm
-    folder:Path,    # Where pieces are kept
+    folder:Path,    # Where pieces of all keys are kept
     key:str,        # From `key_of`
     tell:Callable=SILENT, # (what, done, of)
     what:str='suite' # For `tell`
@@ -70,17 +83,22 @@ def answered(
     "Answers, of which those that are kept are read"
     found = [None]*len(reader.requests)
     for i,part in enumerate(reader.parts):
-        for at,answer in zip(part, _piece(Path(folder)/f'{i:05d}.json', key, lambda: reader.answer(says, i))):
+        for at,answer in zip(part, _piece(Path(folder)/key[:16]/f'{i:05d}.json', key, lambda: reader.answer(says, i))):
             found[at] = Likelihood(*answer) if isinstance(answer, list) else answer
         tell(what, i+1, len(reader.parts))
     return found
 
 def _piece(file, key, make):
     "One batch's answers, read or made"
-    if file.exists() and (kept := read_json(file)).get('key')==key: return kept['answers']
+    if file.exists() and (kept := _kept(file)).get('key')==key: return kept['answers']
     made = [list(a) if isinstance(a, Likelihood) else a for a in make()]
     write_json(file, dict(key=key, answers=made))
     return made
+
+def _kept(file):
+    "What a file holds; nothing where it is torn, so that it is made again"
+    try: return read_json(file)
+    except SteerlensError: return {}
 
 # %% ../../nbs/89_suite.run.ipynb #c0105564
 def marked(
@@ -206,6 +224,7 @@ class Result:
     cut:dict            # Task -> requests that were cut from the left
     missing:dict        # Task or arm -> why it was left out
     tasks:list = field(default_factory=list) # Of `Task`
+    folder:Path|None = None # Where it is kept
 
 # %% ../../nbs/89_suite.run.ipynb #c0220222
 def run_suite(
@@ -213,7 +232,7 @@ def run_suite(
     sheets:list,     # Of `Sheet`
     arms:dict,       # Name -> (ids, mask, cache) -> logits, as from `arms_at`
     places:dict,     # Name -> its `Place`, for those that have one
-    folder:str|Path, # Where pieces and results go
+    folder:str|Path, # Where pieces go, and a folder of results for each way to ask
     batch:int=16,    # Requests at once
     tell:Callable=SILENT, # (what, done, of)
     missing:dict|None=None # Arms that can't be had -> why
@@ -221,21 +240,27 @@ def run_suite(
     "Every task, every arm"
     folder,tok = Path(folder), load_tokenizer(subject.folder)
     ready,missing = _ready(subject, tok, sheets, batch, dict(missing or {}))
-    with lock(folder/'.lock', f'suite {folder}'), alone(subject):
+    model = weights_sha256(subject), tokenizer_hashes(subject.folder)
+    keys = {t: {a: key_of(model, r, a, places.get(a)) for a in arms} for t,(_,r) in ready.items()}
+    own = folder/name_of([s for s,_ in ready.values()], keys)
+    with lock(own/'.lock', f'suite {own}'), alone(subject):
         parts = []
         for sheet,reader in ready.values():
             for name,says in arms.items():
-                at = folder/'pieces'/sheet.task.name/name.replace(' ', '-')
-                key = key_of(subject, reader, name, places.get(name))
-                answers = answered(reader, says, at, key, tell, f'{sheet.task.name}, {name}')
+                key,what = keys[sheet.task.name][name], f'{sheet.task.name}, {name}'
+                answers = answered(reader, says, folder/'pieces', key, tell, what)
                 parts.append(marked(sheet, said(sheet.task, sheet.docs, answers), name))
             parts.append(floors(sheet, reader, subject.facts['vocabulary']))
-        tasks = [s.task for s,_ in ready.values()]
-        marks = pd.concat(parts, ignore_index=True)
-        found = Result(marks, scores(marks), deltas(marks, tasks), besides(marks, tasks),
-                       {n: r.cut for n,(_,r) in ready.items()}, missing, tasks)
-        _write(found, folder, ready, dict(batch=batch, arms=[*arms]))
+        found = _result(pd.concat(parts, ignore_index=True), ready, missing, own)
+        _write(found, own, ready, dict(batch=batch, arms=[*arms]))
     return found
+
+def name_of(
+    sheets:list, # Of `Sheet`
+    keys:dict    # Task -> arm -> from `key_of`
+)->str: # 10 hex digits
+    "What was asked, and of whom"
+    return sha256([[s.task.name, s.task.leads, s.shown, s.seed, s.docs, keys[s.task.name]] for s in sheets])[:10]
 
 # %% ../../nbs/89_suite.run.ipynb #c0230217
 def _ready(subject, tok, sheets, batch, missing):
@@ -248,15 +273,21 @@ def _ready(subject, tok, sheets, batch, missing):
     need(ready, 'suite', f'nothing can be asked ({"; ".join(missing.values()) or "no tasks"})', 'a task that fits')
     return ready, missing
 
+def _result(marks, ready, missing, own):
+    "All tables of some marks"
+    tasks,cut = [s.task for s,_ in ready.values()], {n: r.cut for n,(_,r) in ready.items()}
+    return Result(marks, scores(marks), deltas(marks, tasks), besides(marks, tasks), cut, missing, tasks, own)
+
 # %% ../../nbs/89_suite.run.ipynb #c0249589
 def _rows(table): return table.astype(object).where(table.notna(), None).to_dict('records')
 
 def as_json(
     found:Result # From `run_suite`
-)->dict: # scores, deltas, besides, cut, missing, tasks
+)->dict: # scores, deltas, besides, cut, missing, tasks (whose they are), leads (which score claims are about)
     "Everything but the marks"
     tables = {n: _rows(getattr(found, n)) for n in ('scores', 'deltas', 'besides')}
-    return tables | dict(cut=found.cut, missing=found.missing, tasks={t.name: t.reference for t in found.tasks})
+    return tables | dict(cut=found.cut, missing=found.missing, tasks={t.name: t.reference for t in found.tasks},
+                         leads={t.name: t.leads for t in found.tasks})
 
 def _write(found, folder, ready, params):
     "Marks and metrics, then the manifest"
@@ -264,9 +295,23 @@ def _write(found, folder, ready, params):
     found.marks.to_parquet(tmp := folder/'.marks.parquet', index=False)
     tmp.rename(folder/'marks.parquet')
     write_json(folder/'metrics.json', as_json(found))
-    params |= {n: dict(shots=s.task.shots if s.shots is None else s.shots, seed=s.seed, documents=len(s.docs))
-               for n,(s,_) in ready.items()}
+    params['tasks'] = {n: dict(shots=s.shown, seed=s.seed, documents=len(s.docs)) for n,(s,_) in ready.items()}
     manifest(folder, 'suite', params, [f for s,_ in ready.values() for f in s.files], seed=SEED)
+
+# %% ../../nbs/89_suite.run.ipynb #62050f94
+def past(
+    folder:str|Path # As `run_suite` was given
+)->pd.DataFrame: # run, made, task, shots, arm, score, value, lo, hi, n, groups: scores that lead
+    "Every run that was kept"
+    rows = []
+    for file in sorted(Path(folder).glob('*/manifest.json')):
+        m,found = read_manifest(file.parent, 'suite'), read_json(file.with_name('metrics.json'))
+        for r in found['scores']:
+            if r['score']!=found['leads'][r['task']]: continue
+            shots = m['params']['tasks'][r['task']]['shots']
+            rows.append(dict(run=file.parent.name, made=m['created'], shots=shots) | r)
+    columns = ['run', 'made', 'task', 'shots', 'arm', 'score', 'value', 'lo', 'hi', 'n', 'groups']
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/89_suite.run.ipynb #c0310019
 def sentences(

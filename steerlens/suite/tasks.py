@@ -11,6 +11,7 @@ import random, re, string
 from ..core import need
 from . import files
 from .answers import Ask, Likelihood, Write
+from .worked import last_number
 
 # %% auto #0
 __all__ = ['TASKS', 'SEED', 'STRICT', 'FLEXIBLE', 'Task', 'register', 'requests', 'said', 'contexts', 'strict', 'flexible',
@@ -131,7 +132,9 @@ def bare(
 def _sums(doc, text):
     "Both ways to find the number"
     right = bare(doc['answer'])
-    return dict(strict=float(bare(strict(text))==right), flexible=float(bare(flexible(text))==right))
+    same = dict(strict=bare(strict(text))==right, flexible=bare(flexible(text))==right,
+                number=last_number(text)==last_number(doc['answer']))
+    return {score: float(hit) for score,hit in same.items()}
 
 register(Task('gsm8k', lambda d: f'Question: {d["question"]}\nAnswer:', lambda d: f'#### {d["final"]}', _sums,
               'flexible', n=256, until=('Question:', '</s>', '<|im_end|>'), shots=5, target=lambda d: d['answer'],
