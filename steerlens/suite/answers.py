@@ -179,10 +179,16 @@ def written(
         for b,(w,t) in enumerate(zip(writes, ids[:,0].tolist())):
             if found[b] is not None: continue
             new[b].append(t)
+            if not _may_end(tok, new[b], w, ends): continue
             text,stopped = ended(tok, new[b], w.until, ends)
             if stopped or len(new[b])==w.n: found[b] = text
         if None not in found: break
     return found
+
+def _may_end(tok, new, w, ends):
+    "May the last token have ended it? Only those near it are decoded: the whole text each time would be quadratic"
+    if new[-1] in ends or len(new)==w.n: return True
+    return any(stop in tok.decode(new[-len(stop.encode())-8:]) for stop in w.until)
 
 # %% ../../nbs/19_suite.answers.ipynb #c0243172
 class Reader:
