@@ -13,7 +13,12 @@ import os, re
 from .core import SteerlensError, atomic, lock, need, root, sha256
 
 # %% ../nbs/96_journal.ipynb #0b977401
-RUN = re.compile(r'(?<![\w/.-])(?:reports/)?\d_[a-z]\w*/\w+') # As in `2_sae/nano_lm`
+RUN = re.compile(r'(?<![\w/.-])((?:reports/(?:showcase/)?)?(\d_[a-z]\w*)/\w+)') # As in `2_sae/nano_lm`
+
+def _runs(text):
+    "Runs that a text speaks of: of phases that there are"
+    def known(phase): return any((root()/p).exists() for p in (f'sae_notebooks/{phase}.ipynb', f'reports/{phase}'))
+    return [name for name,phase in RUN.findall(text) if known(phase)]
 
 def manifest_of(
     name:str # A folder, or its manifest
@@ -39,7 +44,7 @@ def write_entry(
     need(text, 'journal', 'an empty text', 'what was found, in a sentence or more')
     need(not HEAD.search(text), 'journal', 'a line of the text looks like the head of an entry',
          do='write it differently')
-    files = dict.fromkeys(manifest_of(name) for name in (*about, *RUN.findall(text)))
+    files = dict.fromkeys(manifest_of(name) for name in (*about, *_runs(text)))
     links = [f'- [{f.parent.as_posix()}](../../{f.as_posix()}), sha256 `{sha256(root()/f)}`' for f in files]
     body = _utf8('\n'.join([text, *['']*bool(links), *links, '']))
     folder = root()/'reports'/'journal'

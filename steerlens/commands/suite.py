@@ -6,6 +6,7 @@
 __all__ = ['Who', 'Tasks', 'Data', 'Examples', 'Shots', 'Arms', 'Site', 'Limit', 'Out', 'Past', 'suite']
 
 # %% ../../nbs/98_commands.suite.ipynb #c0030128
+import sys
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -112,7 +113,9 @@ def _sheets(tasks, files, examples, shots, limit, others):
         if wanted and name not in wanted: continue
         pool = TASKS[name].read(examples[name]) if name in examples else None
         read = tuple(p for p in (path, examples.get(name)) if p)
-        sheet = Sheet(TASKS[name], TASKS[name].read(path)[:limit], pool, shots[0] if shots else None, read)
+        docs = TASKS[name].read(path)
+        if len(docs) > limit: print(f'{name}: the first {limit} of {len(docs):,} (--limit)', file=sys.stderr)
+        sheet = Sheet(TASKS[name], docs[:limit], pool, shots[0] if shots else None, read)
         sheets += by_shots(sheet, shots) if len(shots)>1 else [sheet]
     own = [n for n in wanted if n not in TASKS] if wanted else None
     if own==[]: return sheets
