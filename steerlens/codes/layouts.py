@@ -44,7 +44,8 @@ def config_of(
 )->StorageConfig:
     "What a folder can be used as; raises `SteerlensError` where it is none of them"
     folder = Path(folder)
-    need(folder.is_dir(), folder, 'no such folder', 'a code store, or codes in another layout')
+    need(folder.is_dir(), folder, 'no such folder', 'a code store, or codes in another layout',
+         'if a run should have made it, run 5_codes')
     def holds(*patterns): return folder if any(any(folder.glob(p)) for p in patterns) else None
     config = StorageConfig(data_dir=holds('catalog.json', 'parts', 'activations', 'metadata'),
                            transposed_dir=holds('transposed_activations.zarr'), neuron_acts_dir=holds('neuron_[0-9]*'))
