@@ -35,6 +35,7 @@ def test_a_kill_leaves_the_file_as_it_was(project):
 
 def test_the_program_says_it_in_one_line(project):
     says = [sys.executable, '-c', 'from steerlens.cli import main; main()', 'journal']
+    (project/'reports/2_sae').mkdir(parents=True) # a phase that there is, without this run
     done = subprocess.run([*says, 'See 2_sae/nano_vla.'], capture_output=True, text=True, env=os.environ)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, '', 1), done.stderr
     assert "'2_sae/nano_vla': no manifest there" in done.stderr
