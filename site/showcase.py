@@ -11,7 +11,7 @@ from pathlib import Path
 from steerlens.core import read_json
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]
-NOTEBOOK, WHOLE = 1e6, 15e6 # bytes: every clone carries them
+NOTEBOOK, WHOLE = 1e6, 16e6 # bytes: every clone carries them
 KEPT = ('metrics.json', 'manifest.json', 'params.json', '*.svg', '*.mp4', '*.png')
 
 
