@@ -122,15 +122,16 @@ def lengths(
 
 # %% ../../nbs/83_explain.faithful.ipynb #c0177613
 def said_of_patching(
-    ranks:dict, # From `patching_agreement`, by each of `STATED`
+    ranks:dict, # From `patching_agreement`, by each of `STATED`, and `turned`, of an autoencoder that means nothing
     length:dict # From `lengths`
 )->str: # Sentences
     "Whether stated effects are those that are measured, in words"
-    own = ranks['effects']
+    own,turned = ranks['effects'], ranks.get('turned')
+    same = f', an autoencoder with its directions turned at random {turned["rho"]:.2f}' if turned else ''
     reach = '' if own['lo'] is None else f' ({own["lo"]:.2f} to {own["hi"]:.2f})'
     clear = 'above' if own['rho'] > own['chance'] else 'not above'
     return (f'Stated effects order latents as switching them off does, with a rank correlation of '
             f'{own["rho"]:.2f}{reach} in {own["predictions"]} predictions, {clear} what 95% of draws reach where they '
             f'are dealt anew within each side ({own["chance"]:.2f}); the side alone has {ranks["side"]["rho"]:.2f}, '
-            f'with activations {ranks["activations"]["rho"]:.2f}. An explanation has a median of '
+            f'with activations {ranks["activations"]["rho"]:.2f}{same}. An explanation has a median of '
             f'{length["words"]:.0f} words; what it names carries {length["carried"]:.0%} of the estimated effect.')

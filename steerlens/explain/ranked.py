@@ -242,11 +242,15 @@ def figure(self:Explanation)->plot.Plot:
     ax.barh(range(len(rows)), [r['effect'] for r in rows], .6, color=colours)
     tried = [(i, r['estimate']) for i,r in enumerate(rows) if r['exact']]
     if tried: ax.plot([x for _,x in tried], [i for i,_ in tried], 'D', ms=5, mfc='none', color='#222', label=p.how)
-    said = [plot.balanced(f'{r["label"][:60] or "no label"} · {r["latent"]}', 34) for r in rows]
+    said = [f'{_short(r["label"] or "no label")} · {r["latent"]}' for r in rows]
     ax.set(yticks=range(len(rows)), yticklabels=said, ylim=(len(rows)-.4, -.6), xlabel=f'effect, {p.unit}')
     ax.axvline(0, color='#999', lw=1)
     if tried: fig.legend(frameon=False, fontsize=9, loc='outside lower right')
     return fig
+
+def _short(label, n=36):
+    "As much of a label as fits on a line"
+    return label if len(label) <= n else f'{label[:n-1]}…'
 
 # %% ../../nbs/80_explain.ranked.ipynb #c0270695
 HEADS = 'latent', 'label', 'score', 'activation', 'effect' # Of a table on a page
